@@ -1,0 +1,448 @@
+"""What happens in a training run, as data: calls, frames, contexts and windows.
+
+Everything that repeats (an API, a variable, a place in the source, the summary of some arguments)
+is interned once per process in a `Catalog`; calls and frames are columns of small integers over
+it. A `Window` is the unit that flows from the recorder or a trace through inference and checking.
+
+All begins, ends and frames of a process are numbered by one counter, the *sequence*: it orders
+them totally, which clock readings do not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
+from functools import cached_property
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+Role = Literal[
+    "construct",  # an optimizer is built
+    "step",  # Optimizer.step
+    "zero_grad",  # Optimizer.zero_grad, Module.zero_grad
+    "backward",  # torch.autograd.backward, Tensor.backward
+    "clip",  # clip_grad_norm_, clip_grad_value_
+    "scaler",  # GradScaler.step, unscale_, update
+    "scheduler",  # LRScheduler.step
+    "mode",  # Module.train, Module.eval
+    "forward",  # forward of a root module
+    "data",  # a data loader starts or delivers a batch
+    "checkpoint",  # save and load of modules, optimizers and files
+    "seed",  # a random generator is seeded
+    "autocast",  # entering an autocast region
+    "framework",  # a training call of a framework, such as Accelerator.backward
+    "function",  # any other public torch function, observed at the boundary
+    "instrumented",  # a function of a package named in --modules-to-instr
+]
+
+Stage = Literal["init", "training", "validation", "testing", "checkpointing"]
+Phase = Literal["begin", "end"]
+VariableKind = Literal["parameter", "buffer", "slot", "group", "module"]
+
+NONE = -1
+"""The code of an absent object, parent, exception, source or signature."""
+
+
+class GradState(IntEnum):
+    """What the gradient of one parameter is at one moment."""
+
+    NULL = 0  # None
+    ZERO = 1  # a tensor of zeros
+    NON_ZERO = 2
+    NON_FINITE = 3  # holds NaN or infinity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Api:
+    """Something callable that is observed.
+
+    Attributes:
+        name: public path, such as ``torch.optim.Adam.step``.
+        names: every name the API answers to, most specific first: the public path, the path where
+            it is defined, and both for each base class (``torch.optim.Optimizer.step``).
+        role: what the call means for training.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    role: Role
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Variable:
+    """Something with state that training changes.
+
+    Attributes:
+        kind: what it is.
+        name: qualified name in its owner: ``fc.weight``, ``fc.weight.exp_avg`` (slot),
+            ``0.lr`` (option of param group 0), ``encoder`` (module, "" for the root).
+        owner: the object it belongs to, as in `Calls.object`: ``__main__.Net#0``. A parameter that
+            an optimizer holds and no tracked model has belongs to the optimizer.
+        type: ``torch.nn.Parameter``, ``torch.Tensor``, the class of the module, ``float``.
+        module_type: public path of the class of the module that holds a parameter or buffer.
+        shape: of a tensor, else empty.
+    """
+
+    kind: VariableKind
+    name: str
+    owner: str
+    type: str
+    module_type: str = ""
+    shape: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The name a reader is shown."""
+        return self.name or self.owner
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Where and when a call or frame happened.
+
+    Attributes:
+        rank: global rank of the process.
+        world_size: number of processes of the run.
+        step: index of the training window: optimizer steps completed so far, several optimizers of
+            one batch counted once.
+        micro_step: backward calls completed since the last optimizer step.
+        epoch: how often the training data loader was started, less one; 0 before and without.
+        stage: what the run is doing.
+        grad_enabled: whether autograd records.
+        autocast: the autocast dtype (``torch.bfloat16``), "" outside autocast.
+        steps_since_clear: of a call on an optimizer: its steps since its gradients were last
+            cleared by a `zero_grad` (its own or a module's). -1 for other calls.
+        annotations: what the script itself said (`META_VARS`), as sorted pairs.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    step: int = 0
+    micro_step: int = 0
+    epoch: int = 0
+    stage: str = "init"
+    grad_enabled: bool = True
+    autocast: str = ""
+    steps_since_clear: int = -1
+    annotations: tuple[tuple[str, str], ...] = ()
+
+    def get(self, name: str) -> object | None:
+        """Return the property *name*, or an annotation of that name, or None."""
+        if name in CONTEXT_PROPERTIES:
+            return getattr(self, name)
+        return dict(self.annotations).get(name)
+
+
+CONTEXT_PROPERTIES = frozenset(f.name for f in fields(Context)) - {"annotations"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Item:
+    """One value among the arguments or results of a call.
+
+    Attributes:
+        path: where: ``0`` or ``0.1`` for positions, ``weight`` for keywords, "" for a sole result.
+        type: public path of its class.
+        dtype, shape, device, requires_grad: of a tensor, else None.
+        value: a bool, string or None given as argument; numbers are not kept.
+    """
+
+    path: str
+    type: str
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    device: str | None = None
+    requires_grad: bool | None = None
+    value: str | bool | None = None
+
+    ATTRIBUTES = ("dtype", "shape", "device", "requires_grad", "value")
+
+    def get(self, attribute: str) -> Any:
+        """Return the value of one of `ATTRIBUTES`, or None where it has none."""
+        return getattr(self, attribute)
+
+
+def encode_signature(items: Sequence[Item]) -> str:
+    """Return the text under which a signature is interned and stored: compact JSON."""
+    rows: list[list[Any]] = []
+    for item in items:
+        row: list[Any] = [item.path, item.type]
+        if item.dtype is not None:
+            row += [item.dtype, list(item.shape or ()), item.device, item.requires_grad]
+        elif item.value is not None:
+            row.append(item.value)
+        rows.append(row)
+    return json.dumps(rows, separators=(",", ":"))
+
+
+def decode_signature(text: str) -> tuple[Item, ...]:
+    """Return the items of a text made by `encode_signature`."""
+    items = []
+    for row in json.loads(text):
+        if len(row) == 6:
+            path, type_, dtype, shape, device, requires_grad = row
+            items.append(
+                Item(
+                    path=path,
+                    type=type_,
+                    dtype=dtype,
+                    shape=tuple(shape),
+                    device=device,
+                    requires_grad=requires_grad,
+                )
+            )
+        else:
+            items.append(Item(path=row[0], type=row[1], value=row[2] if len(row) > 2 else None))
+    return tuple(items)
+
+
+T = TypeVar("T", bound=Hashable)
+
+
+class Interner(Generic[T]):
+    """Gives each distinct value a small code, in order of first sight."""
+
+    __slots__ = ("_codes", "_values")
+
+    def __init__(self) -> None:
+        self._values: list[T] = []
+        self._codes: dict[T, int] = {}
+
+    def code(self, value: T) -> int:
+        """Return the code of *value*, giving it the next one when it is new."""
+        code = self._codes.get(value)
+        if code is None:
+            code = self._codes.setdefault(value, len(self._values))
+            if code == len(self._values):
+                self._values.append(value)
+        return code
+
+    def find(self, value: T) -> int:
+        """Return the code of *value*, or `NONE` when it was never seen."""
+        return self._codes.get(value, NONE)
+
+    def __getitem__(self, code: int) -> T:
+        if code < 0:
+            raise IndexError(code)
+        return self._values[code]
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._values)
+
+
+class Catalog:
+    """The interned values that the calls and frames of one process point into.
+
+    Attributes:
+        apis, variables, contexts: by their own classes.
+        sources: ``path/train.py:152 in train``: the user's line that led to a call.
+        signatures: summaries of arguments or results, see `encode_signature`.
+        objects: ``torch.optim.Adam#0``: class and number of the instance a method was called on.
+        strings: exceptions, dtypes and other short texts.
+    """
+
+    def __init__(self) -> None:
+        self.apis: Interner[Api] = Interner()
+        self.variables: Interner[Variable] = Interner()
+        self.contexts: Interner[Context] = Interner()
+        self.sources: Interner[str] = Interner()
+        self.signatures: Interner[str] = Interner()
+        self.objects: Interner[str] = Interner()
+        self.strings: Interner[str] = Interner()
+        self._decoded: dict[int, tuple[Item, ...]] = {}
+
+    def signature(self, code: int) -> tuple[Item, ...]:
+        """Return the items of signature *code*; none for `NONE`."""
+        if code < 0:
+            return ()
+        items = self._decoded.get(code)
+        if items is None:
+            items = self._decoded[code] = decode_signature(self.signatures[code])
+        return items
+
+
+Int32 = npt.NDArray[np.int32]
+Int64 = npt.NDArray[np.int64]
+Bool = npt.NDArray[np.bool_]
+Array = npt.NDArray[Any]
+
+CALL_COLUMNS: Mapping[str, Any] = {
+    "call": np.int64,
+    "parent": np.int64,
+    "api": np.int32,
+    "object": np.int32,
+    "begin": np.int64,
+    "end": np.int64,
+    "begin_ns": np.int64,
+    "end_ns": np.int64,
+    "context": np.int32,
+    "source": np.int32,
+    "inputs": np.int32,
+    "outputs": np.int32,
+    "exception": np.int32,
+    "thread": np.int32,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Calls:
+    """The calls of a window as columns of equal length, ordered by their end.
+
+    Attributes:
+        call, parent: numbers unique in the process; parent `NONE` for outermost calls.
+        api, object, context, source, inputs, outputs, exception: codes into the catalog.
+        begin, end: sequence numbers.
+        begin_ns, end_ns: nanoseconds since the start of the recording.
+        thread: small number of the thread, 0 for the main thread.
+    """
+
+    call: Int64
+    parent: Int64
+    api: Int32
+    object: Int32
+    begin: Int64
+    end: Int64
+    begin_ns: Int64
+    end_ns: Int64
+    context: Int32
+    source: Int32
+    inputs: Int32
+    outputs: Int32
+    exception: Int32
+    thread: Int32
+
+    def __len__(self) -> int:
+        return len(self.call)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[tuple[int, ...]]) -> Calls:
+        """Build from tuples in the order of `CALL_COLUMNS`."""
+        columns = zip(*rows, strict=True) if rows else ((),) * len(CALL_COLUMNS)
+        return cls(
+            **{
+                name: np.array(column, dtype)
+                for (name, dtype), column in zip(CALL_COLUMNS.items(), columns, strict=True)
+            }
+        )
+
+
+ATTRIBUTES: Mapping[str, Any] = {
+    "data": np.uint64,
+    "data_norm": np.float64,
+    "grad": np.int8,
+    "grad_hash": np.uint64,
+    "grad_norm": np.float64,
+    "requires_grad": np.bool_,
+    "in_model": np.bool_,
+    "optimizer": np.int32,
+    "lr": np.float64,
+    "dtype": np.int32,
+    "grad_dtype": np.int32,
+    "value": np.float64,
+}
+"""Attributes of variables and how a frame stores them.
+
+data: 64-bit hash of the exact bits (parameters, buffers, slots). data_norm, grad_norm: Euclidean
+norm. grad: a `GradState`. grad_hash: as data, 0 where the gradient is None. in_model: whether a
+tracked model has the parameter now. optimizer: object code of the optimizer that holds it, or
+`NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes into
+`Catalog.strings`, `NONE` where there is none. value: a scalar (an option of a param group; a
+module's training flag as 0 or 1).
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frame:
+    """Some attributes of all tracked variables of one kind at one moment.
+
+    Attributes:
+        call: the call at whose begin or end the frame was taken. The begin frame of a step with a
+            closure is taken when the closure first returns: what the step itself changed is the
+            difference between that and its end.
+        phase: which of the two.
+        sequence: when.
+        context: code into the catalog.
+        variables: codes into the catalog, one for each row.
+        columns: attribute name to values, each as long as *variables*; see `ATTRIBUTES`.
+    """
+
+    call: int
+    phase: Phase
+    sequence: int
+    context: int
+    variables: Int32
+    columns: Mapping[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.variables)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What one optimizer step consists of, or a stretch of the run outside training steps.
+
+    A window ends before the first call that belongs to the next batch; long stretches without a
+    step are cut into windows of bounded size. Calls belong to the window in which they end.
+
+    Attributes:
+        index: number of the window in its process.
+        rank: global rank of the process.
+        calls: the calls that ended in it.
+        frames: in order of sequence.
+        catalog: what the codes point into; grows as the run goes on.
+        observed: False when sampling left this window out: its lifecycle calls are counted in the
+            contexts but neither its calls nor its frames are complete.
+    """
+
+    index: int
+    calls: Calls
+    frames: Sequence[Frame]
+    catalog: Catalog
+    rank: int = 0
+    observed: bool = True
+    _index: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def frames_of_call(self) -> Mapping[int, Sequence[Frame]]:
+        """Frames by the number of their call."""
+        result: dict[int, list[Frame]] = {}
+        for frame in self.frames:
+            result.setdefault(frame.call, []).append(frame)
+        return result
+
+    def rows_of_api(self, code: int) -> Int64:
+        """Return the rows of `calls` whose API is *code*, ascending."""
+        rows: Int64 | None = self._index.get(code)
+        if rows is None:
+            rows = self._index[code] = np.flatnonzero(self.calls.api == code)
+        return rows
+
+    def rows_of_name(self, name: str) -> Int64:
+        """Return the rows of `calls` whose API answers to *name*, ascending."""
+        rows: Int64 | None = self._index.get(name)
+        if rows is None:
+            codes = [c for c in self.api_codes if name in self.catalog.apis[c].names]
+            rows = (
+                np.sort(np.concatenate([self.rows_of_api(c) for c in codes]))
+                if codes
+                else np.empty(0, np.int64)
+            )
+            self._index[name] = rows
+        return rows
+
+    @cached_property
+    def api_codes(self) -> list[int]:
+        """Codes of the APIs that were called."""
+        return [int(code) for code in np.unique(self.calls.api)]
+
+    @cached_property
+    def row_of_call(self) -> Mapping[int, int]:
+        """Row of each call by its number."""
+        return {int(call): row for row, call in enumerate(self.calls.call)}

@@ -1,0 +1,78 @@
+"""What to observe: handed to the recorder, which knows nothing of invariants."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from traincheck_plugin.events import ATTRIBUTES, Role, VariableKind
+
+LIFECYCLE: frozenset[Role] = frozenset(
+    {
+        "construct",
+        "step",
+        "zero_grad",
+        "backward",
+        "clip",
+        "scaler",
+        "scheduler",
+        "mode",
+        "forward",
+        "data",
+        "checkpoint",
+        "seed",
+        "autocast",
+        "framework",
+        "instrumented",
+    }
+)
+"""Roles whose calls are always recorded: they are few and place everything else in time."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Which functions and attributes of variables to observe.
+
+    Attributes:
+        functions: public names of torch functions to record at the boundary; None for all of them,
+            an empty set for none (then no function is intercepted at all).
+        attributes: for each role whose calls get frames, the (kind of variable, attribute) pairs.
+    """
+
+    functions: frozenset[str] | None
+    attributes: dict[Role, frozenset[tuple[VariableKind, str]]]
+
+    @classmethod
+    def full(cls) -> Plan:
+        """Observe everything: what a reference needs."""
+        return cls(functions=None, attributes=dict(FULL_ATTRIBUTES))
+
+    def wants(self, role: Role, kind: VariableKind) -> frozenset[str]:
+        """Return the attributes of variables of *kind* that calls of *role* need."""
+        return frozenset(a for k, a in self.attributes.get(role, ()) if k == kind)
+
+
+def _pairs(**kinds: str) -> frozenset[tuple[VariableKind, str]]:
+    pairs = {(kind, name) for kind, names in kinds.items() for name in names.split()}
+    unknown = {name for _, name in pairs} - set(ATTRIBUTES)
+    if unknown:
+        raise ValueError(f"unknown attributes {sorted(unknown)}")
+    return frozenset(pairs)  # type: ignore[arg-type]
+
+
+_MEMBERSHIP = "requires_grad in_model optimizer lr"
+
+FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
+    "step": _pairs(
+        parameter=f"data data_norm grad grad_norm dtype grad_dtype {_MEMBERSHIP}",
+        slot="data",
+        group="value",
+    ),
+    "zero_grad": _pairs(parameter=f"grad {_MEMBERSHIP}"),
+    "backward": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
+    "clip": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
+    "scaler": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
+    "scheduler": _pairs(group="value"),
+    "forward": _pairs(module="value", buffer="data"),
+    "mode": _pairs(module="value"),
+    "checkpoint": _pairs(parameter="data", buffer="data", slot="data"),
+}
