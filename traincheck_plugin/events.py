@@ -71,6 +71,17 @@ class Api:
     names: tuple[str, ...]
     role: Role
 
+    @property
+    def general(self) -> str:
+        """The public name of the base-most class it is known by: ``torch.optim.Optimizer.step``."""
+        if len(self.names) > 1 and _tail(self.names[-2]) == _tail(self.names[-1]):
+            return self.names[-2]
+        return self.names[-1]
+
+
+def _tail(name: str) -> list[str]:
+    return name.split(".")[-2:]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Variable:
@@ -441,6 +452,12 @@ class Window:
     def api_codes(self) -> list[int]:
         """Codes of the APIs that were called."""
         return [int(code) for code in np.unique(self.calls.api)]
+
+    def kind(self, frame: Frame) -> VariableKind | None:
+        """Return the kind of the variables of *frame*, None for an empty one."""
+        if not len(frame):
+            return None
+        return self.catalog.variables[int(frame.variables[0])].kind
 
     @cached_property
     def row_of_call(self) -> Mapping[int, int]:

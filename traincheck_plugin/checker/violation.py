@@ -6,23 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.relations.base import Cause
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cause:
-    """The likely cause of a violation, read off the recorded state.
-
-    Attributes:
-        fact: what the failing variables (or calls) have in common that the others have not:
-            ``requires_grad=False``. Violations with the same fact, about the same variables, are
-            one diagnosis.
-        subjects: names of the variables (or APIs) that the fact is about.
-        text: the cause as a sentence.
-    """
-
-    fact: str
-    subjects: tuple[str, ...]
-    text: str
+__all__ = ["Cause", "Outcome", "Status", "Violation"]
 
 
 @dataclass(slots=True, kw_only=True)

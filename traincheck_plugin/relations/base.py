@@ -1,0 +1,168 @@
+"""What a relation is: it proposes hypotheses, labels examples and explains failures.
+
+A relation has one labelling function, `Monitor.observe`. Inference, offline checking and live
+checking all call it; nothing else decides whether a rule holds.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from traincheck_plugin.events import Bool, Int32, Int64, Window
+from traincheck_plugin.invariants.model import Hypothesis, Param, Scope, Severity
+from traincheck_plugin.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cause:
+    """The likely cause of a failure, read off the recorded state.
+
+    Attributes:
+        fact: what the failing variables (or calls) have in common: ``requires_grad=False``.
+            Failures with the same fact about the same subjects are one diagnosis.
+        subjects: names of the variables (or APIs) that the fact is about.
+        text: the cause as a sentence.
+    """
+
+    fact: str
+    subjects: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Why one example failed.
+
+    Attributes:
+        message: what happened instead of what was expected, without place and time.
+        cause: the likely cause; None where the recorded state does not tell.
+    """
+
+    message: str
+    cause: Cause | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examples:
+    """The places in one window where a hypothesis holds or fails, as columns.
+
+    Attributes:
+        holds: whether it held.
+        context, source: codes into the catalog of the window.
+        sequence, time_ns: when.
+        explain: explains the example of that row; only valid while its window is at hand.
+    """
+
+    holds: Bool
+    context: Int32
+    source: Int32
+    sequence: Int64
+    time_ns: Int64
+    explain: Callable[[int], Explanation]
+
+    def __len__(self) -> int:
+        return len(self.holds)
+
+    @classmethod
+    def of_calls(
+        cls, window: Window, rows: Int64, holds: Bool, explain: Callable[[int], Explanation]
+    ) -> Examples:
+        """Build the examples that are calls: *rows* of the window's calls."""
+        calls = window.calls
+        return cls(
+            holds=holds,
+            context=calls.context[rows],
+            source=calls.source[rows],
+            sequence=calls.begin[rows],
+            time_ns=calls.end_ns[rows],
+            explain=explain,
+        )
+
+
+def no_explanation(row: int) -> Explanation:
+    """Explain an example that cannot fail."""
+    raise IndexError(row)
+
+
+NO_EXAMPLES = Examples(
+    holds=np.empty(0, np.bool_),
+    context=np.empty(0, np.int32),
+    source=np.empty(0, np.int32),
+    sequence=np.empty(0, np.int64),
+    time_ns=np.empty(0, np.int64),
+    explain=no_explanation,
+)
+
+
+class Monitor(ABC):
+    """Labels the examples of one hypothesis in the windows of one process, in order.
+
+    Its memory is bounded: it keeps what the next windows need, never windows.
+    """
+
+    @abstractmethod
+    def observe(self, window: Window) -> Examples:
+        """Return the examples that *window* completes."""
+
+
+class Proposer(ABC):
+    """Finds the hypotheses that are worth testing."""
+
+    @abstractmethod
+    def observe(self, window: Window) -> None:
+        """Learn from a window of a reference run."""
+
+    @abstractmethod
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        """Return what the observed windows suggest, each once."""
+
+
+class Relation(ABC):
+    """A kind of rule; stateless."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def proposer(self) -> Proposer:
+        """Return a new proposer."""
+
+    @abstractmethod
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        """Return a new monitor of the hypothesis with these parameters.
+
+        Raises:
+            InvariantError: the parameters are not those of this relation.
+        """
+
+    @abstractmethod
+    def describe(self, params: tuple[Param, ...]) -> str:
+        """Return the rule as one sentence."""
+
+    @abstractmethod
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        """Return what has to be observed to check these parameters."""
+
+    @abstractmethod
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        """Return how much a violation matters when the evidence is strong."""
+
+    @abstractmethod
+    def scope(self, params: tuple[Param, ...]) -> Scope:
+        """Return of which pipelines one reference lets us believe the rule."""
+
+    def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
+        """Return the context properties that can excuse a failure.
+
+        Where the reference showed only one value of such a property, nothing is claimed of the
+        others: it becomes part of the precondition although no example asked for it.
+        """
+        return ("stage",)
+
+    def generalises(self, params: tuple[Param, ...]) -> tuple[Param, ...] | None:
+        """Return the more general parameters that make these superfluous when they hold too."""
+        return None
