@@ -1,0 +1,4 @@
+"""Will watch training with PyTorch Lightning: one callback for `Trainer(callbacks=[...])`.
+
+Nothing is public yet.
+"""

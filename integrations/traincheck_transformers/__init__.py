@@ -1,0 +1,4 @@
+"""Will watch training with the Hugging Face Trainer: one callback for `Trainer(callbacks=[...])`.
+
+Nothing is public yet.
+"""
