@@ -1,0 +1,1 @@
+"""Tests of traincheck-plugin; shared builders live in `tests.builders`."""
