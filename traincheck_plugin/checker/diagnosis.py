@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from traincheck_plugin.checker.violation import Violation
-from traincheck_plugin.invariants.model import Severity
+from traincheck_plugin.invariants.model import SEVERITIES, Severity
+
+MAX_MESSAGES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +19,7 @@ class Diagnosis:
         message: what happened, in the words of the gravest violations.
         cause: the likely cause, a sentence; "" when nothing recorded explains it.
         severity: the gravest of its violations.
-        source: the user's line of the first violation.
+        source: the user's line of the gravest violation.
         violations: gravest first, then in order of time.
     """
 
@@ -28,4 +31,49 @@ class Diagnosis:
 
     @property
     def first(self) -> Violation:
-        return min(self.violations, key=lambda v: v.sequence)
+        """The violation that happened first."""
+        return min(self.violations, key=lambda v: (v.step, v.sequence))
+
+
+def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
+    """Return the diagnoses of some violations, gravest first, then in order of time.
+
+    Violations belong together when the same fact about overlapping sets of variables explains
+    them, on whatever rank they happened; without a recorded cause, when they say the same.
+    """
+    groups: list[list[Violation]] = []
+    for violation in sorted(violations, key=_order):
+        joined = [group for group in groups if any(_related(violation, v) for v in group)]
+        groups = [group for group in groups if group not in joined]
+        groups.append([v for group in joined for v in group] + [violation])
+    return tuple(sorted(map(_diagnosis, groups), key=lambda d: _order(d.violations[0])))
+
+
+def _order(violation: Violation) -> tuple[int, int, int, int]:
+    gravity = -SEVERITIES.index(violation.invariant.severity)
+    return gravity, violation.step, violation.sequence, violation.rank
+
+
+def _related(first: Violation, second: Violation) -> bool:
+    if first.cause is None or second.cause is None:
+        return first.cause is second.cause and first.message == second.message
+    return first.cause.fact == second.cause.fact and bool(
+        set(first.cause.subjects) & set(second.cause.subjects)
+    )
+
+
+def _diagnosis(group: Sequence[Violation]) -> Diagnosis:
+    ordered = sorted(group, key=_order)
+    gravest = ordered[0]
+    messages = dict.fromkeys(
+        v.message for v in ordered if v.invariant.severity == gravest.invariant.severity
+    )
+    # The longest cause of the gravest violations tells most: it includes who was left out.
+    causes = [v.cause.text for v in ordered if v.cause is not None]
+    return Diagnosis(
+        message="; ".join(list(messages)[:MAX_MESSAGES]),
+        cause=max(causes, key=len, default=""),
+        severity=gravest.invariant.severity,
+        source=gravest.source,
+        violations=tuple(ordered),
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from traincheck_plugin.events import Role, VariableKind
 from traincheck_plugin.invariants.precondition import ALWAYS, Precondition
 
 Severity = Literal["info", "warning", "critical"]
@@ -12,6 +14,15 @@ SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")
 """In rising order."""
 
 Scope = Literal["pipeline", "universal"]
+
+VAR_TYPES: Mapping[VariableKind, str] = {
+    "parameter": "torch.nn.Parameter",
+    "buffer": "torch.nn.Buffer",
+    "slot": "torch.optim.Optimizer.state",
+    "group": "torch.optim.Optimizer.param_groups",
+    "module": "torch.nn.Module",
+}
+"""How each kind of variable is named in an invariant."""
 
 ANY = "any"
 """A `pre_value` or `post_value` that is not constrained."""
@@ -28,12 +39,14 @@ class APIParam:
             on the same object to the end of this one.
         argument: path of an argument or result, where the relation speaks of one.
         attribute: attribute of that argument or result.
+        role: what a call of it means for training; None where unknown, as in files of upstream.
     """
 
     api_full_name: str
     span: Literal["call", "cycle"] = "call"
     argument: str | None = None
     attribute: str | None = None
+    role: Role | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,13 +54,14 @@ class VarTypeParam:
     """Variables of one type and an attribute of them.
 
     Attributes:
-        var_type: ``torch.nn.Parameter``, or a kind of other variables (``slot``, ``group``,
-            ``module``, ``buffer``).
+        var_type: one of `VAR_TYPES`: ``torch.nn.Parameter``, ``torch.nn.Module``, ...
         attr_name: attribute of a frame.
         pre_value, post_value: what it is before and after: a literal, None (for ``grad``: None or
             all zero), ``non_zero``, ``not_null``, ``changed`` (post only), or `ANY`.
         quantifier: how many of the variables.
-        where: which variables, as (attribute, value) pairs that must hold before.
+        where: which variables, as (attribute, value) pairs that must hold before:
+            ``("held", True)``: the optimizer that is called holds them; ``("requires_grad", True)``;
+            ``("grad", "non_zero")``.
     """
 
     var_type: str

@@ -163,6 +163,6 @@ class Relation(ABC):
         """
         return ("stage",)
 
-    def generalises(self, params: tuple[Param, ...]) -> tuple[Param, ...] | None:
-        """Return the more general parameters that make these superfluous when they hold too."""
+    def implied_by(self, params: tuple[Param, ...]) -> Hypothesis | None:
+        """Return another hypothesis that makes this one superfluous where it holds as well."""
         return None

@@ -1,0 +1,146 @@
+"""The checker: feeds windows to the monitors of invariants and keeps what did not hold.
+
+The same class checks a trace and a live run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from traincheck_plugin.checker.violation import Outcome, Violation
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import NONE, Bool, Catalog, Window
+from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
+from traincheck_plugin.relations.base import Examples, Relation
+from traincheck_plugin.relations.registry import relations as known_relations
+
+
+class Checker:
+    """Checks the windows of one process, in order.
+
+    Attributes:
+        outcomes: one for each invariant, in the order given; up to date after every window, but
+            for invariants of other pipelines, which are known as such from the first training
+            step on.
+    """
+
+    def __init__(
+        self,
+        invariants: Sequence[Invariant],
+        *,
+        script: str = "",
+        relations: Mapping[str, Relation] | None = None,
+    ) -> None:
+        """Prepare a monitor for each invariant.
+
+        Args:
+            invariants: what to check.
+            script: file name of the entry script, part of what makes a pipeline recognisable.
+            relations: by name; those of the registry when None.
+
+        Raises:
+            InvariantError: an invariant names an unknown relation or has unfit parameters.
+        """
+        self._script = script
+        known = known_relations() if relations is None else relations
+        self._watches = [_Watch(invariant, known) for invariant in invariants]
+        self.outcomes = [watch.outcome for watch in self._watches]
+        self._scoped = False
+        self._catalog: Catalog | None = None
+
+    def observe(self, window: Window) -> None:
+        """Check a window; a relation that fails is reported as an error of its invariant."""
+        self._catalog = window.catalog
+        for watch in self._watches:
+            watch.observe(window)
+        if not self._scoped and any(
+            window.catalog.apis[code].role == "step" for code in window.api_codes
+        ):
+            self._leave_other_pipelines(window.catalog)
+
+    def finish(self) -> None:
+        """End the run."""
+        if not self._scoped and self._catalog is not None:
+            self._leave_other_pipelines(self._catalog)
+
+    def _leave_other_pipelines(self, catalog: Catalog) -> None:
+        self._scoped = True
+        here = pipeline_of(catalog, self._script)
+        for watch in self._watches:
+            invariant = watch.outcome.invariant
+            if invariant.scope == "pipeline" and not any(
+                similarity(here, other) >= SAME_PIPELINE for other in invariant.pipelines
+            ):
+                watch.outcome.num_triggered = 0
+                watch.outcome.violations.clear()
+                watch.outcome.error = ""
+                watch.closed = True
+        self._watches = [watch for watch in self._watches if not watch.closed]
+
+
+class _Watch:
+    """One invariant with its monitor, on one rank."""
+
+    def __init__(self, invariant: Invariant, known: Mapping[str, Relation]) -> None:
+        if invariant.relation not in known:
+            raise InvariantError(
+                f"unknown relation {invariant.relation!r}; "
+                f"the relations are {', '.join(sorted(known))}"
+            )
+        self.outcome = Outcome(invariant=invariant)
+        self.closed = False
+        self._monitor = known[invariant.relation].monitor(invariant.params)
+        self._violation: Violation | None = None
+        self._met: list[bool] = []
+
+    def observe(self, window: Window) -> None:
+        if self.closed:
+            return
+        try:
+            examples = self._monitor.observe(window)
+            if len(examples):
+                self._judge(window, examples)
+        except Exception as error:  # noqa: BLE001 - a fault of ours must not read as healthy
+            self.outcome.error = f"checker error: {type(error).__name__}: {error}"
+            self.closed = True
+
+    def _judge(self, window: Window, examples: Examples) -> None:
+        contexts = window.catalog.contexts
+        precondition = self.outcome.invariant.precondition
+        for code in range(len(self._met), len(contexts)):
+            self._met.append(precondition.holds(contexts[code]))
+        met: Bool = np.fromiter(
+            (self._met[code] for code in examples.context), np.bool_, len(examples)
+        )
+        self.outcome.num_triggered += int(met.sum())
+        failed = np.flatnonzero(met & ~examples.holds)
+        if not len(failed):
+            return
+        last = contexts[int(examples.context[failed[-1]])]
+        if self._violation is None:
+            self._violation = self._violate(window, examples, int(failed[0]))
+            self.outcome.violations.append(self._violation)
+            self._violation.num_occurrences = 0
+        self._violation.num_occurrences += len(failed)
+        self._violation.last_step = last.step
+
+    def _violate(self, window: Window, examples: Examples, row: int) -> Violation:
+        explanation = examples.explain(row)
+        context = window.catalog.contexts[int(examples.context[row])]
+        source = int(examples.source[row])
+        return Violation(
+            invariant=self.outcome.invariant,
+            message=explanation.message,
+            cause=explanation.cause,
+            step=context.step,
+            epoch=context.epoch,
+            stage=context.stage,
+            rank=window.rank,
+            source=window.catalog.sources[source] if source != NONE else "",
+            sequence=int(examples.sequence[row]),
+            time_ns=int(examples.time_ns[row]),
+            last_step=context.step,
+        )

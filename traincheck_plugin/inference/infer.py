@@ -1,0 +1,275 @@
+"""Infers invariants from reference runs: propose, label, learn when, keep what is proven.
+
+Two passes over every rank of every run: the first proposes hypotheses, the second labels their
+examples. Both run rank by rank and add up, so a process pool can share them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+
+from traincheck_plugin.inference.preconditions import learn
+from traincheck_plugin.inference.tally import Kind, Tally, kind_of
+from traincheck_plugin.invariants.model import (
+    SEVERITIES,
+    APIParam,
+    Evidence,
+    Hypothesis,
+    Invariant,
+    Pipeline,
+)
+from traincheck_plugin.invariants.similarity import pipeline_of
+from traincheck_plugin.relations.base import Monitor, Relation
+from traincheck_plugin.relations.registry import relations as known_relations
+from traincheck_plugin.trace.reader import RankTrace, Run, open_run
+
+Progress = Callable[[str, float], None]
+
+MIN_OCCURRENCES = 3
+"""Below, a rule is not even kept: three in a row is the least that is no coincidence."""
+
+STRONG_OCCURRENCES = 10
+"""Below, a rule is kept as `info`: with 95 % confidence it may fail in a quarter of all cases."""
+
+HELD_OUT = 1 / 3
+"""The last part of each run: rules are learned without it and must hold on it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InferenceResult:
+    """What was inferred.
+
+    Attributes:
+        invariants: gravest first.
+        num_hypotheses: how many were tested.
+        num_windows, num_calls: size of the reference.
+        notes: what the user should know about the reference.
+    """
+
+    invariants: tuple[Invariant, ...]
+    num_hypotheses: int
+    num_windows: int
+    num_calls: int
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """One rank of one run, as a worker needs it."""
+
+    path: str
+    rank: int
+    relations: tuple[str, ...]
+
+    def trace(self) -> RankTrace:
+        run = open_run(self.path)
+        return next(trace for trace in run.ranks if trace.rank == self.rank)
+
+    @property
+    def name(self) -> str:
+        return f"{self.path}:{self.rank}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Survey:
+    """What the first pass tells about one rank."""
+
+    hypotheses: tuple[Hypothesis, ...]
+    generals: Mapping[str, str]
+    pipeline: Pipeline
+    num_windows: int
+    num_calls: int
+    num_steps: int
+    problems: tuple[str, ...]
+
+
+def infer(
+    runs: Sequence[Run],
+    *,
+    relations: Sequence[Relation] | None = None,
+    progress: Progress | None = None,
+    processes: int = 1,
+) -> InferenceResult:
+    """Infer invariants from healthy runs.
+
+    Args:
+        runs: the reference; more and more varied runs give stronger evidence.
+        relations: kinds of rules to look for; all of them when None.
+        progress: called with what is being done and the part of it that is done.
+        processes: how many processes share the ranks of the runs.
+
+    Raises:
+        TraceError: a trace cannot be read.
+    """
+    chosen = tuple(r.name for r in relations) if relations is not None else tuple(known_relations())
+    parts = [
+        _Part(path=str(run.path), rank=trace.rank, relations=chosen)
+        for run in runs
+        for trace in run.ranks
+    ]
+    report = progress or (lambda what, part: None)
+    surveys = _map(_survey, parts, processes, partial(report, "proposing hypotheses"))
+    hypotheses = tuple(dict.fromkeys(h for survey in surveys for h in survey.hypotheses))
+    work = [(part, hypotheses, survey.num_windows) for part, survey in zip(parts, surveys, strict=True)]
+    tallies = [Tally() for _ in hypotheses]
+    for result in _map(_label, work, processes, partial(report, "labelling examples")):
+        for tally, found in zip(tallies, result, strict=True):
+            tally.merge(found)
+    pipelines = tuple(dict.fromkeys(survey.pipeline for survey in surveys))
+    generals = {name: general for survey in surveys for name, general in survey.generals.items()}
+    kept = _keep(hypotheses, tallies, pipelines)
+    invariants = _without_implied(kept, generals)
+    return InferenceResult(
+        invariants=tuple(sorted(invariants, key=_order)),
+        num_hypotheses=len(hypotheses),
+        num_windows=sum(s.num_windows for s in surveys),
+        num_calls=sum(s.num_calls for s in surveys),
+        notes=_notes(surveys),
+    )
+
+
+def _map(
+    function: Callable[..., object],
+    work: Sequence[object],
+    processes: int,
+    report: Callable[[float], None],
+) -> list:  # type: ignore[type-arg]
+    """Apply *function* to each piece of work, in order, reporting the part that is done."""
+    results = []
+    report(0.0)
+    if processes > 1 and len(work) > 1:
+        with ProcessPoolExecutor(min(processes, len(work))) as pool:
+            for result in pool.map(function, work):
+                results.append(result)
+                report(len(results) / len(work))
+        return results
+    for piece in work:
+        results.append(function(piece))
+        report(len(results) / len(work))
+    return results
+
+
+def _survey(part: _Part) -> _Survey:
+    trace = part.trace()
+    proposers = [known_relations()[name].proposer() for name in part.relations]
+    catalog = None
+    num_windows = num_calls = 0
+    steps: set[int] = set()
+    for window in trace.windows():
+        catalog = window.catalog
+        num_windows += 1
+        num_calls += len(window.calls)
+        for code in window.api_codes:
+            if catalog.apis[code].role == "step":
+                rows = window.rows_of_api(code)
+                steps |= {catalog.contexts[int(c)].step for c in window.calls.context[rows]}
+        for proposer in proposers:
+            proposer.observe(window)
+    manifest = open_run(part.path).manifest
+    return _Survey(
+        hypotheses=tuple(h for proposer in proposers for h in proposer.hypotheses()),
+        generals={api.name: api.general for api in catalog.apis} if catalog else {},
+        pipeline=pipeline_of(catalog, manifest.script) if catalog else Pipeline(),
+        num_windows=num_windows,
+        num_calls=num_calls,
+        num_steps=len(steps),
+        problems=tuple(f"{part.name}: {problem}" for problem in trace.problems),
+    )
+
+
+def _label(work: tuple[_Part, tuple[Hypothesis, ...], int]) -> list[Tally]:
+    part, hypotheses, num_windows = work
+    monitors: list[Monitor] = [known_relations()[h.relation].monitor(h.params) for h in hypotheses]
+    tallies = [Tally() for _ in hypotheses]
+    kinds: list[Kind] = []
+    for position, window in enumerate(part.trace().windows()):
+        contexts = window.catalog.contexts
+        kinds += [kind_of(contexts[code]) for code in range(len(kinds), len(contexts))]
+        held_out = position >= num_windows * (1 - HELD_OUT)
+        for monitor, tally in zip(monitors, tallies, strict=True):
+            examples = monitor.observe(window)
+            if len(examples):
+                tally.add(part.name, window, examples, kinds, held_out=held_out)
+    return tallies
+
+
+def _keep(
+    hypotheses: Iterable[Hypothesis], tallies: Iterable[Tally], pipelines: tuple[Pipeline, ...]
+) -> dict[Hypothesis, Invariant]:
+    """Return the hypotheses that the evidence proves, as invariants."""
+    kept = {}
+    for hypothesis, tally in zip(hypotheses, tallies, strict=True):
+        relation = known_relations()[hypothesis.relation]
+        learned = learn(tally, relation.regime(hypothesis.params))
+        if learned is None:
+            continue
+        precondition, kinds = learned
+        occurrences, held_out = tally.occurrences(kinds)
+        number = len(occurrences) + len(held_out)
+        if number < MIN_OCCURRENCES or not occurrences:
+            continue
+        positive, negative = tally.total()
+        strong = number >= STRONG_OCCURRENCES and bool(held_out)
+        kept[hypothesis] = Invariant(
+            relation=hypothesis.relation,
+            params=hypothesis.params,
+            precondition=precondition,
+            severity=relation.severity(hypothesis.params) if strong else "info",
+            scope=relation.scope(hypothesis.params),
+            evidence=Evidence(
+                num_positive_examples=positive,
+                num_negative_examples=negative,
+                num_occurrences=number,
+                num_held_out=len(held_out),
+                num_runs=len({run for run, _ in occurrences | held_out}),
+            ),
+            pipelines=pipelines,
+            text_description=relation.describe(hypothesis.params),
+        )
+    return kept
+
+
+def _without_implied(
+    kept: Mapping[Hypothesis, Invariant], generals: Mapping[str, str]
+) -> list[Invariant]:
+    """Drop what another kept invariant says as well."""
+    result = []
+    for hypothesis, invariant in kept.items():
+        general = replace(
+            hypothesis,
+            params=tuple(
+                replace(p, api_full_name=generals.get(p.api_full_name, p.api_full_name))
+                if isinstance(p, APIParam)
+                else p
+                for p in hypothesis.params
+            ),
+        )
+        implied_by = known_relations()[hypothesis.relation].implied_by(hypothesis.params)
+        if (general != hypothesis and general in kept) or implied_by in kept:
+            continue
+        result.append(invariant)
+    return result
+
+
+def _order(invariant: Invariant) -> tuple[int, str, str]:
+    return (
+        -SEVERITIES.index(invariant.severity),
+        invariant.relation,
+        f"{invariant.text_description} {invariant.params}",
+    )
+
+
+def _notes(surveys: Sequence[_Survey]) -> tuple[str, ...]:
+    notes = [problem for survey in surveys for problem in survey.problems]
+    steps = sum(survey.num_steps for survey in surveys)
+    if steps == 0:
+        notes.append("the reference holds no optimizer step: nothing can be learned about training")
+    elif steps < STRONG_OCCURRENCES * 3 // 2:
+        notes.append(
+            f"the reference holds only {steps} training steps: most rules stay at info; "
+            "collect at least 20"
+        )
+    return tuple(notes)

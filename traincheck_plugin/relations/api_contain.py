@@ -1,0 +1,217 @@
+"""APIContainRelation: what a call does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Role, Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    APIParam,
+    Hypothesis,
+    Param,
+    Scope,
+    Severity,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.api_names import ApiNames
+from traincheck_plugin.relations.base import Monitor, Proposer, Relation
+from traincheck_plugin.relations.changes import ChangeMonitor, verbs
+from traincheck_plugin.relations.contained import ContainedCallMonitor
+from traincheck_plugin.relations.cycles import CycleMonitor
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import api_plan, pair, variable_plan
+
+PARAMETER = VAR_TYPES["parameter"]
+
+HELD = (("held", True),)
+
+CHANGES = (
+    VarTypeParam(var_type=PARAMETER, attr_name="data", post_value="changed"),
+    VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero", post_value=None),
+    VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value=None, post_value="non_zero"),
+    VarTypeParam(var_type=VAR_TYPES["slot"], attr_name="data", post_value="changed"),
+    VarTypeParam(var_type=VAR_TYPES["group"], attr_name="value", post_value="changed"),
+    VarTypeParam(var_type=VAR_TYPES["buffer"], attr_name="data", post_value="changed"),
+    VarTypeParam(var_type=VAR_TYPES["module"], attr_name="value", post_value="changed"),
+)
+"""What a call may do to *some* variables."""
+
+EVERY = {
+    CHANGES[0]: replace(CHANGES[0], quantifier="every", where=(("grad", "non_zero"),)),
+    CHANGES[1]: replace(CHANGES[1], quantifier="every"),
+}
+"""What it may then do to *every* one."""
+
+CYCLES = (
+    VarTypeParam(
+        var_type=PARAMETER, attr_name="grad", post_value=None, quantifier="every", where=HELD
+    ),
+    VarTypeParam(
+        var_type=PARAMETER, attr_name="grad", post_value="not_null", quantifier="every", where=HELD
+    ),
+    VarTypeParam(
+        var_type=PARAMETER,
+        attr_name="grad",
+        post_value="not_null",
+        quantifier="every",
+        where=(*HELD, ("requires_grad", True)),
+    ),
+)
+"""What every parameter of an optimizer may be at some moment between two of its steps."""
+
+CONTAINERS: frozenset[Role] = frozenset({"forward", "step", "scaler", "framework", "instrumented"})
+"""Calls of which it says something about the training what they call."""
+
+TRAINING_STATE: frozenset[Role] = frozenset({"step", "zero_grad", "backward"})
+
+
+class APIContainRelation(Relation):
+    """Each call of A contains a change of variables, or a call of B.
+
+    ``forall calls a of A: exists (or forall) v in V: pre(v at begin(a)) -> post(v at end(a))``,
+    or ``exists call b of B inside a``.
+
+    Catches the optimizer of PyTorch forum thread 84911, whose step updates none of the parameters
+    it holds. Cannot see an update that is made and is wrong.
+    """
+
+    name = "APIContainRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        if len(params) == 2 and isinstance(params[1], APIParam):
+            return ContainedCallMonitor(*pair(self.name, params, APIParam, APIParam))
+        api, variables = pair(self.name, params, APIParam, VarTypeParam)
+        if variables.var_type not in VAR_TYPES.values():
+            raise InvariantError(
+                f"expected a var_type that is one of {', '.join(VAR_TYPES.values())}, "
+                f"got {variables.var_type!r}"
+            )
+        return (CycleMonitor if api.span == "cycle" else ChangeMonitor)(api, variables)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        api, other = params
+        assert isinstance(api, APIParam)  # monitor() refuses anything else
+        name = short(api.api_full_name)
+        if isinstance(other, APIParam):
+            return f"{name} calls {short(other.api_full_name)}"
+        assert isinstance(other, VarTypeParam)
+        if api.span == "cycle":
+            if other.post_value is None:
+                return f"between two calls of {name} every gradient{_where(other)} is cleared"
+            return f"every parameter{_where(other)} has a gradient when {name} runs"
+        verb, noun = verbs(other)
+        count = "every" if other.quantifier == "every" else "at least one"
+        return f"{name} {verb} {count} {noun}{_where(other)}"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        if isinstance(params[1], APIParam):
+            return api_plan(*pair(self.name, params, APIParam, APIParam))
+        return variable_plan(*pair(self.name, params, APIParam, VarTypeParam))
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        api, other = params
+        if not isinstance(api, APIParam) or not isinstance(other, VarTypeParam):
+            return "info"
+        if api.role == "mode":
+            return "info"
+        if api.role not in TRAINING_STATE or other.var_type != PARAMETER:
+            return "warning"
+        # What concerns every parameter may be meant to spare some of them.
+        accumulates = api.span == "cycle" and other.post_value is None
+        return "critical" if other.quantifier == "some" or accumulates else "warning"
+
+    def scope(self, params: tuple[Param, ...]) -> Scope:
+        api, other = params
+        return (
+            "universal"
+            if isinstance(api, APIParam)
+            and api.role in TRAINING_STATE
+            and isinstance(other, VarTypeParam)
+            and other.var_type == PARAMETER
+            else "pipeline"
+        )
+
+    def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
+        api = params[0]
+        if isinstance(api, APIParam) and api.span == "call":
+            # A further backward of the same step adds to gradients, and a further zero_grad
+            # finds nothing to clear.
+            if api.role == "backward":
+                return ("stage", "micro_step")
+            if api.role == "zero_grad":
+                return ("stage", "steps_since_clear")
+        return ("stage",)
+
+
+def _where(param: VarTypeParam) -> str:
+    words = {
+        ("held", True): "it holds",
+        ("requires_grad", True): "that requires gradients",
+        ("grad", "non_zero"): "that has a gradient",
+    }
+    return "".join(f" {words.get((k, v), f'whose {k} is {v}')}" for k, v in param.where)
+
+
+class _Proposer(Proposer):
+    """Proposes every effect that at least one call had."""
+
+    def __init__(self) -> None:
+        self._names = ApiNames()
+        self._found: dict[Hypothesis, None] = {}
+
+    def observe(self, window: Window) -> None:
+        apis = window.catalog.apis
+        for code in window.api_codes:
+            api = apis[code]
+            rows = window.rows_of_api(code)
+            names = self._names.of(api)
+            if len(rows) and (int(window.calls.call[rows[0]]) in window.frames_of_call):
+                for name in names:
+                    self._changes(window, APIParam(api_full_name=name, role=api.role))
+            if api.role in CONTAINERS:
+                for name in names:
+                    self._contained(window, code, APIParam(api_full_name=name, role=api.role))
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        return tuple(self._found)
+
+    def _add(self, *params: Param) -> None:
+        self._found[Hypothesis(relation=APIContainRelation.name, params=params)] = None
+
+    def _changes(self, window: Window, api: APIParam) -> None:
+        for change in CHANGES:
+            for where in (HELD, ()):
+                some = replace(change, where=where)
+                hypothesis = Hypothesis(relation=APIContainRelation.name, params=(api, some))
+                if hypothesis in self._found:
+                    break
+                # The monitor itself tells whether the effect was seen.
+                examples = ChangeMonitor(api, some).observe(window)
+                if examples.holds.any():
+                    self._add(api, some)
+                    if change in EVERY:
+                        every = EVERY[change]
+                        self._add(api, replace(every, where=where + every.where))
+                    if api.role == "step":
+                        for cycle in CYCLES:
+                            self._add(replace(api, span="cycle"), cycle)
+                if len(examples):
+                    break
+
+    def _contained(self, window: Window, code: int, api: APIParam) -> None:
+        calls, apis = window.calls, window.catalog.apis
+        parents = set(calls.call[window.rows_of_api(code)].tolist())
+        for row, parent in enumerate(calls.parent.tolist()):
+            if parent in parents:
+                inner = apis[int(calls.api[row])]
+                for name in self._names.of(inner):
+                    self._add(api, APIParam(api_full_name=name, role=inner.role))
+
+

@@ -1,0 +1,180 @@
+"""Labels what one call does to variables: the changes between its begin and its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from traincheck_plugin.events import Array, Bool, Frame, GradState, Window
+from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
+from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
+from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.values import align, is_about, matches, select
+
+RESOLUTION = {"torch.float64": 2.3e-16, "torch.float32": 1.2e-7, "torch.float16": 9.8e-4}
+RESOLUTION["torch.bfloat16"] = 7.9e-3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One call seen through one `VarTypeParam`.
+
+    Attributes:
+        begin: the frame that the masks index.
+        subject: variables that the rule speaks of.
+        did: those that did what is expected.
+    """
+
+    begin: Frame
+    subject: Bool
+    did: Bool
+
+
+class ChangeMonitor(Monitor):
+    """Holds at a call of A iff *some* / *every* variable goes from pre_value to post_value in it.
+
+    *some*: at least one variable that `where` selects changes so. *every*: all that it selects and
+    that have pre_value before; calls without such a variable are no example.
+
+    A parameter that the update cannot move is no evidence against the call: its gradient is all
+    zeros, its learning rate is 0, or the update is below the resolution of its dtype.
+    """
+
+    def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
+        self._api = api
+        self._variables = variables
+
+    def observe(self, window: Window) -> Examples:
+        rows, holds, changes = [], [], []
+        for row in window.rows_of_name(self._api.api_full_name):
+            change = self._change(window, int(row))
+            held = None if change is None else self._holds(window, change)
+            if held is not None:
+                rows.append(row)
+                holds.append(held)
+                changes.append(change)
+        if not rows:
+            return NO_EXAMPLES
+        where = np.array(rows, np.int64)
+
+        def explain(index: int) -> Explanation:
+            change = changes[index]
+            assert change is not None  # only judged calls are examples
+            return self._explain(window, int(where[index]), change)
+
+        return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+
+    def _change(self, window: Window, row: int) -> Change | None:
+        frames = {
+            frame.phase: frame
+            for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
+            if is_about(window, frame, self._variables)
+        }
+        if len(frames) < 2:
+            return None
+        begin, end = frames["begin"], frames["end"]
+        param = self._variables
+        subject = select(param, begin, int(window.calls.object[row]))
+        if subject is None:
+            return None
+        before: Array = begin.columns[param.attr_name]
+        after: Array = end.columns[param.attr_name]
+        did = np.zeros(len(begin), np.bool_)
+        common = align(begin, end)
+        if common is None:
+            did = matches(param.attr_name, param.post_value, after, before)
+        else:
+            first, second = common
+            did[first] = matches(param.attr_name, param.post_value, after[second], before[first])
+        pre = matches(param.attr_name, param.pre_value, before)
+        if param.quantifier == "every":
+            subject = subject & pre
+        return Change(begin=begin, subject=subject, did=did & subject & pre)
+
+    def _holds(self, window: Window, change: Change) -> bool | None:
+        """Return whether the example holds; None where the call is no example."""
+        if not change.subject.any():
+            return None
+        moved = self._variables.attr_name == "data" and self._variables.post_value == "changed"
+        if self._variables.quantifier == "every":
+            failing = change.subject & ~change.did
+            if moved:
+                failing &= ~_inert(window, change.begin, normalised=False)
+                if not failing.any() and not change.did.any():
+                    return None
+            return not failing.any()
+        if change.did.any():
+            return True
+        if moved and (change.subject & _inert(window, change.begin, normalised=True)).any():
+            return None
+        return False
+
+    def _explain(self, window: Window, row: int, change: Change) -> Explanation:
+        failing = change.subject & ~change.did
+        name = short(window.catalog.apis[int(window.calls.api[row])].name)
+        done, total = int(change.did.sum()), int(change.subject.sum())
+        verb, noun = verbs(self._variables)
+        one = "" if total == 1 else "s"
+        return Explanation(
+            message=f"{name} {verb} {done} of {total} {noun}{one}",
+            cause=find_cause(window, row, change.begin, failing, change.did),
+        )
+
+
+def verbs(param: VarTypeParam) -> tuple[str, str]:
+    """Return what happens to variables, as a verb in the past and a noun."""
+    noun = {
+        VAR_TYPES["parameter"]: "parameter",
+        VAR_TYPES["buffer"]: "buffer",
+        VAR_TYPES["slot"]: "optimizer state",
+        VAR_TYPES["group"]: "param group option",
+        VAR_TYPES["module"]: "module",
+    }.get(param.var_type, param.var_type)
+    if param.attr_name == "grad":
+        if param.post_value is None:
+            return "cleared the gradient of", noun
+        return "gave a gradient to", noun
+    if param.post_value == "changed":
+        return {"data": "updated", "value": "changed"}.get(
+            param.attr_name, f"changed {param.attr_name} of"
+        ), noun
+    return f"set {param.attr_name} to {_value(param.post_value)} for", noun
+
+
+def _value(value: Any) -> str:
+    return "anything" if value == ANY else str(value).replace("_", " ")
+
+
+def _inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
+    """Return which parameters an optimizer cannot be expected to move.
+
+    The size of an update is bounded with the learning rate and the gradient norm, as it is in
+    plain gradient descent; *normalised* takes the larger bound of optimizers that scale gradients
+    to about 1, so that fewer parameters are excused.
+    """
+    columns = frame.columns
+    inert = np.zeros(len(frame), np.bool_)
+    if "grad" in columns:
+        inert |= columns["grad"] == GradState.ZERO
+    if "lr" in columns:
+        inert |= columns["lr"] == 0
+    if {"lr", "grad", "grad_norm", "data_norm", "dtype"} <= set(columns):
+        sizes = np.array(
+            [np.prod(window.catalog.variables[int(code)].shape) for code in frame.variables]
+        )
+        strings = window.catalog.strings
+        codes, inverse = np.unique(columns["dtype"], return_inverse=True)
+        epsilon = np.array(
+            [RESOLUTION.get(strings[int(c)], 0.0) if c >= 0 else 0.0 for c in codes]
+        )[inverse]
+        gradient = columns["grad_norm"]
+        if normalised:
+            gradient = np.maximum(gradient, 1.0)
+        typical = columns["data_norm"] / np.sqrt(np.maximum(sizes, 1))
+        with np.errstate(invalid="ignore"):
+            below = columns["lr"] * gradient < epsilon * typical
+        inert |= below & (columns["grad"] == GradState.NON_ZERO)
+    return inert

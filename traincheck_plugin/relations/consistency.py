@@ -1,0 +1,274 @@
+"""ConsistencyRelation: two attributes of variables are equal at the same moment."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import NONE, Catalog, Frame, Int64, Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    Hypothesis,
+    Param,
+    Scope,
+    Severity,
+    VarNameParam,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.naming import describe_variables
+from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.values import is_about
+
+PARAMETER = VAR_TYPES["parameter"]
+
+WITHIN = (
+    VarTypeParam(var_type=PARAMETER, attr_name="grad_dtype"),
+    VarTypeParam(var_type=PARAMETER, attr_name="dtype"),
+)
+"""Attributes that may be equal within each variable of a type."""
+
+
+class ConsistencyRelation(Relation):
+    """An attribute of V equals an attribute of W at every moment that shows both.
+
+    ``forall frames f: x(v, f) = y(w, f)``: for two variables of a model, such as tied weights, or
+    within each variable of a type, such as the dtypes of a parameter and of its gradient.
+
+    Catches an output layer that was tied to the embedding and no longer is. Cannot see variables
+    that are equal because neither changes: those are not proposed.
+    """
+
+    name = "ConsistencyRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        if len(params) == 2 and isinstance(params[0], VarNameParam):
+            return _TiedMonitor(*pair(self.name, params, VarNameParam, VarNameParam))
+        first, second = pair(self.name, params, VarTypeParam, VarTypeParam)
+        if first.var_type != second.var_type:
+            raise InvariantError(
+                f"{self.name} compares attributes within one type of variable, "
+                f"got {first.var_type!r} and {second.var_type!r}"
+            )
+        return _WithinMonitor(first, second)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        first, second = params
+        if isinstance(first, VarNameParam) and isinstance(second, VarNameParam):
+            return f"`{first.var_name}` and `{second.var_name}` have the same {first.attr_name}"
+        first, second = pair(self.name, params, VarTypeParam, VarTypeParam)
+        return f"{first.attr_name} equals {second.attr_name} in every {first.var_type}"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return Plan(functions=frozenset(), attributes={"step": FULL_ATTRIBUTES["step"]})
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "critical" if isinstance(params[0], VarNameParam) else "warning"
+
+    def scope(self, params: tuple[Param, ...]) -> Scope:
+        return "pipeline" if isinstance(params[0], VarNameParam) else "universal"
+
+
+def _examples(
+    window: Window, frames: Sequence[Frame], holds: list[bool], explain: list[Explanation]
+) -> Examples:
+    """Build the examples that are frames."""
+    if not frames:
+        return NO_EXAMPLES
+    calls = window.calls
+    rows = [window.row_of_call.get(frame.call, NONE) for frame in frames]
+    return Examples(
+        holds=np.array(holds, np.bool_),
+        context=np.array([frame.context for frame in frames], np.int32),
+        source=np.array([calls.source[r] if r >= 0 else NONE for r in rows], np.int32),
+        sequence=np.array([frame.sequence for frame in frames], np.int64),
+        time_ns=np.array([calls.end_ns[r] if r >= 0 else 0 for r in rows], np.int64),
+        explain=lambda index: explain[index],
+    )
+
+
+class _WithinMonitor(Monitor):
+    """Codes of dtypes index one table, so they compare as numbers."""
+
+    def __init__(self, first: VarTypeParam, second: VarTypeParam) -> None:
+        self._first = first
+        self._second = second
+
+    def observe(self, window: Window) -> Examples:
+        frames, holds, explanations = [], [], []
+        for frame in window.frames:
+            if not is_about(window, frame, self._first):
+                continue
+            if self._second.attr_name not in frame.columns:
+                continue
+            first = frame.columns[self._first.attr_name]
+            second = frame.columns[self._second.attr_name]
+            known = (first != NONE) & (second != NONE)
+            if not known.any():
+                continue
+            unlike = known & (first != second)
+            names = [window.catalog.variables[int(c)] for c in frame.variables[unlike]]
+            frames.append(frame)
+            holds.append(not names)
+            what = f"{self._first.attr_name} differs from {self._second.attr_name}"
+            explanations.append(
+                Explanation(
+                    message=f"{what} in {len(names)} of {int(known.sum())} variables",
+                    cause=Cause(
+                        fact=what,
+                        subjects=tuple(sorted(v.label for v in names)),
+                        text=f"{what} in {describe_variables(names)}",
+                    )
+                    if names
+                    else None,
+                )
+            )
+        return _examples(window, frames, holds, explanations)
+
+
+class _Names:
+    """Finds variables of a growing catalog by name; a name that two have belongs to neither."""
+
+    def __init__(self) -> None:
+        self._scanned = 0
+        self._codes: dict[str, int] = {}
+
+    def update(self, catalog: Catalog) -> None:
+        for code in range(self._scanned, len(catalog.variables)):
+            variable = catalog.variables[code]
+            if variable.kind == "parameter":
+                self._codes[variable.name] = NONE if variable.name in self._codes else code
+        self._scanned = len(catalog.variables)
+
+    def find(self, name: str) -> int:
+        return self._codes.get(name, NONE)
+
+
+class _TiedMonitor(Monitor):
+    def __init__(self, first: VarNameParam, second: VarNameParam) -> None:
+        self._first = first
+        self._second = second
+        self._names = _Names()
+
+    def observe(self, window: Window) -> Examples:
+        self._names.update(window.catalog)
+        codes = self._names.find(self._first.var_name), self._names.find(self._second.var_name)
+        if NONE in codes:
+            return NO_EXAMPLES
+        attribute = self._first.attr_name
+        about = VarTypeParam(var_type=self._first.var_type, attr_name=attribute)
+        frames, holds, explanations = [], [], []
+        for frame in window.frames:
+            if not is_about(window, frame, about):
+                continue
+            rows = [np.flatnonzero(frame.variables == code) for code in codes]
+            if not all(len(r) for r in rows):
+                continue
+            column = frame.columns[attribute]
+            frames.append(frame)
+            holds.append(bool(column[rows[0][0]] == column[rows[1][0]]))
+            names = self._first.var_name, self._second.var_name
+            text = f"`{names[0]}` and `{names[1]}` were tied and are separate tensors now"
+            explanations.append(
+                Explanation(
+                    message=f"`{names[0]}` and `{names[1]}` differ in {attribute}",
+                    cause=Cause(fact="weights are not tied", subjects=names, text=text),
+                )
+            )
+        return _examples(window, frames, holds, explanations)
+
+
+class _Proposer(Proposer):
+    """Proposes variables that were equal in all frames and took more than one value.
+
+    Keeps a partition of the parameters by all hashes seen so far and refines it frame by frame.
+    """
+
+    def __init__(self) -> None:
+        self._within = False
+        # One partition per catalog: codes of different runs mean different variables.
+        self._catalog: Catalog | None = None
+        self._label: Int64 = np.empty(0, np.int64)
+        self._first = np.empty(0, np.uint64)
+        self._moved = np.empty(0, np.bool_)
+        self._found: set[tuple[str, str]] | None = None
+
+    def observe(self, window: Window) -> None:
+        if window.catalog is not self._catalog:
+            self._close()
+            self._catalog = window.catalog
+            self._label = np.empty(0, np.int64)
+        about = VarTypeParam(var_type=PARAMETER, attr_name="data")
+        for frame in window.frames:
+            if is_about(window, frame, WITHIN[0]):
+                self._within = True
+            if is_about(window, frame, about):
+                self._refine(frame)
+
+    def _refine(self, frame: Frame) -> None:
+        codes, hashes = frame.variables, frame.columns["data"]
+        missing = int(codes.max()) + 1 - len(self._label)
+        if missing > 0:
+            self._label = np.append(self._label, np.full(missing, NONE))
+            size = len(self._label)
+            self._first = np.resize(self._first, size)
+            self._moved = np.append(self._moved[: size - missing], np.zeros(missing, np.bool_))
+        new = self._label[codes] == NONE
+        self._first[codes[new]] = hashes[new]
+        self._moved[codes] |= hashes != self._first[codes]
+        keys = np.stack([self._label[codes].astype(np.uint64), hashes])
+        _, labels = np.unique(keys, axis=1, return_inverse=True)
+        # Labels of variables that this frame does not show stay apart from the new ones.
+        offset = int(self._label.max(initial=0)) + 1
+        self._label[codes] = labels.reshape(-1) + offset
+
+    def _close(self) -> None:
+        """Take over what the partition of the catalog that ends now tells."""
+        if self._catalog is None:
+            return
+        groups: dict[int, list[int]] = {}
+        for code in np.flatnonzero((self._label != NONE) & self._moved[: len(self._label)]):
+            groups.setdefault(int(self._label[code]), []).append(int(code))
+        names = _Names()
+        names.update(self._catalog)
+        found = set()
+        for codes in groups.values():
+            unique = [
+                name
+                for code in codes
+                if names.find(name := self._catalog.variables[code].name) == code
+            ]
+            found |= {(unique[0], other) for other in unique[1:]}
+        self._found = found if self._found is None else self._found & found
+        self._catalog = None
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        self._close()
+        result = []
+        if self._within:
+            result.append(Hypothesis(relation=ConsistencyRelation.name, params=WITHIN))
+        for first, second in sorted(self._found or ()):
+            result.append(
+                Hypothesis(
+                    relation=ConsistencyRelation.name,
+                    params=(
+                        VarNameParam(var_name=first, var_type=PARAMETER, attr_name="data"),
+                        VarNameParam(var_name=second, var_type=PARAMETER, attr_name="data"),
+                    ),
+                )
+            )
+        return result

@@ -1,0 +1,153 @@
+"""ConsistentInputOutputRelation: a result is of the kind of an argument."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from traincheck_plugin.events import NONE, Catalog, Window
+from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Scope, Severity
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.api_names import ApiNames
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import api_plan, pair
+
+ATTRIBUTES = ("dtype", "shape", "device")
+
+RESULT = "result:"
+"""Begins the `argument` of the parameter that names a result."""
+
+
+class ConsistentInputOutputRelation(Relation):
+    """An attribute of a result of A equals one of an argument of the same call.
+
+    ``forall calls a of A: attribute(result(a)[p]) = attribute(argument(a)[q])``.
+
+    Catches a layer that silently changes dtype or device. Cannot see what happens between calls.
+    """
+
+    name = "ConsistentInputOutputRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        return _Monitor(*pair(self.name, params, APIParam, APIParam))
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        given, returned = pair(self.name, params, APIParam, APIParam)
+        path = (returned.argument or "").removeprefix(RESULT)
+        return (
+            f"{short(given.api_full_name)} returns{f' `{path}`' if path else ''} in the "
+            f"{given.attribute} of its argument `{given.argument}`"
+        )
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return api_plan(pair(self.name, params, APIParam, APIParam)[0])
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "info"
+
+    def scope(self, params: tuple[Param, ...]) -> Scope:
+        return "pipeline"
+
+
+def _values(
+    catalog: Catalog, given: APIParam, returned: APIParam, inputs: int, outputs: int
+) -> tuple[Any, Any]:
+    path = (returned.argument or "").removeprefix(RESULT)
+    first = [i for i in catalog.signature(inputs) if i.path == given.argument]
+    second = [i for i in catalog.signature(outputs) if i.path == path]
+    return (
+        first[0].get(given.attribute or "") if first else None,
+        second[0].get(returned.attribute or "") if second else None,
+    )
+
+
+class _Monitor(Monitor):
+    def __init__(self, given: APIParam, returned: APIParam) -> None:
+        self._given = given
+        self._returned = returned
+
+    def observe(self, window: Window) -> Examples:
+        calls = window.calls
+        rows = window.rows_of_name(self._given.api_full_name)
+        rows = rows[calls.exception[rows] == NONE]
+        if not len(rows):
+            return NO_EXAMPLES
+        codes, inverse = np.unique(
+            np.stack([calls.inputs[rows], calls.outputs[rows]]), axis=1, return_inverse=True
+        )
+        inverse = inverse.reshape(-1)
+        values = [
+            _values(window.catalog, self._given, self._returned, *pair_)
+            for pair_ in codes.T.tolist()
+        ]
+        known = np.array([a is not None and b is not None for a, b in values])[inverse]
+        holds = np.array([a == b for a, b in values])[inverse][known]
+        rows, seen = rows[known], inverse[known]
+
+        def explain(index: int) -> Explanation:
+            name = short(window.catalog.apis[int(calls.api[rows[index]])].name)
+            expected, actual = values[seen[index]]
+            return Explanation(
+                message=f"{name} returned {self._returned.attribute} {actual} for an argument "
+                f"of {expected}"
+            )
+
+        return Examples.of_calls(window, rows, holds, explain)
+
+
+class _Proposer(Proposer):
+    """Proposes what was equal in every call."""
+
+    def __init__(self) -> None:
+        self._names = ApiNames()
+        self._equal: dict[tuple[APIParam, APIParam], bool] = {}
+
+    def observe(self, window: Window) -> None:
+        calls = window.calls
+        mask = (calls.outputs != NONE) & (calls.inputs != NONE)
+        signatures = np.stack([calls.api, calls.inputs, calls.outputs])[:, mask]
+        for api_code, inputs, outputs in np.unique(signatures, axis=1).T.tolist():
+            api = window.catalog.apis[api_code]
+            for name in self._names.of(api):
+                for given in window.catalog.signature(inputs):
+                    for returned in window.catalog.signature(outputs):
+                        for attribute in ATTRIBUTES:
+                            value = given.get(attribute)
+                            if value is None or returned.get(attribute) is None:
+                                continue
+                            key = (
+                                APIParam(
+                                    api_full_name=name,
+                                    argument=given.path,
+                                    attribute=attribute,
+                                    role=api.role,
+                                ),
+                                APIParam(
+                                    api_full_name=name,
+                                    argument=RESULT + returned.path,
+                                    attribute=attribute,
+                                    role=api.role,
+                                ),
+                            )
+                            same = value == returned.get(attribute)
+                            self._equal[key] = self._equal.get(key, True) and same
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        return [
+            Hypothesis(relation=ConsistentInputOutputRelation.name, params=key)
+            for key, equal in self._equal.items()
+            if equal
+        ]

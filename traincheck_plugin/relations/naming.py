@@ -1,0 +1,40 @@
+"""Names as a reader is shown them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from traincheck_plugin.events import NONE, Variable, Window
+
+
+def short(api_name: str) -> str:
+    """Return ``Adam.step`` for ``torch.optim.Adam.step``, ``relu`` for a plain function."""
+    parts = api_name.split(".")
+    if len(parts) > 1 and parts[-2][:1].isupper():
+        return ".".join(parts[-2:])
+    return parts[-1]
+
+
+def describe_variables(variables: Sequence[Variable]) -> str:
+    """Return a few words that say which variables are meant.
+
+    Up to three are named; more are told by what they have in common: the class of their module,
+    or the part of the model they are in.
+    """
+    if len(variables) <= 3:
+        return ", ".join(f"`{v.label}`" for v in variables)
+    count = len(variables)
+    types = {v.module_type for v in variables}
+    if len(types) == 1 and (only := types.pop()):
+        return f"{count}, all of {short(only)}"
+    prefix = os.path.commonprefix([v.name.split(".")[:-1] for v in variables])
+    if prefix:
+        return f"{count}, all of `{'.'.join(prefix)}`"
+    return f"`{variables[0].label}`, `{variables[1].label}` and {count - 2} more"
+
+
+def place(window: Window, row: int) -> str:
+    """Return `` (train.py:30 in train)`` for a call, "" where its source is unknown."""
+    code = int(window.calls.source[row])
+    return f" ({window.catalog.sources[code]})" if code != NONE else ""

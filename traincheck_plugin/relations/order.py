@@ -1,0 +1,95 @@
+"""Labels whether calls alternate: the common ground of cover and lead."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import permutations
+
+import numpy as np
+
+from traincheck_plugin.events import Bool, Int64, Role, Window
+from traincheck_plugin.invariants.model import APIParam, Hypothesis
+from traincheck_plugin.relations.base import Proposer
+
+ORDERED: frozenset[Role] = frozenset(
+    {
+        "step",
+        "zero_grad",
+        "backward",
+        "clip",
+        "scaler",
+        "scheduler",
+        "mode",
+        "forward",
+        "data",
+        "framework",
+        "instrumented",
+    }
+)
+"""Roles whose order says something about the training; other orders are plumbing."""
+
+MIN_CALLS = 3
+"""An order of calls that happened less often says nothing."""
+
+
+class Gaps:
+    """Follows two kinds of calls and tells, between two calls of one, whether there was another.
+
+    Calls are ordered by their *end*, so that a zero_grad and backward inside ``step(closure)``
+    come before the step, as they do in a plain loop.
+    """
+
+    def __init__(self, fence: str, wanted: str) -> None:
+        self._fence = fence
+        self._wanted = wanted
+        self._last_fence = -1
+        self._last_wanted = -1
+
+    def observe(self, window: Window) -> tuple[Int64, Bool]:
+        """Return the rows of the *fence* calls that end a gap, and whether the gap had a *wanted*.
+
+        The first call of all ends no gap: what came before it may not have been observed.
+        """
+        calls = window.calls
+        rows = window.rows_of_name(self._fence)
+        ends = calls.end[rows]
+        wanted = calls.end[window.rows_of_name(self._wanted)]
+        if not len(rows):
+            self._last_wanted = int(wanted[-1]) if len(wanted) else self._last_wanted
+            return rows, np.empty(0, np.bool_)
+        starts = np.concatenate([[self._last_fence], ends[:-1]])
+        # The last wanted call before each end, from this window or an earlier one.
+        index = np.searchsorted(wanted, ends) - 1
+        latest = np.where(
+            index >= 0, wanted[np.maximum(index, 0)] if len(wanted) else -1, self._last_wanted
+        )
+        holds = latest > starts
+        known = starts >= 0
+        self._last_fence = int(ends[-1])
+        if len(wanted):
+            self._last_wanted = int(wanted[-1])
+        return rows[known], holds[known]
+
+    def forget(self) -> None:
+        """Start anew after a stretch that was not observed."""
+        self._last_fence = self._last_wanted = -1
+
+
+class PairProposer(Proposer):
+    """Proposes every ordered pair of APIs that place a step in time."""
+
+    def __init__(self, relation: str) -> None:
+        self._relation = relation
+        self._counts: dict[APIParam, int] = {}
+
+    def observe(self, window: Window) -> None:
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            if api.role in ORDERED:
+                param = APIParam(api_full_name=api.general, role=api.role)
+                number = len(window.rows_of_api(code))
+                self._counts[param] = self._counts.get(param, 0) + number
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        often = [param for param, number in self._counts.items() if number >= MIN_CALLS]
+        return [Hypothesis(relation=self._relation, params=p) for p in permutations(often, 2)]

@@ -1,0 +1,50 @@
+"""Unpacks the parameters of a hypothesis and says what went wrong where they do not fit."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Role
+from traincheck_plugin.invariants.model import APIParam, Param, VarTypeParam
+from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+
+P = TypeVar("P", bound=Param)
+Q = TypeVar("Q", bound=Param)
+
+
+def pair(
+    relation: str, params: tuple[Param, ...], first: type[P], second: type[Q]
+) -> tuple[P, Q]:
+    """Return the two parameters of a relation that takes a *first* and a *second*.
+
+    Raises:
+        InvariantError: there are not two, or they are of other types.
+    """
+    if len(params) == 2 and isinstance(params[0], first) and isinstance(params[1], second):
+        return params[0], params[1]
+    raise InvariantError(
+        f"{relation} expects the parameters {first.__name__} and {second.__name__}, "
+        f"got {', '.join(type(p).__name__ for p in params) or 'none'}"
+    )
+
+
+def api_plan(*apis: APIParam) -> Plan:
+    """Return the plan that records calls of these APIs: only functions have to be asked for."""
+    functions = {a.api_full_name for a in apis if a.role in (None, "function")}
+    return Plan(functions=frozenset(functions), attributes={})
+
+
+def variable_plan(api: APIParam, variables: VarTypeParam) -> Plan:
+    """Return the plan that shows these variables at calls of *api*.
+
+    The state that tells the cause of a failure is part of it. A cycle is made of the frames of
+    other calls too.
+    """
+    roles: tuple[Role, ...] = tuple(FULL_ATTRIBUTES)
+    if api.role is not None and api.span == "call":
+        roles = (api.role,)
+    return Plan(
+        functions=api_plan(api).functions,
+        attributes={role: FULL_ATTRIBUTES[role] for role in roles if role in FULL_ATTRIBUTES},
+    )

@@ -1,0 +1,57 @@
+"""The relations there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from importlib.metadata import entry_points
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.relations.api_contain import APIContainRelation
+from traincheck_plugin.relations.base import Relation
+from traincheck_plugin.relations.consistency import ConsistencyRelation
+from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
+from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
+from traincheck_plugin.relations.function_cover import FunctionCoverRelation
+from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+
+ENTRY_POINTS = "traincheck_plugin.relations"
+"""The entry-point group under which other packages add relations."""
+
+BUILT_IN: tuple[Relation, ...] = (
+    APIContainRelation(),
+    ConsistencyRelation(),
+    ConsistentOutputRelation(),
+    ConsistentInputOutputRelation(),
+    FunctionCoverRelation(),
+    FunctionLeadRelation(),
+)
+
+
+@cache
+def relations() -> Mapping[str, Relation]:
+    """Return every relation by its name, those of other packages included."""
+    known = {relation.name: relation for relation in BUILT_IN}
+    for entry_point in entry_points(group=ENTRY_POINTS):
+        relation = entry_point.load()()
+        known.setdefault(relation.name, relation)
+    return known
+
+
+def choose(
+    enable: Iterable[str] | None = None, disable: Iterable[str] | None = None
+) -> tuple[Relation, ...]:
+    """Return the relations named in *enable* (all when None) less those in *disable*.
+
+    Raises:
+        InvariantError: a name is not that of a relation.
+    """
+    known = relations()
+    wanted = list(known) if enable is None else list(enable)
+    unwanted = list(disable or ())
+    for name in (*wanted, *unwanted):
+        if name not in known:
+            raise InvariantError(
+                f"unknown relation {name!r}; the relations are {', '.join(sorted(known))}"
+            )
+    return tuple(known[name] for name in wanted if name not in unwanted)

@@ -1,0 +1,86 @@
+"""Which rows of a frame have a value that an invariant names, and which variables it speaks of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Array, Bool, Frame, GradState, Window
+from traincheck_plugin.invariants.model import ANY, VAR_TYPES, VarTypeParam
+
+
+def matches(attribute: str, expected: Any, column: Array, before: Array | None = None) -> Bool:
+    """Return which values of *column* are *expected*.
+
+    Args:
+        attribute: the attribute that the column holds.
+        expected: a literal, None, ``non_zero``, ``not_null``, ``changed`` or `ANY`. For gradients
+            None means cleared: absent or all zero, as `zero_grad` leaves either.
+        column: values of one frame.
+        before: values of the same variables in the frame that ``changed`` compares with.
+
+    Raises:
+        InvariantError: *expected* is nothing that the attribute can be.
+    """
+    if expected == ANY:
+        return np.ones(len(column), np.bool_)
+    if expected == "changed" and before is not None:
+        return np.asarray(column != before)
+    if attribute == "grad":
+        if expected is None:
+            return np.asarray(column <= GradState.ZERO)
+        if expected == "non_zero":
+            return np.asarray(column >= GradState.NON_ZERO)
+        if expected == "not_null":
+            return np.asarray(column > GradState.NULL)
+    elif expected == "non_zero":
+        return np.asarray(column != 0)
+    elif isinstance(expected, bool | int | float):
+        return np.asarray(column == expected)
+    raise InvariantError(f"expected a value that {attribute!r} can have, got {expected!r}")
+
+
+def select(param: VarTypeParam, frame: Frame, holder: int) -> Bool | None:
+    """Return which rows of *frame* the parameter speaks of, before any `pre_value`.
+
+    Args:
+        param: names the type of the variables and, in `where`, conditions on them.
+        frame: of variables of that type.
+        holder: object code of the optimizer that ``held`` refers to, or `NONE`.
+
+    Returns:
+        A mask, or None where the frame cannot tell.
+    """
+    mask = np.ones(len(frame), np.bool_)
+    for attribute, expected in param.where:
+        if attribute == "held":
+            owners = frame.columns.get("optimizer")
+            if owners is None or holder < 0:
+                return None
+            mask &= (owners == holder) == expected
+        else:
+            column = frame.columns.get(attribute)
+            if column is None:
+                return None
+            mask &= matches(attribute, expected, column)
+    return mask
+
+
+def is_about(window: Window, frame: Frame, param: VarTypeParam) -> bool:
+    """Return whether *frame* shows the attribute of the type of variable of *param*."""
+    kind = window.kind(frame)
+    return (
+        kind is not None
+        and VAR_TYPES[kind] == param.var_type
+        and param.attr_name in frame.columns
+    )
+
+
+def align(begin: Frame, end: Frame) -> tuple[Array, Array] | None:
+    """Return rows of the two frames that show the same variables; None where all rows do."""
+    if begin.variables is end.variables or np.array_equal(begin.variables, end.variables):
+        return None
+    _, first, second = np.intersect1d(begin.variables, end.variables, return_indices=True)
+    return first, second
