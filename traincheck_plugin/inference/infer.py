@@ -113,7 +113,9 @@ def infer(
     report = progress or (lambda what, part: None)
     surveys = _map(_survey, parts, processes, partial(report, "proposing hypotheses"))
     hypotheses = tuple(dict.fromkeys(h for survey in surveys for h in survey.hypotheses))
-    work = [(part, hypotheses, survey.num_windows) for part, survey in zip(parts, surveys, strict=True)]
+    work = [
+        (part, hypotheses, survey.num_windows) for part, survey in zip(parts, surveys, strict=True)
+    ]
     tallies = [Tally() for _ in hypotheses]
     for result in _map(_label, work, processes, partial(report, "labelling examples")):
         for tally, found in zip(tallies, result, strict=True):

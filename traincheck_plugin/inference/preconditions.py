@@ -45,7 +45,11 @@ def learn(tally: Tally, regime: Sequence[str]) -> tuple[Precondition, list[Kind]
     alternatives = _separate(good, bad)
     if alternatives is None:
         return None
-    named = {PROPERTIES.index(clause.prop_name.removeprefix(PREFIX)) for a in alternatives for clause in a}
+    named = {
+        PROPERTIES.index(clause.prop_name.removeprefix(PREFIX))
+        for a in alternatives
+        for clause in a
+    }
     limits = tuple(
         clause
         for name in regime
@@ -56,9 +60,7 @@ def learn(tally: Tally, regime: Sequence[str]) -> tuple[Precondition, list[Kind]
     if not limits and alternatives == ((),):
         precondition = Precondition()
     refuted = [
-        kind
-        for kind, count in tally.counts.items()
-        if count.negative and meets(kind, precondition)
+        kind for kind, count in tally.counts.items() if count.negative and meets(kind, precondition)
     ]
     return None if refuted else (precondition, good)
 
@@ -74,7 +76,9 @@ def meets(kind: Kind, precondition: Precondition) -> bool:
     )
 
 
-def _separate(good: Collection[Kind], bad: Collection[Kind]) -> tuple[tuple[Clause, ...], ...] | None:
+def _separate(
+    good: Collection[Kind], bad: Collection[Kind]
+) -> tuple[tuple[Clause, ...], ...] | None:
     """Return the fewest alternatives that all *good* meet and no *bad* does."""
     if not bad:
         return ((),)

@@ -27,7 +27,8 @@ def sketch(tokens: Iterable[str]) -> tuple[int, ...]:
     if not found:
         return ()
     return tuple(
-        min(xxhash.xxh32_intdigest(token, seed) for token in found) for seed in range(SKETCH_SIZE)
+        min(xxhash.xxh32_intdigest(token.encode(), seed) for token in found)
+        for seed in range(SKETCH_SIZE)
     )
 
 

@@ -213,5 +213,3 @@ class _Proposer(Proposer):
                 inner = apis[int(calls.api[row])]
                 for name in self._names.of(inner):
                     self._add(api, APIParam(api_full_name=name, role=inner.role))
-
-

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Window
+from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Variable, Window
 from traincheck_plugin.relations.base import Cause
 from traincheck_plugin.relations.naming import describe_variables, place, short
 
@@ -68,13 +68,42 @@ def find_cause(window: Window, row: int, frame: Frame, failing: Bool, others: Bo
     )
 
 
-def _who(names: list, others: Bool) -> str:  # type: ignore[type-arg]
+def accumulation(window: Window, row: int, frame: Frame, filled: Bool) -> Cause:
+    """Return the cause that gradients still hold those of earlier steps.
+
+    Args:
+        window: where it happened.
+        row: the call that failed.
+        frame: shows the gradients.
+        filled: rows of the frame whose gradients were not cleared.
+    """
+    names = [window.catalog.variables[int(code)] for code in frame.variables[filled]]
+    calls, apis = window.calls, window.catalog.apis
+    clears = [
+        index
+        for index in np.flatnonzero(calls.end < calls.end[row])
+        if apis[int(calls.api[index])].role == "zero_grad"
+    ]
+    why = "zero_grad was not called"
+    if clears:
+        name = short(apis[int(calls.api[clears[-1]])].name)
+        why = f"{name}{place(window, int(clears[-1]))} did not clear them"
+    return Cause(
+        fact="gradients accumulate",
+        subjects=tuple(sorted(v.label for v in names)),
+        text=f"backward adds to gradients of earlier steps ({describe_variables(names)}): {why}",
+    )
+
+
+def _who(names: list[Variable], others: Bool) -> str:
     described = describe_variables(names)
     if others.any():
         return described
     if len(names) == 1:
         return f"the only parameter concerned ({described})"
-    return f"{'both' if len(names) == 2 else f'all {len(names)}'} parameters concerned ({described})"
+    return (
+        f"{'both' if len(names) == 2 else f'all {len(names)}'} parameters concerned ({described})"
+    )
 
 
 def _why_no_gradient(window: Window, row: int) -> str:

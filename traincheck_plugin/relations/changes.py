@@ -10,7 +10,7 @@ import numpy as np
 from traincheck_plugin.events import Array, Bool, Frame, GradState, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
-from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.causes import accumulation, find_cause
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.values import align, is_about, matches, select
 
@@ -118,6 +118,14 @@ class ChangeMonitor(Monitor):
         done, total = int(change.did.sum()), int(change.subject.sum())
         verb, noun = verbs(self._variables)
         one = "" if total == 1 else "s"
+        param = self._variables
+        if param.attr_name == "grad" and param.pre_value is None and not change.did.any():
+            filled = change.subject & (change.begin.columns["grad"] >= GradState.NON_ZERO)
+            if filled.any():
+                return Explanation(
+                    message=f"{name} started from gradients that were not cleared",
+                    cause=accumulation(window, row, change.begin, filled),
+                )
         return Explanation(
             message=f"{name} {verb} {done} of {total} {noun}{one}",
             cause=find_cause(window, row, change.begin, failing, change.did),

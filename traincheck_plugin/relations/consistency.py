@@ -67,11 +67,11 @@ class ConsistencyRelation(Relation):
         return _WithinMonitor(first, second)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        first, second = params
-        if isinstance(first, VarNameParam) and isinstance(second, VarNameParam):
-            return f"`{first.var_name}` and `{second.var_name}` have the same {first.attr_name}"
-        first, second = pair(self.name, params, VarTypeParam, VarTypeParam)
-        return f"{first.attr_name} equals {second.attr_name} in every {first.var_type}"
+        if isinstance(params[0], VarNameParam):
+            v, w = pair(self.name, params, VarNameParam, VarNameParam)
+            return f"`{v.var_name}` and `{w.var_name}` have the same {v.attr_name}"
+        x, y = pair(self.name, params, VarTypeParam, VarTypeParam)
+        return f"{x.attr_name} equals {y.attr_name} in every {x.var_type}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return Plan(functions=frozenset(), attributes={"step": FULL_ATTRIBUTES["step"]})

@@ -8,8 +8,14 @@ from typing import Any
 import numpy as np
 
 from traincheck_plugin.events import NONE, Window
-from traincheck_plugin.invariants.model import APIParam, ConstantParam, Hypothesis
-from traincheck_plugin.invariants.model import Param, Scope, Severity
+from traincheck_plugin.invariants.model import (
+    APIParam,
+    ConstantParam,
+    Hypothesis,
+    Param,
+    Scope,
+    Severity,
+)
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.api_names import ApiNames
 from traincheck_plugin.relations.base import (
@@ -49,9 +55,7 @@ class ConsistentOutputRelation(Relation):
 
     def describe(self, params: tuple[Param, ...]) -> str:
         api, constant = pair(self.name, params, APIParam, ConstantParam)
-        return (
-            f"{result(api)} of {short(api.api_full_name)} has {api.attribute} {constant.value}"
-        )
+        return f"{result(api)} of {short(api.api_full_name)} has {api.attribute} {constant.value}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return api_plan(pair(self.name, params, APIParam, ConstantParam)[0])

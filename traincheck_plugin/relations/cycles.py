@@ -6,15 +6,9 @@ import numpy as np
 
 from traincheck_plugin.events import Bool, Frame, Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
-from traincheck_plugin.relations.base import (
-    NO_EXAMPLES,
-    Cause,
-    Examples,
-    Explanation,
-    Monitor,
-)
-from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.naming import describe_variables, short
+from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
+from traincheck_plugin.relations.causes import accumulation, find_cause
+from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.values import is_about, matches, select
 
 
@@ -45,8 +39,7 @@ class CycleMonitor(Monitor):
         catalog, calls = window.catalog, window.calls
         self._grow(len(catalog.variables))
         ends = {
-            int(calls.call[row]): int(row)
-            for row in window.rows_of_name(self._api.api_full_name)
+            int(calls.call[row]): int(row) for row in window.rows_of_name(self._api.api_full_name)
         }
         rows, holds, failures = [], [], []
         for frame in window.frames:
@@ -93,24 +86,20 @@ class CycleMonitor(Monitor):
 
     def _is_backward(self, window: Window, frame: Frame) -> bool:
         row = window.row_of_call.get(frame.call)
-        return row is not None and window.catalog.apis[int(window.calls.api[row])].role == "backward"
+        if row is None:
+            return False
+        return window.catalog.apis[int(window.calls.api[row])].role == "backward"
 
     def _explain(
         self, window: Window, row: int, frame: Frame, failing: Bool, did: Bool
     ) -> Explanation:
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         count, total = int(failing.sum()), int(failing.sum() + did.sum())
-        names = [window.catalog.variables[int(code)] for code in frame.variables[failing]]
         if self._variables.attr_name == "grad" and self._variables.post_value is None:
             return Explanation(
                 message=f"the gradients of {count} of {total} parameters were never cleared "
                 f"between two calls of {name}",
-                cause=Cause(
-                    fact="gradients accumulate",
-                    subjects=tuple(sorted(v.label for v in names)),
-                    text=f"the gradients of {describe_variables(names)} still hold those of "
-                    "earlier steps when backward adds to them: " + _clearing(window, row),
-                ),
+                cause=accumulation(window, row, frame, failing),
             )
         happened = (
             f"{count} of {total} parameters that {name} holds had no gradient"
@@ -118,15 +107,4 @@ class CycleMonitor(Monitor):
             else f"{self._variables.attr_name} of {count} of {total} variables never was "
             f"{self._variables.post_value} before {name}"
         )
-        return Explanation(
-            message=happened, cause=find_cause(window, row, frame, failing, did)
-        )
-
-
-def _clearing(window: Window, row: int) -> str:
-    """Say whether anything tried to clear gradients."""
-    for api, end in zip(window.calls.api, window.calls.end, strict=True):
-        found = window.catalog.apis[int(api)]
-        if found.role == "zero_grad" and end < window.calls.end[row]:
-            return f"{short(found.name)} was called and did not clear them"
-    return "zero_grad was not called"
+        return Explanation(message=happened, cause=find_cause(window, row, frame, failing, did))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
+from itertools import takewhile
 
 from traincheck_plugin.events import NONE, Variable, Window
 
@@ -28,10 +28,15 @@ def describe_variables(variables: Sequence[Variable]) -> str:
     types = {v.module_type for v in variables}
     if len(types) == 1 and (only := types.pop()):
         return f"{count}, all of {short(only)}"
-    prefix = os.path.commonprefix([v.name.split(".")[:-1] for v in variables])
+    prefix = _common_prefix([v.name.split(".")[:-1] for v in variables])
     if prefix:
         return f"{count}, all of `{'.'.join(prefix)}`"
     return f"`{variables[0].label}`, `{variables[1].label}` and {count - 2} more"
+
+
+def _common_prefix(paths: Sequence[list[str]]) -> list[str]:
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*paths, strict=False))
+    return [parts[0] for parts in shared]
 
 
 def place(window: Window, row: int) -> str:

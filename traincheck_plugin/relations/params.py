@@ -13,9 +13,7 @@ P = TypeVar("P", bound=Param)
 Q = TypeVar("Q", bound=Param)
 
 
-def pair(
-    relation: str, params: tuple[Param, ...], first: type[P], second: type[Q]
-) -> tuple[P, Q]:
+def pair(relation: str, params: tuple[Param, ...], first: type[P], second: type[Q]) -> tuple[P, Q]:
     """Return the two parameters of a relation that takes a *first* and a *second*.
 
     Raises:

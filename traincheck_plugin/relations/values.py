@@ -72,9 +72,7 @@ def is_about(window: Window, frame: Frame, param: VarTypeParam) -> bool:
     """Return whether *frame* shows the attribute of the type of variable of *param*."""
     kind = window.kind(frame)
     return (
-        kind is not None
-        and VAR_TYPES[kind] == param.var_type
-        and param.attr_name in frame.columns
+        kind is not None and VAR_TYPES[kind] == param.var_type and param.attr_name in frame.columns
     )
 
 
