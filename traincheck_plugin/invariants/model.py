@@ -60,8 +60,8 @@ class VarTypeParam:
             all zero), ``non_zero``, ``not_null``, ``changed`` (post only), or `ANY`.
         quantifier: how many of the variables.
         where: which variables, as (attribute, value) pairs that must hold before:
-            ``("held", True)``: the optimizer that is called holds them; ``("requires_grad", True)``;
-            ``("grad", "non_zero")``.
+            ``("held", True)``: the optimizer that is called holds them;
+            ``("requires_grad", True)``; ``("grad", "non_zero")``.
     """
 
     var_type: str

@@ -96,12 +96,11 @@ class APIContainRelation(Relation):
         return (CycleMonitor if api.span == "cycle" else ChangeMonitor)(api, variables)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        api, other = params
-        assert isinstance(api, APIParam)  # monitor() refuses anything else
+        if isinstance(params[1], APIParam):
+            outer, inner = pair(self.name, params, APIParam, APIParam)
+            return f"{short(outer.api_full_name)} calls {short(inner.api_full_name)}"
+        api, other = pair(self.name, params, APIParam, VarTypeParam)
         name = short(api.api_full_name)
-        if isinstance(other, APIParam):
-            return f"{name} calls {short(other.api_full_name)}"
-        assert isinstance(other, VarTypeParam)
         if api.span == "cycle":
             if other.post_value is None:
                 return f"between two calls of {name} every gradient{_where(other)} is cleared"

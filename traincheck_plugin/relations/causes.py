@@ -8,7 +8,8 @@ does not change.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,14 +17,46 @@ from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Variab
 from traincheck_plugin.relations.base import Cause
 from traincheck_plugin.relations.naming import describe_variables, place, short
 
-FACTS: tuple[tuple[str, str, Callable[[Array], Array]], ...] = (
-    ("in no model that was run", "in_model", lambda column: ~column),
-    ("requires_grad=False", "requires_grad", lambda column: ~column),
-    ("in no optimizer", "optimizer", lambda column: column == NONE),
-    ("learning rate is 0", "lr", lambda column: column == 0),
-    ("gradient is None", "grad", lambda column: column == GradState.NULL),
-    ("gradient is NaN or infinite", "grad", lambda column: column == GradState.NON_FINITE),
-    ("gradient is all zeros", "grad", lambda column: column == GradState.ZERO),
+
+@dataclass(frozen=True, slots=True)
+class _Fact:
+    """Something that can be true of a variable and keeps it from learning.
+
+    Attributes:
+        name: a few words.
+        attribute: column of the frame that shows it.
+        test: which values of the column do.
+        sentence: says it of ``{who}``, with ``{be}`` and ``{have}`` in the right number.
+    """
+
+    name: str
+    attribute: str
+    test: Callable[[Array], Array]
+    sentence: str
+
+
+NO_GRADIENT = _Fact(
+    "gradient is None", "grad", lambda c: c == GradState.NULL, "{who} {have} no gradient"
+)
+
+FACTS = (
+    _Fact("in no model that ran", "in_model", lambda c: ~c, "{who} {be} in no model that ran"),
+    _Fact("requires_grad=False", "requires_grad", lambda c: ~c, "{who} {have} requires_grad=False"),
+    _Fact("in no optimizer", "optimizer", lambda c: c == NONE, "{who} {be} in no optimizer"),
+    _Fact("learning rate is 0", "lr", lambda c: c == 0, "the learning rate of {who} is 0"),
+    NO_GRADIENT,
+    _Fact(
+        "gradient is not finite",
+        "grad",
+        lambda c: c == GradState.NON_FINITE,
+        "the gradient of {who} is NaN or infinite",
+    ),
+    _Fact(
+        "gradient is all zeros",
+        "grad",
+        lambda c: c == GradState.ZERO,
+        "the gradient of {who} is all zeros",
+    ),
 )
 
 
@@ -39,30 +72,18 @@ def find_cause(window: Window, row: int, frame: Frame, failing: Bool, others: Bo
     """
     if not failing.any():
         return None
-    for fact, attribute, test in FACTS:
-        column = frame.columns.get(attribute)
-        if column is None:
-            continue
-        met = test(column)
-        if met[failing].all() and not (others.any() and met[others].all()):
-            break
-    else:
+    fact = next((f for f in FACTS if _explains(f, frame, failing, others)), None)
+    if fact is None:
         return None
-    variables = window.catalog.variables
-    names = [variables[int(code)] for code in frame.variables[failing]]
-    verb = "has" if len(names) == 1 else "have"
-    be = "is" if len(names) == 1 else "are"
-    who = _who(names, others)
-    text = {
-        "in no model that was run": f"{who} {be} in no model that was run",
-        "requires_grad=False": f"{who} {verb} requires_grad=False",
-        "in no optimizer": f"{who} {be} in no optimizer",
-        "learning rate is 0": f"the learning rate of {who} is 0",
-    }.get(fact, f"{who}: {fact}")
-    if fact == "gradient is None":
+    names = _variables(window, frame, failing)
+    one = len(names) == 1
+    text = fact.sentence.format(
+        who=_who(names, others), be="is" if one else "are", have="has" if one else "have"
+    )
+    if fact is NO_GRADIENT:
         text += _why_no_gradient(window, row)
     return Cause(
-        fact=fact,
+        fact=fact.name,
         subjects=tuple(sorted(v.label for v in names)),
         text=text + _left_out(window, frame, failing),
     )
@@ -77,17 +98,17 @@ def accumulation(window: Window, row: int, frame: Frame, filled: Bool) -> Cause:
         frame: shows the gradients.
         filled: rows of the frame whose gradients were not cleared.
     """
-    names = [window.catalog.variables[int(code)] for code in frame.variables[filled]]
+    names = _variables(window, frame, filled)
     calls, apis = window.calls, window.catalog.apis
     clears = [
-        index
+        int(index)
         for index in np.flatnonzero(calls.end < calls.end[row])
         if apis[int(calls.api[index])].role == "zero_grad"
     ]
     why = "zero_grad was not called"
     if clears:
         name = short(apis[int(calls.api[clears[-1]])].name)
-        why = f"{name}{place(window, int(clears[-1]))} did not clear them"
+        why = f"{name}{place(window, clears[-1])} did not clear them"
     return Cause(
         fact="gradients accumulate",
         subjects=tuple(sorted(v.label for v in names)),
@@ -95,37 +116,45 @@ def accumulation(window: Window, row: int, frame: Frame, filled: Bool) -> Cause:
     )
 
 
-def _who(names: list[Variable], others: Bool) -> str:
+def _variables(window: Window, frame: Frame, mask: Bool) -> list[Variable]:
+    return [window.catalog.variables[int(code)] for code in frame.variables[mask]]
+
+
+def _explains(fact: _Fact, frame: Frame, failing: Bool, others: Bool) -> bool:
+    """Return whether the fact is true of all that failed, and not of all that did not."""
+    column = frame.columns.get(fact.attribute)
+    if column is None:
+        return False
+    met = fact.test(column)
+    return bool(met[failing].all()) and not (others.any() and bool(met[others].all()))
+
+
+def _who(names: Sequence[Variable], others: Bool) -> str:
     described = describe_variables(names)
     if others.any():
         return described
     if len(names) == 1:
-        return f"the only parameter concerned ({described})"
-    return (
-        f"{'both' if len(names) == 2 else f'all {len(names)}'} parameters concerned ({described})"
-    )
+        return f"the only parameter ({described})"
+    return f"{'both' if len(names) == 2 else 'all'} parameters ({described})"
 
 
 def _why_no_gradient(window: Window, row: int) -> str:
-    """Say what the order of backward and zero_grad before the call tells."""
-    roles = [window.catalog.apis[int(code)].role for code in window.calls.api]
-    begins = window.calls.begin
-    # What matters is what ended before the call did and began before its own work: with a closure
-    # these calls are inside it.
+    """Say what the order of backward and zero_grad before the end of the call tells.
+
+    With a closure these calls happen inside the step, so their ends are compared.
+    """
+    calls, apis = window.calls, window.catalog.apis
     last: dict[str, int] = {}
-    for index in np.argsort(begins):
-        if begins[index] < window.calls.end[row] and index != row:
-            last[roles[index]] = int(index)
+    for index in np.argsort(calls.end):
+        if calls.end[index] < calls.end[row]:
+            last[apis[int(calls.api[index])].role] = int(index)
     backward, clear = last.get("backward"), last.get("zero_grad")
     if backward is None:
-        return "; no backward ran before it in this step"
-    if clear is not None and begins[clear] > begins[backward]:
-        name = short(window.catalog.apis[int(window.calls.api[clear])].name)
-        return (
-            f"; {name}{place(window, clear)} cleared them after the last backward"
-            f"{place(window, backward)}"
-        )
-    return "; backward does not reach them (frozen, detached, or not part of the loss)"
+        return ": no backward ran before it in this step"
+    if clear is not None and calls.end[clear] > calls.end[backward]:
+        name = short(apis[int(calls.api[clear])].name)
+        return f": {name}{place(window, clear)} cleared it after the last backward"
+    return ": backward does not reach it (frozen, detached, or not part of the loss)"
 
 
 def _left_out(window: Window, frame: Frame, failing: Bool) -> str:
@@ -133,14 +162,11 @@ def _left_out(window: Window, frame: Frame, failing: Bool) -> str:
     columns = frame.columns
     if not {"requires_grad", "optimizer", "in_model"} <= set(columns):
         return ""
-    mask = columns["requires_grad"] & columns["in_model"] & (columns["optimizer"] == NONE)
-    mask &= ~failing
+    trainable = columns["requires_grad"] & columns["in_model"]
+    mask = trainable & (columns["optimizer"] == NONE) & ~failing
     if not mask.any():
         return ""
-    names = [window.catalog.variables[int(code)] for code in frame.variables[mask]]
-    return (
-        f"; the parameters that do require gradients ({describe_variables(names)}) "
-        "are in no optimizer"
-        if not (columns["requires_grad"] & (columns["optimizer"] != NONE)).any()
-        else f"; {describe_variables(names)} require gradients and are in no optimizer"
-    )
+    names = describe_variables(_variables(window, frame, mask))
+    if (trainable & ~mask & ~failing).any():
+        return f"; {names} require gradients and are in no optimizer"
+    return f"; the parameters that do require gradients ({names}) are in no optimizer"

@@ -48,11 +48,12 @@ class ChangeMonitor(Monitor):
         self._variables = variables
 
     def observe(self, window: Window) -> Examples:
-        rows, holds, changes = [], [], []
-        for row in window.rows_of_name(self._api.api_full_name):
-            change = self._change(window, int(row))
-            held = None if change is None else self._holds(window, change)
-            if held is not None:
+        rows: list[int] = []
+        holds: list[bool] = []
+        changes: list[Change] = []
+        for row in window.rows_of_name(self._api.api_full_name).tolist():
+            change = self._change(window, row)
+            if change is not None and (held := self._holds(window, change)) is not None:
                 rows.append(row)
                 holds.append(held)
                 changes.append(change)
@@ -61,9 +62,7 @@ class ChangeMonitor(Monitor):
         where = np.array(rows, np.int64)
 
         def explain(index: int) -> Explanation:
-            change = changes[index]
-            assert change is not None  # only judged calls are examples
-            return self._explain(window, int(where[index]), change)
+            return self._explain(window, rows[index], changes[index])
 
         return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
 
