@@ -1,0 +1,97 @@
+"""An LSTM reads digits row by row: SGD with momentum, gradients clipped by norm, dropout."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from digits import load_digits
+from torch import nn, optim
+from torch.utils.data import DataLoader
+
+MAX_NORM = 0.25
+BUGS = (
+    "no_zero_grad",
+    "frozen_encoder",
+    "step_before_backward",
+    "other_model_optimizer",
+    "detached_encoder",
+    "lr_zero",
+    "left_in_eval",
+    "clip_before_backward",
+)
+
+
+class RowReader(nn.Module):
+    def __init__(self, hidden=64, detached=False):
+        super().__init__()
+        self.lstm = nn.LSTM(28, hidden, batch_first=True)
+        self.dropout = nn.Dropout(0.2)
+        self.head = nn.Linear(hidden, 10)
+        self.detached = detached
+
+    def forward(self, x):
+        rows, _ = self.lstm((x.squeeze(1) - 0.13) / 0.31)
+        summary = rows.mean(dim=1)
+        if self.detached:
+            summary = summary.detach()
+        return self.head(self.dropout(summary))
+
+
+def train(model, loader, optimizer, bug):
+    if bug != "left_in_eval":
+        model.train()
+    total = 0.0
+    for images, labels in loader:
+        if bug != "no_zero_grad":
+            optimizer.zero_grad()
+        loss = F.cross_entropy(model(images), labels)
+        if bug == "clip_before_backward":
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        if bug == "step_before_backward":
+            optimizer.step()
+        loss.backward()
+        if bug != "clip_before_backward":
+            nn.utils.clip_grad_norm_(model.parameters(), MAX_NORM)
+        if bug != "step_before_backward":
+            optimizer.step()
+        total += loss.item()
+    return total / len(loader)
+
+
+def evaluate(model, loader):
+    model.eval()
+    with torch.no_grad():
+        losses = [F.cross_entropy(model(images), labels).item() for images, labels in loader]
+    return sum(losses) / len(losses)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+
+    train_set, test_set = load_digits(640, 128)
+    train_loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
+    test_loader = DataLoader(test_set, batch_size=64)
+
+    model = RowReader(detached=args.bug == "detached_encoder")
+    if args.bug == "frozen_encoder":
+        model.lstm.requires_grad_(False)
+    trained = RowReader() if args.bug == "other_model_optimizer" else model
+    lr = 0.0 if args.bug == "lr_zero" else 0.5
+    optimizer = optim.SGD(trained.parameters(), lr=lr, momentum=0.9)
+
+    for epoch in range(1, args.epochs + 1):
+        train_loss = train(model, train_loader, optimizer, args.bug)
+        test_loss = evaluate(model, test_loader)
+        print(f"epoch {epoch} train loss {train_loss:.4f} test loss {test_loss:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The scripts are what they are for: healthy ones learn, and bugs are silent."""
+
+from __future__ import annotations
+
+import re
+import runpy
+
+import pytest
+import torch
+
+from tests.pipelines.catalog import BUGS, FOLDER, script
+
+
+@pytest.fixture(autouse=True)
+def restored_random_state():
+    state = torch.get_rng_state()
+    yield
+    torch.set_rng_state(state)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script in this process, as `python SCRIPT ARGUMENTS` does; returns what it printed."""
+
+    def run_script(name, *arguments):
+        monkeypatch.setattr("sys.argv", [str(script(name)), *arguments])
+        monkeypatch.syspath_prepend(str(FOLDER))
+        runpy.run_path(str(script(name)), run_name="__main__")
+        return capsys.readouterr().out
+
+    return run_script
+
+
+def losses(printed, label="loss"):
+    return [float(loss) for loss in re.findall(rf"{label} (nan|\d+\.\d+)", printed)]
+
+
+def test_the_catalog_finds_every_script():
+    assert set(BUGS) == {
+        "accumulation", "finetune", "gan", "lbfgs", "lstm", "manual_clear", "transformer", "vae",
+    }  # fmt: skip
+    assert all(BUGS.values())
+
+
+@pytest.mark.parametrize("name", [name for name in BUGS if name != "gan"])
+def test_a_healthy_run_learns(run, name):
+    first, *_, last = losses(run(name), "train loss")
+    assert last < 0.9 * first
+
+
+def test_a_healthy_discriminator_learns_and_the_generator_does_not_collapse(run):
+    printed = run("gan")
+    first, last = losses(printed, "discriminator loss")
+    assert last < first
+    assert all(0.3 < loss < 3 for loss in losses(printed, "generator loss"))
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_seed_decides_everything(run, name):
+    quick = ("--epochs", "1", "--batch-size", "64")
+    assert run(name, "--seed", "7", *quick) == run(name, "--seed", "7", *quick)
+    assert run(name, "--seed", "7", *quick) != run(name, "--seed", "8", *quick)
+
+
+@pytest.mark.parametrize(("name", "bug"), [(name, bug) for name in BUGS for bug in BUGS[name]])
+def test_a_bug_is_silent_but_changes_the_run(run, name, bug):
+    settings = ("--batch-size", "64", "--epochs", "2")
+    buggy = run(name, "--bug", bug, *settings)
+    assert len(losses(buggy)) == len(losses(run(name, *settings)))
+    assert buggy != run(name, *settings)

@@ -1,0 +1,105 @@
+"""A tiny transformer learns to add: tied embeddings, AdamW with two groups, OneCycleLR per step."""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+import torch.nn.functional as F
+from torch import nn, optim
+from torch.optim.lr_scheduler import OneCycleLR
+from torch.utils.data import DataLoader, TensorDataset
+
+ALPHABET = "0123456789+=;"
+LENGTH = 32
+BUGS = (
+    "untied_weights",
+    "missing_group",
+    "scheduler_never_stepped",
+    "optimizer_before_replacement",
+    "no_zero_grad",
+)
+
+
+class LanguageModel(nn.Module):
+    def __init__(self, width=32):
+        super().__init__()
+        self.embedding = nn.Embedding(len(ALPHABET), width)
+        self.position = nn.Parameter(torch.zeros(LENGTH, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True)
+        self.blocks = nn.TransformerEncoder(layer, num_layers=2, enable_nested_tensor=False)
+        self.head = nn.Linear(width, len(ALPHABET), bias=False)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, tokens):
+        length = tokens.shape[1]
+        mask = torch.triu(torch.full((length, length), float("-inf")), diagonal=1)
+        x = self.embedding(tokens) + self.position[:length]
+        return self.head(self.blocks(x, mask=mask))
+
+
+def load_sums(count):
+    texts = []
+    for _ in range(count):
+        text = ""
+        while len(text) <= LENGTH:
+            a, b = torch.randint(0, 50, (2,)).tolist()
+            text += f"{a}+{b}={a + b};"
+        texts.append([ALPHABET.index(c) for c in text[: LENGTH + 1]])
+    return TensorDataset(torch.tensor(texts))
+
+
+def make_optimizer(model, bug):
+    decayed = [p for p in model.parameters() if p.dim() >= 2]
+    others = [p for p in model.parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    return optim.AdamW(groups[:1] if bug == "missing_group" else groups, lr=1e-2)
+
+
+def train(model, loader, optimizer, scheduler, bug):
+    model.train()
+    total = 0.0
+    for (tokens,) in loader:
+        if bug != "no_zero_grad":
+            optimizer.zero_grad()
+        logits = model(tokens[:, :-1])
+        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if bug != "scheduler_never_stepped":
+            scheduler.step()
+        total += loss.item()
+    return total / len(loader)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--bug", choices=BUGS)
+    args = parser.parse_args()
+    torch.manual_seed(args.seed)
+
+    loader = DataLoader(load_sums(320), batch_size=args.batch_size, shuffle=True)
+
+    model = LanguageModel()
+    if args.bug == "untied_weights":
+        # As re-initialising every Linear after tying does.
+        model.head.weight = nn.Parameter(torch.randn_like(model.head.weight) * 0.1)
+    optimizer = make_optimizer(model, args.bug)
+    if args.bug == "optimizer_before_replacement":
+        # As resizing the embeddings for new tokens does.
+        model.embedding.weight = nn.Parameter(model.embedding.weight.detach().clone())
+        model.head.weight = model.embedding.weight
+    scheduler = OneCycleLR(optimizer, max_lr=1e-2, total_steps=args.epochs * len(loader))
+
+    for epoch in range(1, args.epochs + 1):
+        train_loss = train(model, loader, optimizer, scheduler, args.bug)
+        print(f"epoch {epoch} train loss {train_loss:.4f} lr {scheduler.get_last_lr()[0]:.6f}")
+
+
+if __name__ == "__main__":
+    main()
