@@ -1,0 +1,128 @@
+"""Equal attributes, constant results, and results like arguments."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder, tensor
+from tests.relations.labelling import labels
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import APIParam, ConstantParam, VarNameParam
+from traincheck_plugin.relations.base import Relation
+from traincheck_plugin.relations.consistency import WITHIN, ConsistencyRelation
+from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
+from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
+
+dtypes = st.sampled_from(["torch.float32", "torch.bfloat16"])
+
+
+def _proposed(relation: Relation, windows: list[Window]) -> list:
+    proposer = relation.proposer()
+    for window in windows:
+        proposer.observe(window)
+    return [hypothesis.params for hypothesis in proposer.hypotheses()]
+
+
+def _weights(steps: list[tuple[int, int, int]]) -> Window:
+    run = RunBuilder()
+    parameters = run.parameters("embedding.weight", "head.weight", "other.weight")
+    for values in steps:
+        with run.calling("torch.optim.Adam.step"):
+            run.frame("end", parameters, data=list(values))
+    return run.window()
+
+
+TIED = tuple(
+    VarNameParam(var_name=name, var_type="torch.nn.Parameter", attr_name="data")
+    for name in ("embedding.weight", "head.weight")
+)
+
+
+@given(st.lists(st.tuples(*[st.integers(1, 3)] * 3), max_size=6))
+def test_tied_variables_are_those_equal_at_every_moment(steps: list[tuple[int, int, int]]) -> None:
+    window = _weights(steps)
+    found = [h for _, h in labels(ConsistencyRelation(), TIED, [window])]
+    assert found == [a == b for a, b, _ in steps]
+    moved = len({a for a, _, _ in steps}) > 1
+    assert (TIED in _proposed(ConsistencyRelation(), [window])) == (moved and all(found))
+
+
+def test_untied_weights_are_named() -> None:
+    window = _weights([(1, 1, 5), (2, 3, 6)])
+    examples = ConsistencyRelation().monitor(TIED).observe(window)
+    explanation = examples.explain(1)
+    assert explanation.message == "`embedding.weight` and `head.weight` differ in data"
+    assert explanation.cause is not None
+    assert "separate tensors" in explanation.cause.text
+
+
+def test_a_gradient_of_another_dtype_is_seen() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a", "b", "c")
+    with run.calling("torch.optim.Adam.step"):
+        run.frame(
+            "begin",
+            parameters,
+            dtype="torch.float32",
+            grad_dtype=["torch.float32", "torch.float16", ""],
+        )
+    window = run.window()
+    assert WITHIN in _proposed(ConsistencyRelation(), [window])
+    examples = ConsistencyRelation().monitor(WITHIN).observe(window)
+    assert examples.holds.tolist() == [False]
+    assert examples.explain(0).cause.subjects == ("b",)
+
+
+OUTPUT = (
+    APIParam(api_full_name="torch.nn.functional.linear", argument="", attribute="dtype"),
+    ConstantParam(value="torch.bfloat16"),
+)
+
+
+def _linear(calls: list[tuple[str, str]]) -> Window:
+    run = RunBuilder()
+    for given_dtype, returned in calls:
+        run.call(
+            "torch.nn.functional.linear",
+            inputs=[tensor("0", dtype=given_dtype)],
+            outputs=[tensor("", dtype=returned)],
+        )
+    return run.window()
+
+
+@given(st.lists(st.tuples(dtypes, dtypes), max_size=8))
+def test_results_are_labelled_as_the_formulas_say(calls: list[tuple[str, str]]) -> None:
+    window = _linear(calls)
+    found = [h for _, h in labels(ConsistentOutputRelation(), OUTPUT, [window])]
+    assert found == [returned == "torch.bfloat16" for _, returned in calls]
+    same = (
+        APIParam(api_full_name="torch.nn.functional.linear", argument="0", attribute="dtype"),
+        APIParam(api_full_name="torch.nn.functional.linear", argument="result:", attribute="dtype"),
+    )
+    found = [h for _, h in labels(ConsistentInputOutputRelation(), same, [window])]
+    assert found == [given_dtype == returned for given_dtype, returned in calls]
+
+
+def test_what_was_equal_or_constant_is_proposed() -> None:
+    window = _linear([("torch.float32", "torch.float32")] * 2)
+    outputs = {
+        (api.argument, api.attribute, constant.value)
+        for api, constant in _proposed(ConsistentOutputRelation(), [window])
+    }
+    assert ("", "dtype", "torch.float32") in outputs
+    pairs = {
+        (given_.argument, returned.argument, given_.attribute)
+        for given_, returned in _proposed(ConsistentInputOutputRelation(), [window])
+    }
+    assert ("0", "result:", "dtype") in pairs
+    assert ("0", "result:", "shape") in pairs
+
+
+def test_what_once_differed_is_not_proposed() -> None:
+    window = _linear([("torch.float32", "torch.float32"), ("torch.float32", "torch.bfloat16")])
+    pairs = {
+        (returned.argument, given_.attribute)
+        for given_, returned in _proposed(ConsistentInputOutputRelation(), [window])
+    }
+    assert pairs == {("result:", "shape"), ("result:", "device")}

@@ -1,0 +1,123 @@
+"""Cover, lead and containment of calls against naive references."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels, told
+from traincheck_plugin.invariants.model import APIParam
+from traincheck_plugin.relations.api_contain import APIContainRelation
+from traincheck_plugin.relations.function_cover import FunctionCoverRelation
+from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+
+A, B, C = (f"package.{name}" for name in "abc")
+PARAMS = (APIParam(api_full_name=A), APIParam(api_full_name=B))
+
+sequences = st.lists(st.sampled_from([A, B, C]), max_size=20)
+cuts = st.sets(st.integers(0, 20), max_size=6)
+
+
+def _windows(names: list[str], cut: set[int]) -> list:
+    return told([lambda run, n=name: run.call(n) for name in names], sorted(cut))
+
+
+def _begin(position: int) -> int:
+    """Sequence number at which the call at *position* begins: each takes a begin and an end."""
+    return 2 * position + 1
+
+
+@given(sequences, cuts)
+def test_cover_is_what_the_formula_says(names: list[str], cut: set[int]) -> None:
+    expected = []
+    fences = [i for i, name in enumerate(names) if name == B]
+    for first, second in zip(fences, fences[1:], strict=False):
+        expected.append((_begin(second), A in names[first:second]))
+    assert labels(FunctionCoverRelation(), PARAMS, _windows(names, cut)) == expected
+
+
+@given(sequences, cuts)
+def test_lead_is_what_the_formula_says(names: list[str], cut: set[int]) -> None:
+    expected = []
+    fences = [i for i, name in enumerate(names) if name == A]
+    for first, second in zip(fences, fences[1:], strict=False):
+        expected.append((_begin(second), B in names[first:second]))
+    assert labels(FunctionLeadRelation(), PARAMS, _windows(names, cut)) == expected
+
+
+def test_lead_speaks_in_the_context_of_the_call_that_leads() -> None:
+    run = RunBuilder()
+    run.at(stage="validation")
+    run.call(A)
+    run.at(stage="training")
+    run.call(A)
+    window = run.window()
+    examples = FunctionLeadRelation().monitor(PARAMS).observe(window)
+    assert [window.catalog.contexts[c].stage for c in examples.context] == ["validation"]
+    assert examples.holds.tolist() == [False]
+
+
+def test_calls_inside_a_step_with_a_closure_come_before_it() -> None:
+    run = RunBuilder()
+    for _ in range(3):
+        with run.calling("torch.optim.Adam.step"):
+            run.call("torch.Tensor.backward")
+    params = (
+        APIParam(api_full_name="torch.Tensor.backward"),
+        APIParam(api_full_name="torch.optim.Optimizer.step"),
+    )
+    found = labels(FunctionCoverRelation(), params, [run.window()])
+    assert [holds for _, holds in found] == [True, True]
+
+
+def test_what_was_not_observed_is_not_judged() -> None:
+    run = RunBuilder()
+    run.call(B)
+    first = run.window()
+    gap = run.window(observed=False)
+    run.call(B)
+    last = run.window()
+    assert labels(FunctionCoverRelation(), PARAMS, [first, gap, last]) == []
+
+
+# A call is a name and the calls inside it.
+trees = st.recursive(
+    st.sampled_from([A, B, C]).map(lambda name: (name, [])),
+    lambda children: st.tuples(st.sampled_from([A, B, C]), st.lists(children, max_size=3)),
+    max_leaves=8,
+)
+
+
+def _tell(run: RunBuilder, tree: tuple) -> None:
+    with run.calling(tree[0]):
+        for child in tree[1]:
+            _tell(run, child)
+
+
+def _holds(tree: tuple) -> list[bool]:
+    """Return, in order of end, whether each A contains a B at any depth."""
+
+    def has(node: tuple) -> bool:
+        return any(child[0] == B or has(child) for child in node[1])
+
+    inner = [holds for child in tree[1] for holds in _holds(child)]
+    return inner + ([has(tree)] if tree[0] == A else [])
+
+
+@given(st.lists(trees, max_size=6), cuts)
+def test_containment_is_what_the_formula_says(forest: list, cut: set[int]) -> None:
+    windows = told([lambda run, t=tree: _tell(run, t) for tree in forest], sorted(cut))
+    expected = [holds for tree in forest for holds in _holds(tree)]
+    assert [h for _, h in labels(APIContainRelation(), PARAMS, windows)] == expected
+
+
+def test_a_call_that_spans_windows_contains_what_earlier_ones_hold() -> None:
+    run = RunBuilder()
+    run.begin(A)
+    run.call(B)
+    first = run.window()
+    run.end()
+    second = run.window()
+    found = labels(APIContainRelation(), PARAMS, [first, second])
+    assert [holds for _, holds in found] == [True]

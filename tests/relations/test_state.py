@@ -1,0 +1,210 @@
+"""What calls do to variables, against naive references, and the causes that are named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder, training_run
+from tests.relations.labelling import labels
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import GradState, Window
+from traincheck_plugin.invariants.model import APIParam, VarTypeParam
+from traincheck_plugin.relations.api_contain import APIContainRelation
+from traincheck_plugin.relations.base import Explanation
+
+RELATION = APIContainRelation()
+STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
+CLEAR = APIParam(api_full_name="torch.optim.Optimizer.zero_grad", role="zero_grad")
+CYCLE = APIParam(api_full_name="torch.optim.Optimizer.step", role="step", span="cycle")
+HELD = (("held", True),)
+
+
+def _param(attribute: str, pre: Any = "any", post: Any = "any", **options: Any) -> VarTypeParam:
+    return VarTypeParam(
+        var_type="torch.nn.Parameter",
+        attr_name=attribute,
+        pre_value=pre,
+        post_value=post,
+        **options,
+    )
+
+
+states = st.lists(
+    st.tuples(st.sampled_from(list(GradState)), st.sampled_from(list(GradState)), st.booleans()),
+    min_size=1,
+    max_size=5,
+)
+
+
+def _clearing(rows: list[tuple[GradState, GradState, bool]]) -> Window:
+    run = RunBuilder()
+    parameters = run.parameters(*(f"p{i}" for i in range(len(rows))))
+    owners = ["torch.optim.Adam#0" if held else "" for _, _, held in rows]
+    with run.calling("torch.optim.Adam.zero_grad", object="torch.optim.Adam#0"):
+        run.frame("begin", parameters, grad=[b for b, _, _ in rows], optimizer=owners)
+        run.frame("end", parameters, grad=[a for _, a, _ in rows], optimizer=owners)
+    return run.window()
+
+
+@given(states)
+def test_some_variable_changes_as_the_formula_says(
+    rows: list[tuple[GradState, GradState, bool]],
+) -> None:
+    param = _param("grad", "non_zero", None, where=HELD)
+    found = [h for _, h in labels(RELATION, (CLEAR, param), [_clearing(rows)])]
+    held = [(before, after) for before, after, is_held in rows if is_held]
+    did = any(b >= GradState.NON_ZERO and a <= GradState.ZERO for b, a in held)
+    assert found == ([did] if held else [])
+
+
+@given(states)
+def test_every_variable_changes_as_the_formula_says(
+    rows: list[tuple[GradState, GradState, bool]],
+) -> None:
+    param = _param("grad", "non_zero", None, quantifier="every", where=HELD)
+    found = [h for _, h in labels(RELATION, (CLEAR, param), [_clearing(rows)])]
+    held = [after for before, after, is_held in rows if is_held and before >= GradState.NON_ZERO]
+    assert found == ([all(a <= GradState.ZERO for a in held)] if held else [])
+
+
+def _step(**columns: Any) -> Window:
+    run = RunBuilder()
+    parameters = run.parameters("a", "b", shape=(4,))
+    values: dict[str, Any] = {
+        "grad": GradState.NON_ZERO,
+        "grad_norm": 1.0,
+        "data_norm": 2.0,
+        "dtype": "torch.float32",
+        "requires_grad": True,
+        "in_model": True,
+        "lr": 0.1,
+        "optimizer": "torch.optim.SGD#0",
+    }
+    after = columns.pop("after", [1, 2])
+    run.at(stage="training")
+    with run.calling("torch.optim.SGD.step", object="torch.optim.SGD#0"):
+        run.frame("begin", parameters, data=[1, 2], **(values | columns))
+        run.frame("end", parameters, data=after, **(values | columns))
+    return run.window()
+
+
+SOME = _param("data", post="changed", where=HELD)
+EVERY = _param("data", post="changed", quantifier="every", where=(*HELD, ("grad", "non_zero")))
+
+
+@pytest.mark.parametrize(
+    ("columns", "some", "every"),
+    [
+        ({"after": [3, 4]}, [True], [True]),
+        ({"after": [3, 2]}, [True], [False]),
+        ({}, [False], [False]),
+        # An update that cannot be seen is no evidence.
+        ({"lr": 0.0}, [], []),
+        ({"grad": GradState.ZERO}, [], []),
+        ({"after": [3, 2], "grad": [2, 1]}, [True], [True]),
+        ({"lr": 1e-9, "grad_norm": 1e-3}, [], []),
+        # Without any gradient nothing changes, and that is the bug.
+        ({"grad": GradState.NULL}, [False], []),
+        ({"optimizer": ""}, [], []),
+    ],
+)
+def test_a_step_is_judged_by_what_it_could_change(
+    columns: dict[str, Any], some: list[bool], every: list[bool]
+) -> None:
+    window = _step(**columns)
+    assert [h for _, h in labels(RELATION, (STEP, SOME), [window])] == some
+    assert [h for _, h in labels(RELATION, (STEP, EVERY), [window])] == every
+
+
+def _explained(window: Window, param: VarTypeParam, api: APIParam = STEP) -> Explanation:
+    examples = RELATION.monitor((api, param)).observe(window)
+    return examples.explain(int(np.flatnonzero(~examples.holds)[0]))
+
+
+@pytest.mark.parametrize(
+    ("columns", "fact"),
+    [
+        ({"in_model": False, "requires_grad": False}, "in no model that ran"),
+        ({"requires_grad": False, "grad": GradState.NULL}, "requires_grad=False"),
+        ({"grad": GradState.NULL}, "gradient is None"),
+        ({"grad": GradState.NON_FINITE, "grad_norm": np.nan}, "gradient is not finite"),
+    ],
+)
+def test_the_cause_is_what_the_failing_variables_share(columns: dict[str, Any], fact: str) -> None:
+    explanation = _explained(_step(**columns), SOME)
+    assert explanation.message == "SGD.step updated 0 of 2 parameters"
+    assert explanation.cause is not None
+    assert explanation.cause.fact == fact
+    assert explanation.cause.subjects == ("a", "b")
+
+
+def test_a_fact_that_is_true_of_the_others_too_explains_nothing() -> None:
+    columns = {"after": [3, 2], "requires_grad": False}
+    assert _explained(_step(**columns), EVERY).cause is None
+
+
+def test_the_cause_names_the_call_that_cleared_too_late() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a")
+    held = {
+        "optimizer": "torch.optim.SGD#0",
+        "lr": 0.1,
+        "in_model": True,
+        "requires_grad": True,
+        "grad": GradState.NULL,
+    }
+    run.call("torch.Tensor.backward", source="train.py:1 in train")
+    run.call("torch.optim.SGD.zero_grad", source="train.py:2 in train")
+    with run.calling("torch.optim.SGD.step", object="torch.optim.SGD#0"):
+        run.frame("begin", parameters, data=[1], **held)
+        run.frame("end", parameters, data=[1], **held)
+    cause = _explained(run.window(), SOME).cause
+    assert cause is not None
+    assert "SGD.zero_grad (train.py:2 in train) cleared it after the last backward" in cause.text
+
+
+def test_gradients_must_be_cleared_in_each_cycle() -> None:
+    cleared = _param("grad", post=None, quantifier="every", where=HELD)
+    assert all(h for _, h in labels(RELATION, (CYCLE, cleared), training_run(4)))
+    windows = training_run(4, clears=False)
+    assert [h for _, h in labels(RELATION, (CYCLE, cleared), windows)] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+    monitor = RELATION.monitor((CYCLE, cleared))
+    monitor.observe(windows[0])
+    explanation = monitor.observe(windows[1]).explain(0)
+    assert explanation.cause is not None
+    assert explanation.cause.fact == "gradients accumulate"
+    assert "zero_grad" in explanation.cause.text
+
+
+def test_a_cycle_after_a_gap_starts_anew() -> None:
+    cleared = _param("grad", post=None, quantifier="every", where=HELD)
+    run = RunBuilder()
+    parameters = run.parameters("a")
+    first = run.training_step(parameters)
+    gap = run.window(observed=False)
+    second = run.training_step(parameters)
+    assert [h for _, h in labels(RELATION, (CYCLE, cleared), [first, gap, second])] == [True, True]
+
+
+def test_a_value_that_the_attribute_cannot_have_is_refused() -> None:
+    with pytest.raises(InvariantError, match="expected a value that 'grad' can have, got 'huge'"):
+        labels(
+            RELATION, (CLEAR, _param("grad", "huge", None, where=HELD)), [_clearing([(0, 0, True)])]
+        )
+
+
+def test_parameters_of_another_relation_are_refused() -> None:
+    with pytest.raises(InvariantError, match="expects the parameters APIParam and VarTypeParam"):
+        RELATION.monitor((STEP,))
+    with pytest.raises(InvariantError, match="expected a var_type that is one of"):
+        RELATION.monitor((STEP, VarTypeParam(var_type="numpy.ndarray", attr_name="data")))
