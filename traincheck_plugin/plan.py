@@ -46,6 +46,23 @@ class Plan:
         """Observe everything: what a reference needs."""
         return cls(functions=None, attributes=dict(FULL_ATTRIBUTES))
 
+    @classmethod
+    def nothing(cls) -> Plan:
+        """Observe only the lifecycle, without any state: where unions begin."""
+        return cls(functions=frozenset(), attributes={})
+
+    def union(self, other: Plan) -> Plan:
+        """Return the plan that observes whatever this or *other* does."""
+        functions = None
+        if self.functions is not None and other.functions is not None:
+            functions = self.functions | other.functions
+        nothing: frozenset[tuple[VariableKind, str]] = frozenset()
+        attributes = {
+            role: self.attributes.get(role, nothing) | other.attributes.get(role, nothing)
+            for role in {**self.attributes, **other.attributes}
+        }
+        return Plan(functions=functions, attributes=attributes)
+
     def wants(self, role: Role, kind: VariableKind) -> frozenset[str]:
         """Return the attributes of variables of *kind* that calls of *role* need."""
         return frozenset(a for k, a in self.attributes.get(role, ()) if k == kind)
