@@ -1,0 +1,166 @@
+"""From windows to the record batches of one flush."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from traincheck_plugin.events import (
+    ATTRIBUTES,
+    CALL_COLUMNS,
+    Array,
+    Calls,
+    Catalog,
+    Frame,
+    Interner,
+    Window,
+)
+from traincheck_plugin.trace.schema import (
+    CATALOG_OF_ATTRIBUTES,
+    CATALOG_OF_CALLS,
+    STREAMS,
+    WINDOWS_KEY,
+)
+
+CATALOG_STREAMS = ("apis", "variables", "contexts")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogSize:
+    """How many entries of the catalog exist, or are written, at one moment."""
+
+    apis: int = 0
+    variables: int = 0
+    contexts: int = 0
+
+    @classmethod
+    def of(cls, catalog: Catalog) -> CatalogSize:
+        return cls(
+            apis=len(catalog.apis),
+            variables=len(catalog.variables),
+            contexts=len(catalog.contexts),
+        )
+
+
+def encode(
+    windows: Sequence[Window], *, start: CatalogSize, stop: CatalogSize
+) -> Iterator[tuple[str, pa.RecordBatch, dict[bytes, bytes] | None]]:
+    """Yield a batch and its metadata for each stream, in the order of `STREAMS`.
+
+    Args:
+        windows: at least one, all over the same catalog.
+        start: entries of the catalog that earlier batches hold.
+        stop: entries that these windows may point to.
+    """
+    catalog = windows[0].catalog
+    for stream in CATALOG_STREAMS:
+        interner = getattr(catalog, stream)
+        codes = range(getattr(start, stream), getattr(stop, stream))
+        yield stream, _encode_entries(stream, [interner[code] for code in codes]), None
+    yield "frames", _encode_frames(windows), None
+    headers = [[w.index, int(w.observed), len(w.calls), len(w.frames)] for w in windows]
+    metadata = {WINDOWS_KEY: json.dumps(headers, separators=(",", ":")).encode()}
+    yield "calls", _encode_calls(windows), metadata
+
+
+def _encode_entries(stream: str, entries: Sequence[object]) -> pa.RecordBatch:
+    schema = STREAMS[stream]
+    columns = [
+        _encode_values([getattr(entry, field.name) for entry in entries], field.type)
+        for field in schema
+    ]
+    return pa.record_batch(columns, schema=schema)
+
+
+def _encode_values(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    try:
+        return pa.array(values, kind)
+    except UnicodeEncodeError:  # paths that are not UTF-8 reach Python as lone surrogates
+        return pa.array(_escape_surrogates(values), kind)
+
+
+def _escape_surrogates(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, list | tuple):
+        return [_escape_surrogates(item) for item in value]
+    return value
+
+
+def _encode_calls(windows: Sequence[Window]) -> pa.RecordBatch:
+    schema = STREAMS["calls"]
+    catalog = windows[0].catalog
+    joined = _join_calls([window.calls for window in windows])
+    counts = [len(window.calls) for window in windows]
+    columns = {"window": pa.array(np.repeat([w.index for w in windows], counts), pa.int32())}
+    for name, values in joined.items():
+        part = CATALOG_OF_CALLS.get(name)
+        columns[name] = (
+            pa.array(values, schema.field(name).type)
+            if part is None
+            else _encode_text(values, getattr(catalog, part))
+        )
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
+
+
+def _join_calls(parts: Sequence[Calls]) -> dict[str, Array]:
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in CALL_COLUMNS}
+
+
+def _encode_text(codes: Array, interner: Interner[str]) -> pa.DictionaryArray:
+    distinct, indices = np.unique(codes, return_inverse=True)
+    absent = codes < 0
+    if len(distinct) and distinct[0] < 0:  # negative codes come first: NONE is the only one
+        distinct, indices = distinct[1:], indices - 1
+    texts = _encode_values([interner[int(code)] for code in distinct], pa.string())
+    return pa.DictionaryArray.from_arrays(
+        pa.array(indices.astype(np.int32), mask=absent if absent.any() else None), texts
+    )
+
+
+def _encode_frames(windows: Sequence[Window]) -> pa.RecordBatch:
+    schema = STREAMS["frames"]
+    catalog = windows[0].catalog
+    frames = list(chain.from_iterable(window.frames for window in windows))
+    counts = [len(window.frames) for window in windows]
+    columns: dict[str, Any] = {
+        "window": np.repeat([window.index for window in windows], counts),
+        "call": [frame.call for frame in frames],
+        "phase": [frame.phase for frame in frames],
+        "sequence": [frame.sequence for frame in frames],
+        "context": [frame.context for frame in frames],
+    }
+    arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
+    arrays.append(_encode_lists([frame.variables for frame in frames], np.int32))
+    arrays.extend(_encode_attribute(frames, name, catalog) for name in ATTRIBUTES)
+    return pa.record_batch(arrays, schema=schema)
+
+
+def _encode_attribute(frames: Sequence[Frame], name: str, catalog: Catalog) -> pa.ListArray:
+    columns = [frame.columns.get(name) for frame in frames]
+    part = CATALOG_OF_ATTRIBUTES.get(name)
+    interner = None if part is None else getattr(catalog, part)
+    return _encode_lists(columns, ATTRIBUTES[name], interner)
+
+
+def _encode_lists(
+    lists: Sequence[Array | None], dtype: Any, interner: Interner[str] | None = None
+) -> pa.ListArray:
+    present = [values for values in lists if values is not None]
+    flat = np.concatenate(present) if present else np.empty(0, dtype)
+    lengths = [0 if values is None else len(values) for values in lists]
+    offsets = np.zeros(len(lists) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    return pa.ListArray.from_arrays(
+        pa.array(offsets),
+        pa.array(flat.astype(dtype, copy=False))
+        if interner is None
+        else _encode_text(flat, interner),
+        mask=pa.array([values is None for values in lists], pa.bool_()),
+    )
