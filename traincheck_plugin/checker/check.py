@@ -53,7 +53,7 @@ def check(
     outcomes = [Outcome(invariant=invariant) for invariant in invariants]
     num_windows = duration_ns = 0
     steps: set[int] = set()
-    problems: list[str] = []
+    problems = list(run.problems)
     for position, trace in enumerate(run.ranks):
         if progress is not None:
             progress(f"checking rank {trace.rank}", position / len(run.ranks))

@@ -129,7 +129,7 @@ def infer(
         num_hypotheses=len(hypotheses),
         num_windows=sum(s.num_windows for s in surveys),
         num_calls=sum(s.num_calls for s in surveys),
-        notes=_notes(surveys),
+        notes=(*(problem for run in runs for problem in run.problems), *_notes(surveys)),
     )
 
 
@@ -178,7 +178,7 @@ def _survey(part: _Part) -> _Survey:
         num_windows=num_windows,
         num_calls=num_calls,
         num_steps=len(steps),
-        problems=tuple(f"{part.name}: {problem}" for problem in trace.problems),
+        problems=tuple(f"{part.path}: {problem}" for problem in trace.problems),
     )
 
 

@@ -105,7 +105,7 @@ class APIContainRelation(Relation):
             if other.post_value is None:
                 return f"between two calls of {name} every gradient{_where(other)} is cleared"
             return f"every parameter{_where(other)} has a gradient when {name} runs"
-        verb, noun = verbs(other)
+        _, verb, noun = verbs(other)
         count = "every" if other.quantifier == "every" else "at least one"
         return f"{name} {verb} {count} {noun}{_where(other)}"
 

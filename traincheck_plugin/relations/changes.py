@@ -115,7 +115,7 @@ class ChangeMonitor(Monitor):
         failing = change.subject & ~change.did
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         done, total = int(change.did.sum()), int(change.subject.sum())
-        verb, noun = verbs(self._variables)
+        verb, _, noun = verbs(self._variables)
         one = "" if total == 1 else "s"
         param = self._variables
         if param.attr_name == "grad" and param.pre_value is None and not change.did.any():
@@ -131,8 +131,8 @@ class ChangeMonitor(Monitor):
         )
 
 
-def verbs(param: VarTypeParam) -> tuple[str, str]:
-    """Return what happens to variables, as a verb in the past and a noun."""
+def verbs(param: VarTypeParam) -> tuple[str, str, str]:
+    """Return what happens to variables: a verb in the past, in the present, and a noun."""
     noun = {
         VAR_TYPES["parameter"]: "parameter",
         VAR_TYPES["buffer"]: "buffer",
@@ -142,13 +142,12 @@ def verbs(param: VarTypeParam) -> tuple[str, str]:
     }.get(param.var_type, param.var_type)
     if param.attr_name == "grad":
         if param.post_value is None:
-            return "cleared the gradient of", noun
-        return "gave a gradient to", noun
+            return "cleared the gradient of", "clears the gradient of", noun
+        return "gave a gradient to", "gives a gradient to", noun
     if param.post_value == "changed":
-        return {"data": "updated", "value": "changed"}.get(
-            param.attr_name, f"changed {param.attr_name} of"
-        ), noun
-    return f"set {param.attr_name} to {_value(param.post_value)} for", noun
+        return "updated", "updates", noun
+    what = f"{param.attr_name} to {_value(param.post_value)} for"
+    return f"set {what}", f"sets {what}", noun
 
 
 def _value(value: Any) -> str:
