@@ -102,18 +102,18 @@ def buggy(**options: Any) -> CheckResult:
     ]
     diagnoses = [
         Diagnosis(
-            message=rate.message,
-            cause="",
-            severity="info",
-            source=rate.source,
-            violations=(rate,),
-        ),
-        Diagnosis(
             message="Adadelta.step updated 0 of 2 parameters; zero_grad cleared none",
             cause=FROZEN.text,
             severity="critical",
             source=step.source,
             violations=(step, clear),
+        ),
+        Diagnosis(
+            message=rate.message,
+            cause="",
+            severity="info",
+            source=rate.source,
+            violations=(rate,),
         ),
     ]
     return result(outcomes, diagnoses, **options)

@@ -17,6 +17,7 @@ from traincheck_plugin.cli.command import (
     run_command,
 )
 from traincheck_plugin.cli.progress import Progress, show_progress
+from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.version import __version__
 
 if TYPE_CHECKING:
@@ -102,13 +103,21 @@ def _load(sources: Sequence[str]) -> tuple[tuple[Invariant, ...], tuple[str, ...
     from traincheck_plugin.invariants.sources import load_sources
     from traincheck_plugin.relations.registry import relations
 
+    known = relations()
     left_out: list[str] = []
-    invariants = load_sources(sources, relations().keys(), left_out.append)
+    invariants = []
+    for invariant in load_sources(sources, known.keys(), left_out.append):
+        try:
+            known[invariant.relation].monitor(invariant.params)
+        except InvariantError as error:
+            left_out.append(str(error))
+        else:
+            invariants.append(invariant)
     if not left_out:
-        return invariants, ()
+        return tuple(invariants), ()
     number = len(left_out)
     said = f"{number} invariant{'s were' if number > 1 else ' was'} left out: {left_out[0]}"
-    return invariants, (said,)
+    return tuple(invariants), (said,)
 
 
 def _results(
@@ -122,7 +131,9 @@ def _results(
     results = []
     for folder, run in zip(folders, runs, strict=True):
         told = progress if len(runs) == 1 else partial(_tell, progress, folder)
-        results.append(check(run, invariants, progress=told))
+        result = check(run, invariants, progress=told)
+        problems = dict.fromkeys((*run.problems, *result.problems))
+        results.append(replace(result, problems=tuple(problems)))
     return results
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,8 @@ def _infer(arguments: argparse.Namespace) -> int:
         runs = [open_run(folder) for folder in arguments.trace_folders]
         result = infer(runs, relations=relations, progress=progress, processes=arguments.processes)
     dump_invariants(result.invariants, arguments.output)
-    _print(result, arguments.output)
+    notes = dict.fromkeys((*(p for run in runs for p in run.problems), *result.notes))
+    _print(replace(result, notes=tuple(notes)), arguments.output)
     return EXIT_OK
 
 

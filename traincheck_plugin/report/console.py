@@ -12,7 +12,7 @@ from rich.text import Text
 from traincheck_plugin.checker.check import CheckResult
 from traincheck_plugin.checker.diagnosis import Diagnosis
 from traincheck_plugin.invariants.model import SEVERITIES, Severity
-from traincheck_plugin.report.summary import by_gravity, is_at_least, outcomes_of, total
+from traincheck_plugin.report.summary import is_at_least, outcomes_of, total
 from traincheck_plugin.report.text import count_of, diagnosis_block, printable
 
 STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -46,7 +46,7 @@ def print_results(
 def print_result(result: CheckResult, console: Console, minimum: Severity) -> None:
     """Print what was found in one run: diagnoses, then what a reader must know to trust them."""
     reported = [d for d in result.diagnoses if is_at_least(d.severity, minimum)]
-    for diagnosis in by_gravity(reported):
+    for diagnosis in reported:
         print_diagnosis(diagnosis, console)
         _print(console)
     remarks = [*_hidden(result, minimum, is_first=not reported), *_limits(result)]

@@ -12,7 +12,7 @@ from traincheck_plugin.checker.violation import Outcome
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.report.summary import (
     Totals,
-    by_gravity,
+    first_violation,
     has_violation,
     outcomes_of,
     total,
@@ -42,7 +42,7 @@ def render_html(result: CheckResult) -> str:
         "result": result,
         "totals": totals,
         "duration": duration_of(result.duration_ns),
-        "diagnoses": by_gravity(result.diagnoses),
+        "diagnoses": result.diagnoses,
         "sections": [
             ("Failed", outcomes_of(result, "failed"), True),
             ("Could not be checked", outcomes_of(result, "error"), True),
@@ -77,7 +77,7 @@ def message_of(outcome: Outcome) -> str:
     """Return what happened to an invariant: what failed, why it could not be checked, or ""."""
     if outcome.error:
         return outcome.error
-    first = min(outcome.violations, key=lambda violation: violation.sequence, default=None)
+    first = first_violation(outcome)
     return first.message if first else ""
 
 

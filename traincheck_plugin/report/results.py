@@ -16,7 +16,7 @@ from traincheck_plugin.invariants.codec import encode_invariant
 from traincheck_plugin.invariants.jsonl import dump_invariants
 from traincheck_plugin.invariants.model import SEVERITIES, Invariant
 from traincheck_plugin.report.html import render_html
-from traincheck_plugin.report.summary import by_gravity, outcomes_of, total
+from traincheck_plugin.report.summary import first_violation, outcomes_of, total
 
 SCHEMA_VERSION = 1
 """Of violations_summary.json."""
@@ -80,7 +80,7 @@ def encode_summary(result: CheckResult) -> dict[str, Any]:
             severity: sum(o.invariant.severity == severity for o in failed)
             for severity in reversed(SEVERITIES)
         },
-        "diagnoses": [_encode_diagnosis(d) for d in by_gravity(result.diagnoses)],
+        "diagnoses": [_encode_diagnosis(d) for d in result.diagnoses],
     }
 
 
@@ -143,7 +143,8 @@ def _entry(outcome: Outcome, result: CheckResult) -> dict[str, Any]:
 
 
 def _failed_entry(outcome: Outcome, result: CheckResult) -> dict[str, Any]:
-    first = min(outcome.violations, key=lambda violation: violation.sequence)
+    first = first_violation(outcome)
+    assert first is not None  # noqa: S101 - what failed has a violation
     duration = result.duration_ns
     return _entry(outcome, result) | {
         "message": first.message,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from traincheck_plugin.checker.check import CheckResult
-from traincheck_plugin.checker.diagnosis import Diagnosis
-from traincheck_plugin.checker.violation import Outcome, Status
+from traincheck_plugin.checker.violation import Outcome, Status, Violation
 from traincheck_plugin.invariants.model import SEVERITIES, Invariant, Severity
 
 _GRAVITY: tuple[Status, ...] = ("not_triggered", "passed", "error", "failed")
@@ -68,13 +67,15 @@ def has_violation(results: Iterable[CheckResult], minimum: Severity) -> bool:
 def outcomes_of(result: CheckResult, status: Status) -> list[Outcome]:
     """Return the outcomes with *status*: gravest first, then by when they failed."""
 
-    def order(outcome: Outcome) -> tuple[int, int]:
-        first = min((violation.sequence for violation in outcome.violations), default=0)
-        return -SEVERITIES.index(outcome.invariant.severity), first
+    def order(outcome: Outcome) -> tuple[int, int, int]:
+        gravity = -SEVERITIES.index(outcome.invariant.severity)
+        first = first_violation(outcome)
+        return (gravity, first.step, first.sequence) if first else (gravity, 0, 0)
 
     return sorted((o for o in result.outcomes if o.status == status), key=order)
 
 
-def by_gravity(diagnoses: Sequence[Diagnosis]) -> list[Diagnosis]:
-    """Return the gravest first, and those of one severity in order of time."""
-    return sorted(diagnoses, key=lambda d: (-SEVERITIES.index(d.severity), d.first.sequence))
+def first_violation(outcome: Outcome) -> Violation | None:
+    """Return the violation that happened first, on whatever rank; None where nothing failed."""
+    # Sequences of different ranks are not comparable, steps are.
+    return min(outcome.violations, key=lambda v: (v.step, v.sequence), default=None)
