@@ -72,11 +72,12 @@ def test_what_one_optimizer_showed_is_said_of_all(
     frozen = training_run(6, updates=False, grad=GradState.NULL, **other)
     result = check(recorded(tmp_path / "frozen", frozen), healthy.invariants)
     name = optimizer.split(".")[2].split("#")[0]
-    assert _reported(result) == [
-        f"{name}.step updated 0 of 1 parameter; "
-        f"{name}.zero_grad cleared the gradient of 0 of 1 parameter; "
-        "Tensor.backward gave a gradient to 0 of 1 parameter"
-    ]
+    assert len(_reported(result)) == 1
+    assert set(_reported(result)[0].split("; ")) == {
+        "Tensor.backward gave a gradient to 0 of 1 parameter",
+        f"{name}.step updated 0 of 1 parameter",
+        f"{name}.zero_grad cleared the gradient of 0 of 1 parameter",
+    }
     diagnosis = result.diagnoses[0]
     assert diagnosis.severity == "critical"
     assert diagnosis.first.step == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +34,7 @@ def _begin(position: int) -> int:
 def test_cover_is_what_the_formula_says(names: list[str], cut: set[int]) -> None:
     expected = []
     fences = [i for i, name in enumerate(names) if name == B]
-    for first, second in zip(fences, fences[1:], strict=False):
+    for first, second in itertools.pairwise(fences):
         expected.append((_begin(second), A in names[first:second]))
     assert labels(FunctionCoverRelation(), PARAMS, _windows(names, cut)) == expected
 
@@ -41,7 +43,7 @@ def test_cover_is_what_the_formula_says(names: list[str], cut: set[int]) -> None
 def test_lead_is_what_the_formula_says(names: list[str], cut: set[int]) -> None:
     expected = []
     fences = [i for i, name in enumerate(names) if name == A]
-    for first, second in zip(fences, fences[1:], strict=False):
+    for first, second in itertools.pairwise(fences):
         expected.append((_begin(second), B in names[first:second]))
     assert labels(FunctionLeadRelation(), PARAMS, _windows(names, cut)) == expected
 
