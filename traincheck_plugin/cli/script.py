@@ -70,24 +70,31 @@ def run_script(path: str, arguments: Sequence[str]) -> ScriptEnd:
         ScriptError: there is no readable file.
     """
     source = read_script(path)
-    module = _become_main(path, arguments)
+    # Shown when no longer handled: a hook of the script finds `sys.exc_info()` empty, as ever.
+    error = _execute(source, _become_main(path, arguments))
+    if error is None:
+        return ScriptEnd(how="finished")
+    if isinstance(error, SystemExit):
+        return _end_of_exit(error)
+    replaced = _show(error)
+    if isinstance(error, KeyboardInterrupt):
+        return ScriptEnd(how="interrupted", detail="KeyboardInterrupt", exit_code=130)
+    return ScriptEnd(
+        how="exception",
+        detail=_one_line(error),
+        exit_code=1 if replaced is None else replaced,
+    )
+
+
+def _execute(source: bytes, module: ModuleType) -> BaseException | None:
+    """Execute *source* as *module* and return what it raised."""
     try:
         # dont_inherit: the __future__ imports of this file are not those of the script.
         code = compile(source, str(module.__file__), "exec", dont_inherit=True)
         exec(code, module.__dict__)  # noqa: S102 running the user's script is what is asked for
-    except SystemExit as request:
-        return _end_of_exit(request)
-    except KeyboardInterrupt as error:
-        _show(error)
-        return ScriptEnd(how="interrupted", detail="KeyboardInterrupt", exit_code=130)
     except BaseException as error:  # noqa: BLE001 whatever ends the script is shown and reported
-        replaced = _show(error)
-        return ScriptEnd(
-            how="exception",
-            detail=_one_line(error),
-            exit_code=1 if replaced is None else replaced,
-        )
-    return ScriptEnd(how="finished")
+        return error
+    return None
 
 
 def _become_main(path: str, arguments: Sequence[str]) -> ModuleType:
