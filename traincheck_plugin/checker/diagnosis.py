@@ -49,9 +49,9 @@ def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
     return tuple(sorted(map(_diagnosis, groups), key=lambda d: _order(d.violations[0])))
 
 
-def _order(violation: Violation) -> tuple[int, int, int, int]:
+def _order(violation: Violation) -> tuple[int, int, int, int, str]:
     gravity = -SEVERITIES.index(violation.invariant.severity)
-    return gravity, violation.step, violation.sequence, violation.rank
+    return gravity, violation.step, violation.sequence, violation.rank, violation.message
 
 
 def _related(first: Violation, second: Violation) -> bool:
