@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from traincheck_plugin.checker.check import CheckResult
     from traincheck_plugin.invariants.model import Invariant
 
+# As in the model, which imports numpy: too slow for `--help`.
 SEVERITIES = ("info", "warning", "critical")
 
 

@@ -7,7 +7,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from traincheck_plugin.checker.check import CheckResult
-from traincheck_plugin.checker.diagnosis import Diagnosis
 from traincheck_plugin.checker.violation import Outcome
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.report.summary import (
@@ -57,20 +56,17 @@ def render_html(result: CheckResult) -> str:
 
 def verdict_of(result: CheckResult, totals: Totals) -> tuple[str, str]:
     """Return the state of a run (a CSS class) and the verdict in one sentence."""
-    reported = [d for d in result.diagnoses if d.severity != "info"]
+    graves = [d.severity for d in result.diagnoses if d.severity != "info"]
+    found = f"{count_of(len(graves), 'problem')} found"
     if has_violation([result], "critical"):
-        return "critical", f"{_problems(reported)} found, at least one critical"
+        return "critical", f"{found}, {graves.count('critical')} critical"
     if has_violation([result], "warning"):
-        return "warning", f"{_problems(reported)} found"
+        return "warning", found
     if totals.num_errors:
         return "warning", "Nothing found, but not everything could be checked"
     if totals.num_not_triggered == totals.num_invariants:
         return "unknown", "Nothing was checked: no invariant was triggered"
     return "healthy", "Nothing to report"
-
-
-def _problems(diagnoses: list[Diagnosis]) -> str:
-    return count_of(len(diagnoses), "problem")
 
 
 def message_of(outcome: Outcome) -> str:
