@@ -1,0 +1,89 @@
+"""What a probe is, and the wrapper that most probes put around a function."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+
+from traincheck_plugin.events import Role
+from traincheck_plugin.recorder.patching import Patches
+from traincheck_plugin.recorder.tape import Tape
+
+is_compiling: Callable[[], bool] = torch.compiler.is_compiling
+
+
+class Probe(Protocol):
+    """Observes one kind of thing."""
+
+    def attach(self, tape: Tape, patches: Patches) -> None:
+        """Begin to observe; what is set through *patches* is undone by the recorder."""
+
+    def detach(self) -> None:
+        """Remove whatever was installed otherwise."""
+
+
+def recorded(
+    tape: Tape,
+    function: Callable[..., Any],
+    role: Role,
+    api: Callable[[Any], int],
+    *,
+    is_method: bool = True,
+    has_subject: bool = True,
+    is_nesting: bool = False,
+    optimizer: Callable[..., Any] = lambda *_: None,
+) -> Callable[..., Any]:
+    """Return *function* wrapped to record its outermost calls of *role* on each thread.
+
+    Args:
+        tape: takes the calls.
+        function: what to wrap.
+        role: of its calls.
+        api: gives the code of the API, from the object that the method is called on (or None).
+        is_method: whether the first argument is that object.
+        has_subject: whether that object gets a label.
+        is_nesting: whether calls within calls of *role* are recorded too.
+        optimizer: gives the optimizer a call is about, from its arguments.
+    """
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        if not tape.is_active or is_compiling():
+            return function(*args, **kwargs)
+        if not is_nesting and any(entry.role == role for entry in tape.threads.stack):
+            return function(*args, **kwargs)
+        subject = args[0] if is_method and args else None
+        code = about = None
+        with tape.problems:
+            about = optimizer(*args)
+            code = api(subject)
+        if code is None:
+            return function(*args, **kwargs)
+        return tape.around(
+            role,
+            code,
+            function,
+            args,
+            kwargs,
+            subject=subject if has_subject else None,
+            optimizer=about,
+        )
+
+    return wrapper
+
+
+def subclasses_overriding(root: type, method: str) -> Iterator[type]:
+    """Yield *root* and every class below it that defines *method* itself."""
+    seen: set[type] = set()
+    waiting = [root]
+    while waiting:
+        cls = waiting.pop()
+        if cls in seen:
+            continue
+        seen.add(cls)
+        if method in vars(cls):
+            yield cls
+        waiting += cls.__subclasses__()

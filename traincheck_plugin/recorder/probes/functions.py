@@ -1,0 +1,182 @@
+"""Public torch functions, at the boundary: what user and framework code calls, not what that
+calls in turn."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from traincheck_plugin.events import NONE, Api
+from traincheck_plugin.recorder.patching import Patches
+from traincheck_plugin.recorder.tape import Silencer, Tape
+from traincheck_plugin.recorder.windows import MAX_CALLS
+
+_UNKNOWN = -2
+_top_mode = torch.overrides._get_current_function_mode
+_push = torch.overrides._push_mode
+_pop = torch.overrides._pop_mode
+
+
+class FunctionsProbe(Silencer):
+    """Records public torch functions through a `TorchFunctionMode` on the thread that attaches.
+
+    While muted, the mode is taken off the stack where possible, so that what optimizers and data
+    sets compute costs nothing.
+    """
+
+    def __init__(self, functions: frozenset[str] | None) -> None:
+        self._functions = functions
+        self._mode: _Listener | None = None
+        self._thread = 0
+        self._num_muted = 0
+        self._is_pushed = False
+
+    def attach(self, tape: Tape, patches: Patches) -> None:
+        """Put the mode on the stack of this thread."""
+        # Built once and cached by torch, from the functions before they are patched.
+        resolve_name(torch.relu)
+        self._thread = threading.get_ident()
+        self._mode = _Listener(tape, self._functions)
+        tape.silencer = self
+        _push(self._mode)
+        self._is_pushed = True
+
+    def detach(self) -> None:
+        """Take the mode off the stack, wherever in it it is."""
+        if self._mode is None:
+            return
+        self._mode.is_muted = True
+        if self._is_pushed and threading.get_ident() == self._thread:
+            above = []
+            while (top := _top_mode()) is not None and top is not self._mode:
+                above.append(_pop())
+            if top is self._mode:
+                _pop()
+            for mode in reversed(above):
+                _push(mode)
+            self._is_pushed = False
+        self._mode = None
+
+    def mute(self) -> None:
+        """Stop listening until the matching `unmute`."""
+        mode = self._mode
+        if mode is None or threading.get_ident() != self._thread:
+            return
+        self._num_muted += 1
+        if self._num_muted == 1:
+            mode.is_muted = True
+            if self._is_pushed and _top_mode() is mode:
+                _pop()
+                self._is_pushed = False
+
+    def unmute(self) -> None:
+        """Listen again."""
+        mode = self._mode
+        if mode is None or threading.get_ident() != self._thread:
+            return
+        self._num_muted -= 1
+        if self._num_muted == 0:
+            mode.is_muted = False
+            if not self._is_pushed:
+                _push(mode)
+                self._is_pushed = True
+
+
+class _Listener(TorchFunctionMode):
+    """Records the functions that it is asked to run; called by torch with the mode off."""
+
+    def __init__(self, tape: Tape, functions: frozenset[str] | None) -> None:
+        super().__init__()
+        self.is_muted = False
+        self._tape = tape
+        self._functions = functions
+        self._apis: dict[Any, int] = {}
+        self._stack = tape.threads.stack
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if self.is_muted:
+            return func(*args, **(kwargs or {}))
+        tape = self._tape
+        api = inputs = context = source = NONE
+        with tape.problems:
+            api = self._apis.get(func, _UNKNOWN)
+            if api == _UNKNOWN:
+                api = self._apis[func] = self._api(func)
+        if api == NONE or not tape.is_active:
+            return func(*args, **(kwargs or {}))
+        with tape.problems:
+            inputs = tape.signatures.arguments(args, kwargs)
+            context = tape.tracker.code()
+            source = tape.sources.here(sys._getframe(1))
+        call = tape.next_call()
+        begin = tape.next_sequence()
+        begin_ns = time.perf_counter_ns()
+        exception = outputs = NONE
+        try:
+            result = func(*args, **kwargs) if kwargs else func(*args)
+        except BaseException as error:
+            exception = tape.catalog.strings.code(type(error).__name__)
+            raise
+        else:
+            end_ns = time.perf_counter_ns()
+            if result is not None:
+                with tape.problems:
+                    outputs = tape.signatures.result(result)
+            return result
+        finally:
+            if exception != NONE:
+                end_ns = time.perf_counter_ns()
+            stack = self._stack
+            tape.rows.append(
+                (
+                    call,
+                    stack[-1].call if stack else NONE,
+                    api,
+                    NONE,
+                    begin,
+                    tape.next_sequence(),
+                    begin_ns - tape.start_ns,
+                    end_ns - tape.start_ns,
+                    context,
+                    source,
+                    inputs,
+                    outputs,
+                    exception,
+                    0,
+                )
+            )
+            if len(tape.rows) >= MAX_CALLS:
+                tape.cut_if_too_long()
+
+    def _api(self, func: Any) -> int:
+        name = public_name(func)
+        if name is None or (self._functions is not None and name not in self._functions):
+            return NONE
+        return self._tape.catalog.apis.code(Api(name=name, names=(name,), role="function"))
+
+
+def public_name(func: Any) -> str | None:
+    """Return the public name of a torch function, or None if it has none.
+
+    Attribute access, conversions and private functions have none; operators go by the name of the
+    method they stand for.
+    """
+    name = resolve_name(func)
+    if name is None or not name.startswith("torch."):
+        return None
+    path, _, last = name.rpartition(".")
+    if last in ("__get__", "__set__", "__delete__"):
+        return None
+    if last.startswith("__") and last.endswith("__") and path == "torch.Tensor":
+        method = last.strip("_")
+        return f"torch.Tensor.{method}" if callable(getattr(torch.Tensor, method, None)) else None
+    if any(part.startswith("_") for part in name.split(".")):
+        return None
+    return str(name)

@@ -1,0 +1,141 @@
+"""Modules: forwards of roots, train and eval, zero_grad."""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from typing import Any
+
+import torch
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
+
+from traincheck_plugin.events import NONE
+from traincheck_plugin.recorder.patching import Patches
+from traincheck_plugin.recorder.probes.base import is_compiling, recorded
+from traincheck_plugin.recorder.tape import OpenCall, Tape, ThreadState
+
+Module = torch.nn.Module
+
+_FAST_PATHS = (
+    torch.nn.MultiheadAttention,
+    torch.nn.TransformerEncoderLayer,
+    torch.nn.TransformerEncoder,
+)
+"""Modules that compute differently while a torch function mode is active: their fused inference
+kernels are skipped. The mode is taken off while they run without gradients."""
+
+
+class ModulesProbe:
+    """Observes the forwards that no other forward encloses, through torch's global hooks."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+
+    def attach(self, tape: Tape, patches: Patches) -> None:
+        """Register the hooks and patch the methods of `Module` itself."""
+        self._tape = tape
+        self._threads: ThreadState = tape.threads
+        self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+        self._fast: list[int] = []
+        self._handles = [
+            register_module_forward_pre_hook(self._before_forward),
+            register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
+        ]
+        for name, role in (("train", "mode"), ("eval", "mode"), ("zero_grad", "zero_grad")):
+            code = tape.function_api(
+                f"torch.nn.Module.{name}",
+                role,  # type: ignore[arg-type]
+                f"torch.nn.modules.module.Module.{name}",
+            )
+            patches.wrap(
+                Module,
+                name,
+                lambda function, role=role, code=code: recorded(
+                    tape, function, role, lambda _: code
+                ),
+            )
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _before_forward(self, module: Any, args: Any) -> None:
+        if is_compiling():
+            return
+        thread = self._threads
+        key = id(module)
+        if type(module) in _FAST_PATHS and not torch.is_grad_enabled():
+            self._tape.silencer.mute()
+            self._fast.append(key)
+        if thread.root_id:
+            if thread.root_id == key:
+                thread.root_depth += 1
+            return
+        self._before_root(thread, module)
+
+    def _before_root(self, thread: ThreadState, module: Any) -> None:
+        tape = self._tape
+        # A recomputation of activation checkpointing is part of the backward pass.
+        if not tape.is_active or tape.num_backwards_open:
+            return
+        with tape.problems:
+            training = None
+            if self._owns_parameters(module):
+                tape.variables.add_forward(module)
+                training = torch.is_grad_enabled() and module.training
+            entry = tape.open(
+                "forward",
+                tape.method_api(type(module), "forward", "forward", Module),
+                subject=module,
+                training=training,
+                hook_frame=sys._getframe(2),
+            )
+            if entry is not None:
+                thread.root_id = id(module)
+
+    def _after_forward(self, module: Any, args: Any, *rest: Any) -> None:
+        if is_compiling():
+            return
+        key = id(module)
+        if self._fast and self._fast[-1] == key:
+            self._fast.pop()
+            self._tape.silencer.unmute()
+        thread = self._threads
+        if thread.root_id != key:
+            return
+        if thread.root_depth:
+            thread.root_depth -= 1
+            return
+        thread.root_id = 0
+        tape = self._tape
+        with tape.problems:
+            entry = self._open_forward(module)
+            if entry is None:
+                return
+            # After an exception torch passes no keywords: (module, args, result).
+            kwargs, result = rest if len(rest) == 2 else (None, rest[-1])
+            error = sys.exc_info()[0] if len(rest) == 1 else None
+            outputs = NONE
+            if entry.is_observed:
+                entry.inputs = tape.signatures.arguments(args, kwargs)
+                if error is None and result is not None:
+                    outputs = tape.signatures.result(result)
+            tape.close(entry, error.__name__ if error is not None else "", outputs)
+
+    def _open_forward(self, module: Any) -> OpenCall | None:
+        for entry in reversed(self._threads.stack):
+            if entry.role == "forward" and entry.subject is module:
+                return entry
+        return None
+
+    def _owns_parameters(self, module: Any) -> bool:
+        known = self._has_parameters.get(module)
+        if not known:
+            known = next(module.parameters(), None) is not None
+            self._has_parameters[module] = known
+        return known

@@ -1,0 +1,149 @@
+"""Records a training run: attaches the probes, hands windows to a sink, removes everything."""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Callable
+from types import TracebackType
+
+from traincheck_plugin.errors import ConfigError
+from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.patching import Patches
+from traincheck_plugin.recorder.probes.backward import BackwardProbe
+from traincheck_plugin.recorder.probes.base import Probe
+from traincheck_plugin.recorder.probes.checkpoints import CheckpointsProbe
+from traincheck_plugin.recorder.probes.clipping import ClippingProbe
+from traincheck_plugin.recorder.probes.data import DataProbe
+from traincheck_plugin.recorder.probes.functions import FunctionsProbe
+from traincheck_plugin.recorder.probes.modules import ModulesProbe
+from traincheck_plugin.recorder.probes.optimizers import OptimizersProbe
+from traincheck_plugin.recorder.probes.scaling import ScalingProbe
+from traincheck_plugin.recorder.probes.schedulers import SchedulersProbe
+from traincheck_plugin.recorder.probes.seeds import SeedsProbe
+from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.sampling import Sampling
+from traincheck_plugin.recorder.tape import Tape
+
+_active: weakref.WeakSet[Recorder] = weakref.WeakSet()
+
+
+class Recorder:
+    """Records what a training run does, as windows.
+
+    The thread that calls `start` is taken for the one that trains. At most one recorder of a
+    process runs at a time; it is inactive in forked children.
+
+    Args:
+        plan: what to observe.
+        sink: gets each window, in order, on the training thread.
+        rank: global rank of this process.
+        world_size: number of processes of the run.
+        sampling: which steps are observed.
+        models_to_track: names of variables of the user's code that hold the models; empty for
+            every root module.
+        modules_to_instrument: packages whose public functions and methods are recorded too.
+
+    Attributes:
+        catalog: what the codes of the windows point into.
+        problems: what could not be observed, and own failures, each said once.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        sink: Callable[[Window], None],
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        sampling: Sampling = Sampling(),  # noqa: B008  # frozen
+        models_to_track: tuple[str, ...] = (),
+        modules_to_instrument: tuple[str, ...] = (),
+    ) -> None:
+        self._problems = Problems()
+        self._tape = Tape(
+            plan,
+            sink,
+            rank=rank,
+            world_size=world_size,
+            sampling=sampling,
+            models_to_track=models_to_track,
+            problems=self._problems,
+        )
+        self._patches = Patches(self._problems)
+        self._probes: list[Probe] = [
+            OptimizersProbe(),
+            BackwardProbe(),
+            ModulesProbe(),
+            DataProbe(),
+            ClippingProbe(),
+            ScalingProbe(),
+            SchedulersProbe(),
+            CheckpointsProbe(),
+            SeedsProbe(),
+        ]
+        if plan.functions is None or plan.functions:
+            # First, so that torch lists its own functions before they are patched.
+            self._probes.insert(0, FunctionsProbe(plan.functions))
+
+    @property
+    def catalog(self) -> Catalog:
+        """What the codes of the windows point into."""
+        return self._tape.catalog
+
+    @property
+    def problems(self) -> list[str]:
+        """What could not be observed, and own failures, each said once."""
+        return self._problems.texts
+
+    def start(self) -> None:
+        """Attach the probes.
+
+        Raises:
+            ConfigError: another recorder is running in this process.
+        """
+        if _active:
+            raise ConfigError(
+                "expected no recording under way in this process, but one is running; stop it first"
+            )
+        _active.add(self)
+        for probe in self._probes:
+            with self._problems:
+                probe.attach(self._tape, self._patches)
+        self._tape.start()
+
+    def stop(self) -> None:
+        """Emit the last window and remove everything that was attached; idempotent."""
+        if self not in _active:
+            return
+        _active.discard(self)
+        self._tape.stop()
+        for probe in reversed(self._probes):
+            with self._problems:
+                probe.detach()
+        self._patches.undo()
+
+    def __enter__(self) -> Recorder:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def _leave_child() -> None:
+    """Make recorders inactive in a forked child: a worker's calls are not the run's."""
+    for recorder in list(_active):
+        recorder._tape.is_active = False
+        for probe in recorder._probes:
+            if isinstance(probe, FunctionsProbe):
+                probe.detach()
+
+
+os.register_at_fork(after_in_child=_leave_child)

@@ -1,0 +1,120 @@
+"""Summaries of arguments and results, interned: the text of each distinct one is made once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+
+from traincheck_plugin.events import NONE, Interner, Item, encode_signature
+from traincheck_plugin.recorder.naming import class_path
+
+MAX_ELEMENTS = 32
+"""Elements of one container that are described; the rest is left out."""
+
+MAX_TEXT = 80
+_MAX_DEPTH = 4
+
+_Key = tuple[Any, ...]
+_Tensor = torch.Tensor
+
+
+class Signatures:
+    """Turns values into codes of `Catalog.signatures`."""
+
+    def __init__(self, interner: Interner[str]) -> None:
+        self._interner = interner
+        self._codes: dict[_Key, int] = {}
+
+    def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> int:
+        """Return the code for the arguments of a call."""
+        key = tuple([_key(value, 0) for value in args])
+        if kwargs:
+            key = (key, *[(name, _key(value, 0)) for name, value in kwargs.items()])
+            code = self._codes.get(key)
+            return self._add(key, _named(key)) if code is None else code
+        if not key:
+            return NONE
+        # A tuple that starts with a tuple of tuples is the form above: this one never does.
+        code = self._codes.get(("", *key))
+        return self._add(("", *key), _numbered(key, "")) if code is None else code
+
+    def result(self, value: Any) -> int:
+        """Return the code for what a call returned."""
+        key = _key(value, 0)
+        code = self._codes.get(key)
+        return self._add(key, _items(key, "")) if code is None else code
+
+    def _add(self, key: _Key, items: Iterator[Item]) -> int:
+        code = self._codes[key] = self._interner.code(encode_signature(list(items)))
+        return code
+
+
+def _key(value: Any, depth: int) -> _Key:
+    """Describe *value* by something hashable that holds no tensor.
+
+    ``(type, dtype, shape, device, requires_grad)`` for a tensor, ``(type, (keys...))`` for a
+    sequence, ``(type, (keys...), (names...))`` for a mapping, ``(type, None, value)`` for a bool,
+    a string or None, and ``(type,)`` for anything else.
+    """
+    kind = type(value)
+    if kind is _Tensor or isinstance(value, _Tensor):
+        return (kind, value.dtype, value.shape, value.device, value.requires_grad)
+    if kind is int or kind is float:
+        return (kind,)
+    if value is None or kind is bool:
+        return (kind, None, value)
+    if kind is str:
+        return (kind, None, value[:MAX_TEXT])
+    if depth < _MAX_DEPTH:
+        if isinstance(value, (list, tuple)):
+            if not value or type(value[0]) in (int, float):
+                return (kind,)
+            return (kind, tuple([_key(v, depth + 1) for v in value[:MAX_ELEMENTS]]))
+        if isinstance(value, dict):
+            names = list(value)[:MAX_ELEMENTS]
+            return (
+                kind,
+                tuple([_key(value[name], depth + 1) for name in names]),
+                tuple([str(name) for name in names]),
+            )
+    return (kind,)
+
+
+def _items(key: _Key, path: str) -> Iterator[Item]:
+    kind = key[0]
+    if len(key) == 5:
+        _, dtype, shape, device, requires_grad = key
+        yield Item(
+            path=path,
+            type=class_path(kind),
+            dtype=str(dtype),
+            shape=tuple(int(size) for size in shape),
+            device=str(device),
+            requires_grad=requires_grad,
+        )
+    elif len(key) == 3 and key[1] is None:
+        yield Item(path=path, type=class_path(kind), value=key[2])
+    elif len(key) == 3:
+        for name, inner in zip(key[2], key[1], strict=True):
+            yield from _items(inner, _join(path, name))
+    elif len(key) == 2:
+        yield from _numbered(key[1], path)
+    else:
+        yield Item(path=path, type=class_path(kind))
+
+
+def _numbered(keys: _Key, path: str) -> Iterator[Item]:
+    for number, key in enumerate(keys):
+        yield from _items(key, _join(path, str(number)))
+
+
+def _named(key: _Key) -> Iterator[Item]:
+    yield from _numbered(key[0], "")
+    for name, inner in key[1:]:
+        yield from _items(inner, name)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name

@@ -1,0 +1,288 @@
+"""The variables that training changes: which there are, under which names, where they are now."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import Bool, Catalog, Int32, Int64, Variable, VariableKind
+from traincheck_plugin.recorder.discovery import (
+    models_containing,
+    models_holding,
+    unwrapped,
+)
+from traincheck_plugin.recorder.naming import Labels, class_path
+
+Module = torch.nn.Module
+Optimizer = torch.optim.Optimizer
+Tensor = torch.Tensor
+
+
+class Tensors:
+    """Tensors of one kind, held weakly, and the variables (names) they have.
+
+    Attributes:
+        variables: code of each row.
+        tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
+            without tied tensors.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, Tensor]]) -> None:
+        self.variables: Int32 = np.array([code for code, _ in rows], np.int32)
+        places: dict[int, int] = {}
+        unique: list[Tensor] = []
+        index = []
+        for _, tensor in rows:
+            place = places.setdefault(id(tensor), len(unique))
+            if place == len(unique):
+                unique.append(tensor)
+            index.append(place)
+        self.tensor_of_row: Int64 | None = (
+            None if len(unique) == len(rows) else np.array(index, np.int64)
+        )
+        self.places = places
+        self._references = [weakref.ref(tensor) for tensor in unique]
+
+    def alive(self) -> list[Tensor] | None:
+        """Return the tensors, or None when one is gone and the table out of date."""
+        tensors = [reference() for reference in self._references]
+        return None if any(tensor is None for tensor in tensors) else tensors  # type: ignore[return-value]
+
+    def spread(self, values: Any) -> Any:
+        """Turn an array with one value per tensor into one with a value per row."""
+        return values if self.tensor_of_row is None else values[self.tensor_of_row]
+
+
+class Holdings:
+    """Which parameter rows an optimizer holds, and in which of its param groups."""
+
+    __slots__ = ("groups", "object", "optimizer", "rows")
+
+    def __init__(self, optimizer: Any, code: int, rows: Int64, groups: Int64) -> None:
+        self.optimizer = weakref.ref(optimizer)
+        self.object = code
+        self.rows = rows
+        self.groups = groups
+
+
+class Structure:
+    """A snapshot of which variables there are; `Variables.structure` keeps it up to date."""
+
+    def __init__(self) -> None:
+        self.identity: list[int] | None = None
+        self.modules: list[weakref.ref[Any]] = []
+        self.module_rows: Int32 = np.empty(0, np.int32)
+        self.parameters = Tensors(())
+        self.buffers = Tensors(())
+        self.in_model: Bool = np.empty(0, np.bool_)
+        self.holdings: list[Holdings] = []
+        self.names: dict[int, str] = {}
+
+
+class Variables:
+    """The tracked models and known optimizers."""
+
+    def __init__(self, catalog: Catalog, labels: Labels, names: tuple[str, ...]) -> None:
+        self._catalog = catalog
+        self._labels = labels
+        self._names = names
+        self._roots: list[weakref.ref[Any]] = []
+        self._optimizers: list[weakref.ref[Any]] = []
+        self._seen_modules: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._structure = Structure()
+        self._slot_codes: dict[tuple[int, str, str, tuple[int, ...]], int] = {}
+        self._group_codes: dict[tuple[int, int, str], int] = {}
+
+    def roots(self) -> list[Any]:
+        """Return the tracked models that are alive."""
+        return [root for reference in self._roots if (root := reference()) is not None]
+
+    def optimizers(self) -> list[Any]:
+        """Return the known optimizers that are alive."""
+        return [found for reference in self._optimizers if (found := reference()) is not None]
+
+    def add_optimizer(self, optimizer: Any) -> None:
+        """Learn of an optimizer and look for the models that own its parameters."""
+        if any(reference() is optimizer for reference in self._optimizers):
+            return
+        self._optimizers = [r for r in self._optimizers if r() is not None]
+        self._optimizers.append(weakref.ref(optimizer))
+        held = [p for group in optimizer.param_groups for p in group["params"]]
+        known = {id(p) for root in self.roots() for p in root.parameters()}
+        missing = [p for p in held if id(p) not in known]
+        if missing:
+            for model in models_holding(missing, self._names):
+                self.add_root(model)
+
+    def add_forward(self, module: Any) -> None:
+        """Learn of a module whose forward was called from outside any other forward."""
+        if module in self._seen_modules:
+            return
+        self._seen_modules.add(module)
+        module = unwrapped(module)
+        models = models_containing(module, self._names)
+        if not models and not self._names:
+            models = [module]
+        for model in models:
+            self.add_root(model)
+
+    def add_root(self, module: Any) -> None:
+        """Track *module* unless tracked models have all its parameters already."""
+        module = unwrapped(module)
+        roots = self.roots()
+        parts = set(module.modules())
+        known = {inner for root in roots for inner in root.modules()}
+        if module in known:
+            return
+        owned = {id(p) for root in roots for p in root.parameters()}
+        own = [id(p) for p in module.parameters()]
+        if own and all(key in owned for key in own):
+            return
+        self._roots = [weakref.ref(root) for root in roots if root not in parts]
+        self._roots.append(weakref.ref(module))
+        self._structure.identity = None
+
+    def structure(self) -> Structure:
+        """Return the present structure, rebuilt only if something was replaced."""
+        structure = self._structure
+        if structure.identity is None or structure.identity != self._identity(structure):
+            structure = self._structure = self._build()
+            structure.identity = self._identity(structure)
+        return structure
+
+    def _identity(self, structure: Structure) -> list[int] | None:
+        identity: list[int] = []
+        for reference in structure.modules:
+            module = reference()
+            if module is None:
+                return None
+            for members in (module._parameters, module._modules, module._buffers):
+                if members:
+                    identity.extend(map(id, members.values()))
+        for optimizer in self.optimizers():
+            for group in optimizer.param_groups:
+                identity.extend(map(id, group["params"]))
+            identity.append(len(optimizer.param_groups))
+        return identity
+
+    def _build(self) -> Structure:
+        result = Structure()
+        parameters: list[tuple[int, Tensor]] = []
+        buffers: list[tuple[int, Tensor]] = []
+        modules: list[tuple[int, Any]] = []
+        for root in self.roots():
+            owner = self._labels.text(root)
+            for path, module in root.named_modules(remove_duplicate=False):
+                module_type = class_path(type(module))
+                modules.append((self._code("module", path, owner, module_type), module))
+                for kind, members, rows in (
+                    ("parameter", module._parameters, parameters),
+                    ("buffer", module._buffers, buffers),
+                ):
+                    for name, tensor in members.items():
+                        if tensor is None or _is_uninitialized(tensor):
+                            continue
+                        full = f"{path}.{name}" if path else name
+                        code = self._tensor_code(kind, full, owner, tensor, module_type)
+                        rows.append((code, tensor))
+                        result.names.setdefault(id(tensor), full)
+        num_owned = len(parameters)
+        for name, owner, tensor in self._orphans({id(tensor) for _, tensor in parameters}):
+            parameters.append((self._tensor_code("parameter", name, owner, tensor, ""), tensor))
+            result.names.setdefault(id(tensor), name)
+        result.modules = [weakref.ref(module) for _, module in modules]
+        result.module_rows = np.array([code for code, _ in modules], np.int32)
+        result.parameters = Tensors(parameters)
+        result.buffers = Tensors(buffers)
+        result.in_model = np.arange(len(parameters)) < num_owned
+        rows_of: dict[int, list[int]] = {}
+        for row, (_, tensor) in enumerate(parameters):
+            rows_of.setdefault(id(tensor), []).append(row)
+        for optimizer in self.optimizers():
+            pairs = [
+                (row, number)
+                for number, group in enumerate(optimizer.param_groups)
+                for parameter in group["params"]
+                for row in rows_of.get(id(parameter), ())
+            ]
+            held = np.array(pairs, np.int64).reshape(-1, 2)
+            code = self._labels.code(optimizer)
+            result.holdings.append(Holdings(optimizer, code, held[:, 0], held[:, 1]))
+        return result
+
+    def _orphans(self, owned: set[int]) -> Iterator[tuple[str, str, Tensor]]:
+        """Yield the parameters that optimizers hold and no tracked model has."""
+        for optimizer in self.optimizers():
+            owner = self._labels.text(optimizer)
+            for number, group in enumerate(optimizer.param_groups):
+                names = group.get("param_names")
+                for index, parameter in enumerate(group["params"]):
+                    if id(parameter) not in owned and not _is_uninitialized(parameter):
+                        owned.add(id(parameter))
+                        name = names[index] if names else f"{number}.{index}"
+                        yield name, owner, parameter
+
+    def slots(self, optimizer: Any) -> list[tuple[int, Tensor]]:
+        """Return code and tensor of each slot of *optimizer*."""
+        names = self.structure().names
+        holder = self._labels.code(optimizer)
+        rows = []
+        for parameter, state in optimizer.state.items():
+            if not isinstance(state, dict):
+                continue
+            for slot, tensor in state.items():
+                if isinstance(tensor, Tensor):
+                    key = (holder, names.get(id(parameter), "?"), slot, tensor.shape)
+                    code = self._slot_codes.get(key)
+                    if code is None:
+                        owner = self._catalog.objects[holder]
+                        code = self._tensor_code("slot", f"{key[1]}.{slot}", owner, tensor, "")
+                        self._slot_codes[key] = code
+                    rows.append((code, tensor))
+        return rows
+
+    def group_options(self, optimizer: Any) -> list[tuple[int, float]]:
+        """Return code and value of each numeric option of the param groups of *optimizer*."""
+        holder = self._labels.code(optimizer)
+        rows = []
+        for number, group in enumerate(optimizer.param_groups):
+            for option, value in group.items():
+                if isinstance(value, (int, float)) or _is_scalar(value):
+                    key = (holder, number, option)
+                    code = self._group_codes.get(key)
+                    if code is None:
+                        owner = self._catalog.objects[holder]
+                        code = self._code("group", f"{number}.{option}", owner, "float")
+                        self._group_codes[key] = code
+                    rows.append((code, float(value)))
+        return rows
+
+    def _code(self, kind: VariableKind, name: str, owner: str, type_: str) -> int:
+        return self._catalog.variables.code(
+            Variable(kind=kind, name=name, owner=owner, type=type_)
+        )
+
+    def _tensor_code(
+        self, kind: Any, name: str, owner: str, tensor: Tensor, module_type: str
+    ) -> int:
+        return self._catalog.variables.code(
+            Variable(
+                kind=kind,
+                name=name,
+                owner=owner,
+                type=class_path(type(tensor)),
+                module_type=module_type,
+                shape=tuple(tensor.shape),
+            )
+        )
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() == 1 and value.is_cpu
+
+
+_is_uninitialized: Callable[[Any], bool] = torch.nn.parameter.is_lazy

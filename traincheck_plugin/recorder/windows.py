@@ -1,0 +1,155 @@
+"""Where one window ends and the next begins.
+
+A training window is closed before the first call of the next batch. Which call that is can show
+only later (is this forward the next batch, or the second network of a GAN?), so a window may be
+cut at a *mark*: a moment between two outermost calls that is remembered for the purpose.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, Protocol
+
+from traincheck_plugin.events import Role
+
+MAX_CALLS = 4096
+"""Calls of a window outside training steps."""
+
+MAX_CALLS_WITHOUT_STEP = 65536
+MIN_OVERDUE = 32
+"""A window of training is cut without a step after this many backward calls, or four times as
+many as any completed window had: a step that never comes must not hide what happens."""
+
+
+class Cutter(Protocol):
+    """Where calls and frames are kept."""
+
+    def mark(self) -> tuple[int, int]:
+        """Return the present moment."""
+
+    def cut(self, mark: tuple[int, int] | None, *, completed: bool) -> None:
+        """End the window at *mark* (None: here); *completed* if a training window."""
+
+
+class Segmenter:
+    """Decides when to cut, from the outermost calls of the training thread."""
+
+    def __init__(self, cutter: Cutter) -> None:
+        self._cutter = cutter
+        self._stepped: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ever_stepped: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._mark: tuple[int, int] | None = None
+        self._backwards_before_mark = 0
+        self._is_data_run = False
+        self._is_training = False
+        self._saw_validation = False
+        self._backwards = 0
+        self._usual_backwards = 0
+        self._completed = 0
+
+    @property
+    def ever_stepped(self) -> bool:
+        """Whether any optimizer stepped so far."""
+        return bool(self._ever_stepped)
+
+    def before(self, role: Role, optimizer: Any | None, training: bool | None, calls: int) -> None:
+        """Cut, if needed, before an outermost call.
+
+        Args:
+            role: of the call.
+            optimizer: the one the call is about.
+            training: for a forward, whether it trains; None for modules without parameters.
+            calls: how many calls the window has.
+        """
+        if self._stepped:
+            self._after_a_step(role, optimizer, training)
+        if self._stepped:
+            return
+        if role == "data":
+            self._before_data(calls)
+            return
+        self._is_data_run = False
+        if role in ("zero_grad", "backward", "step") or (role == "forward" and training):
+            if not self._is_training:
+                self._cut(self._mark)
+                self._is_training = True
+            elif self._is_overdue(calls) and role in ("zero_grad", "forward"):
+                self._cut()
+                self._is_training = True
+        elif role == "forward" and training is False and self._mark is not None:
+            # A frozen teacher looks the same: only the next batch shows that it was validation.
+            self._saw_validation = True
+        if not self._is_training and calls >= MAX_CALLS:
+            self._cut()
+
+    def _before_data(self, calls: int) -> None:
+        if self._is_data_run:
+            return
+        self._is_data_run = True
+        if self._is_overdue(calls) or (not self._is_training and calls >= MAX_CALLS):
+            self._cut()
+        if self._saw_validation and not self._backwards:
+            self._is_training = False
+        if not self._backwards:
+            self._set_mark()
+
+    def _after_a_step(self, role: Role, optimizer: Any | None, training: bool | None) -> None:
+        is_next = (
+            role == "data"
+            or (role == "forward" and training is False)
+            or (role in ("zero_grad", "step") and optimizer in self._stepped)
+        )
+        if is_next:
+            self._cut(self._mark, completed=True)
+        elif (role == "zero_grad" and optimizer is None) or (role == "forward" and training):
+            # The next batch, unless another optimizer is still to step in this one. In the first
+            # window it is not known yet which optimizers step.
+            if self._completed and len(self._stepped) == len(self._ever_stepped):
+                self._cut(self._mark, completed=True)
+            elif self._mark is None:
+                self._set_mark()
+
+    def stepped(self, optimizer: Any) -> None:
+        """Note a completed step; the batch goes on until something of the next one comes."""
+        self._stepped.add(optimizer)
+        self._ever_stepped.add(optimizer)
+        self._is_training = True
+        self._mark = None
+
+    def went_backward(self) -> None:
+        """Note a completed backward call."""
+        self._backwards += 1
+
+    def is_too_long(self, calls: int) -> bool:
+        """Return whether the window has so many calls that it is to be cut at once."""
+        return calls >= (MAX_CALLS_WITHOUT_STEP if self._is_training else MAX_CALLS)
+
+    def cut_here(self) -> None:
+        """Cut the window: it became too long, or the recording ends."""
+        was_training = self._is_training
+        self._cut(completed=bool(self._stepped))
+        self._is_training = was_training
+
+    def _set_mark(self) -> None:
+        self._mark = self._cutter.mark()
+        self._backwards_before_mark = self._backwards
+
+    def _is_overdue(self, calls: int) -> bool:
+        limit = max(MIN_OVERDUE, 4 * self._usual_backwards)
+        return self._backwards >= limit or calls >= MAX_CALLS_WITHOUT_STEP
+
+    def _cut(self, mark: tuple[int, int] | None = None, *, completed: bool = False) -> None:
+        before = self._backwards if mark is None else self._backwards_before_mark
+        if completed:
+            self._usual_backwards = max(self._usual_backwards, before)
+            self._completed += 1
+            # What followed the mark is training: a zero_grad or a forward made it.
+            self._is_training = mark is not None
+        else:
+            self._is_training = False
+        self._backwards -= before
+        self._stepped.clear()
+        self._mark = None
+        self._is_data_run = False
+        self._saw_validation = False
+        self._cutter.cut(mark, completed=completed)
