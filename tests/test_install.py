@@ -9,6 +9,7 @@ in folders that they name, so the editable install next door stays out of sight.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -93,4 +94,5 @@ def test_the_commands_work_together(environment, tmp_path):
 
     printed = run(check, "-f", "trace", "-i", "invariants.json", "-o", "results", cwd=tmp_path)
     assert "Total failed invariants: 0/" in printed
+    assert re.search(r"Total passed invariants: [1-9]\d*/", printed)
     assert list(tmp_path.glob("results/**/report.html"))
