@@ -156,15 +156,13 @@ def test_a_trace_is_small(tmp_path: Path) -> None:
         now = int(gaps[-1])
     # WHEN they are written, ten steps at a time
     write(tmp_path, windows, flush_bytes=200_000)
-    # THEN a call takes no more than the 12.7 bytes that the same in JSON lines takes ten times
+    # THEN a call, with its share of the frames, takes a few bytes (about 14; 130 as JSON lines)
     size = sum(file.stat().st_size for file in (tmp_path / "rank_0").iterdir())
     assert size / (200 * 100) < 20
 
 
 @pytest.mark.parametrize("path", ["relative", "with space", "ünïcode"])
-def test_any_local_path_will_do(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_any_local_path_will_do(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(Path(path), training_run(1))
     assert len(list(open_run(path).ranks[0].windows())) == 1

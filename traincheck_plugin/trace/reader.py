@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from traincheck_plugin.trace.decode import decode
 from traincheck_plugin.trace.manifest import END, MANIFEST, End, Manifest
 from traincheck_plugin.trace.schema import STREAMS, file_name
 from traincheck_plugin.trace.storage import Place, one_line
-from traincheck_plugin.trace.stream_reader import StreamReader, check_stream
+from traincheck_plugin.trace.stream_reader import POLL_SECONDS, Growing, StreamReader, check_stream
 
 RANK_DIRECTORY = re.compile(r"rank_(\d+)")
 MAX_NAMES = 6  # how many of the files found an error lists
@@ -73,16 +74,16 @@ class RankTrace:
                 "shows a trace when it is closed, check it then without --follow"
             )
 
+        end = self._directory / END
+
         def growing() -> bool:
-            return self.end is None and not (stop is not None and stop())
+            return not end.is_file() and not (stop is not None and stop())
 
         self.problems = []
-        readers = [
-            StreamReader(self._directory, stream, growing if follow else None) for stream in STREAMS
-        ]
-        return self._read(readers)
+        return self._read(growing if follow else None)
 
-    def _read(self, readers: list[StreamReader]) -> Iterator[Window]:
+    def _read(self, growing: Growing | None) -> Iterator[Window]:
+        readers = [StreamReader(self._directory, stream, growing) for stream in STREAMS]
         catalog = Catalog()
         progress = _Progress()
         damage = ""
@@ -108,6 +109,8 @@ class RankTrace:
         cut = [r for r in short if r.is_cut] or (short if len(short) < len(readers) else [])
         if not damage and cut:
             damage = f"{cut[0].name} is cut in the middle"
+        while not damage and growing is not None and growing():
+            time.sleep(POLL_SECONDS)  # the streams have ended, how the run did is written last
         self._report(damage, progress)
 
     def _report(self, damage: str, progress: _Progress) -> None:

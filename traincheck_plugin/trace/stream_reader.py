@@ -16,6 +16,7 @@ from traincheck_plugin.trace.storage import Place, one_line
 
 CONTINUATION = b"\xff\xff\xff\xff"  # begins each message of an Arrow stream
 MAX_HEADER_BYTES = 1 << 20
+POLL_SECONDS = 0.1
 
 Growing = Callable[[], bool]
 """Says whether more may be written, so that a reader should wait for it."""
@@ -50,7 +51,7 @@ class StreamReader:
             batch.validate(full=True)
         except StopIteration:
             return None
-        except (pa.ArrowException, OSError):
+        except (pa.ArrowException, OSError, ValueError):
             self.is_cut = True
             return None
         return batch, dict(metadata or {})
@@ -68,10 +69,9 @@ class StreamReader:
 class _GrowingFile:
     """A local file whose end is waited for."""
 
-    def __init__(self, path: str, growing: Growing, poll_seconds: float = 0.1) -> None:
+    def __init__(self, path: str, growing: Growing) -> None:
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115  # closed by `close`
         self._growing = growing
-        self._poll_seconds = poll_seconds
 
     @property
     def closed(self) -> bool:
@@ -86,7 +86,7 @@ class _GrowingFile:
             more = self._file.read(size - len(data))
             data += more
             if growing and not more:
-                time.sleep(self._poll_seconds)
+                time.sleep(POLL_SECONDS)
         return data
 
     def readable(self) -> bool:
@@ -119,10 +119,9 @@ def check_stream(directory: Place, stream: str) -> None:
     if len(start) < 8 or len(header) < length:
         return
     try:
-        schema = pa.ipc.read_schema(pa.py_buffer(start + header))
-    except (pa.ArrowException, OSError) as error:
+        _check_schema(place, stream, pa.ipc.read_schema(pa.py_buffer(start + header)))
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: names not in UTF-8
         raise _foreign(place, stream, "something else") from error
-    _check_schema(place, stream, schema)
 
 
 def _check_schema(place: Place, stream: str, schema: pa.Schema) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import Catalog, Window
 from traincheck_plugin.trace.encode import CatalogSize, encode
 from traincheck_plugin.trace.schema import STREAMS, file_name
 from traincheck_plugin.trace.storage import Place
@@ -21,6 +21,7 @@ class StreamsWriter:
 
     def __init__(self, directory: Place) -> None:
         self.num_windows = self.num_calls = self.num_frames = 0
+        self._catalog: Catalog | None = None
         self._written = CatalogSize()
         options = pa.ipc.IpcWriteOptions(compression="zstd")
         self._files = []
@@ -33,7 +34,14 @@ class StreamsWriter:
             self._writers[stream] = pa.ipc.new_stream(file, schema, options=options)
 
     def write(self, windows: Sequence[Window], *, stop: CatalogSize) -> None:
-        """Append *windows* as one flush; the catalog up to *stop* becomes part of the trace."""
+        """Append *windows* as one flush; the catalog up to *stop* becomes part of the trace.
+
+        Raises:
+            ValueError: the windows of this trace are not all over one catalog.
+        """
+        self._catalog = self._catalog or windows[0].catalog
+        if any(window.catalog is not self._catalog for window in windows):
+            raise ValueError("the windows of one trace need one catalog, and these have several")
         batches = list(encode(windows, start=self._written, stop=stop))
         for stream, batch, metadata in batches:
             self._writers[stream].write_batch(batch, custom_metadata=metadata)

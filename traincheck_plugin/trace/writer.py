@@ -194,10 +194,14 @@ class TraceWriter:
             return batch
 
     def _failure(self, error: BaseException) -> str:
-        return (
-            f"the trace in {self._place.name} is incomplete after "
-            f"{self._streams.num_windows} windows: {one_line(error)} ({type(error).__name__}); "
+        remedy = (
             "make room or choose another directory, and run again"
+            if isinstance(error, OSError)
+            else "this is a defect of traincheck-plugin, please report it"
+        )
+        return (
+            f"the trace in {self._place.name} is incomplete after {self._streams.num_windows} "
+            f"windows: {one_line(error)} ({type(error).__name__}); {remedy}"
         )
 
 
