@@ -223,3 +223,30 @@ def test_checking_imports_no_torch(healthy_trace, invariants, tmp_path):
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
     )
     assert result.returncode == 0, result.stderr
+
+
+def test_following_a_run_that_has_ended_is_a_check(buggy_trace, invariants, tmp_path, capsys):
+    code, out, err = run(
+        capsys, "-f", buggy_trace, "-i", invariants, "-o", tmp_path / "a", "--follow"
+    )
+    _, offline, _ = run(capsys, "-f", buggy_trace, "-i", invariants, "-o", tmp_path / "b")
+    assert code == 1
+    assert err == f"following {buggy_trace}; Ctrl-C ends the check with a report\n"
+    live, _, final = out.partition("The run has ended. All that was found:\n\n")
+    assert "CRITICAL  Adam.step updated 0 of 2 parameters" in live
+    assert without_paths(final) == without_paths(offline)
+
+
+def without_paths(text):
+    return [line for line in text.splitlines() if not line.startswith("Results: ")]
+
+
+def test_only_one_trace_can_be_followed(healthy_trace, buggy_trace, invariants, tmp_path, capsys):
+    code, _, err = run(
+        capsys, "-f", healthy_trace, buggy_trace, "-i", invariants, "-o", tmp_path, "--follow"
+    )
+    assert code == 2
+    assert err == (
+        "traincheck-check: expected one trace with --follow, got 2; "
+        "follow each in a command of its own\n"
+    )

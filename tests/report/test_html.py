@@ -9,7 +9,7 @@ import pytest
 from tests.report.examples import STEP, buggy, healthy, result, unchecked, violation
 from traincheck_plugin.checker.diagnosis import Diagnosis
 from traincheck_plugin.checker.violation import Outcome
-from traincheck_plugin.report.html import duration_of, evidence_of, render_html
+from traincheck_plugin.report.html import duration_of, evidence_of, render_html, with_code
 
 VOID = {"meta", "br"}
 
@@ -104,6 +104,13 @@ def test_evidence_of_an_invariant_without_occurrences_is_its_examples():
         ),
     )
     assert evidence_of(bare) == "1,200 examples for, 1 against"
+
+
+def test_names_between_backticks_are_code():
+    assert with_code("holds `fc.<b>`, not `x`") == (
+        "holds <code>fc.&lt;b&gt;</code>, not <code>x</code>"
+    )
+    assert with_code("one ` <i>") == "one ` &lt;i&gt;"
 
 
 def test_durations_read_as_people_say_them():

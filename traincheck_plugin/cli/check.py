@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -17,11 +18,14 @@ from traincheck_plugin.cli.command import (
     run_command,
 )
 from traincheck_plugin.cli.progress import Progress, show_progress
-from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.errors import ConfigError, InvariantError
 from traincheck_plugin.version import __version__
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from traincheck_plugin.checker.check import CheckResult
+    from traincheck_plugin.checker.diagnosis import Diagnosis
     from traincheck_plugin.invariants.model import Invariant
 
 # As in the model, which imports numpy: too slow for `--help`.
@@ -76,6 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--exit-zero", action="store_true", help="exit with 0 even when violations are reported"
     )
+    parser.add_argument(
+        "--follow",
+        action="store_true",
+        help="check a trace that is still being written, until it ends or Ctrl-C",
+    )
     return parser
 
 
@@ -87,15 +96,16 @@ def _check(arguments: argparse.Namespace) -> int:
     from traincheck_plugin.report.console import print_results
     from traincheck_plugin.report.results import create_results_directory, write_results
 
-    with show_progress() as progress:
-        invariants, left_out = _load(arguments.invariants or ["default"])
-        results = [
-            replace(result, problems=(*left_out, *result.problems))
-            for result in _results(arguments.trace_folders, invariants, progress)
-        ]
+    console = Console(highlight=False)
+    invariants, left_out = _load(arguments.invariants or ["default"])
+    if arguments.follow:
+        results = [_followed(arguments, invariants, console)]
+    else:
+        results = _results(arguments.trace_folders, invariants)
+    results = [replace(r, problems=(*left_out, *r.problems)) for r in results]
     directory = create_results_directory(arguments.output_dir, datetime.now())
     write_results(directory, results, invariants)
-    print_results(results, Console(highlight=False), arguments.min_severity, directory)
+    print_results(results, console, arguments.min_severity, directory)
     return EXIT_OK if arguments.exit_zero else _exit_code(results, arguments.min_severity)
 
 
@@ -121,21 +131,45 @@ def _load(sources: Sequence[str]) -> tuple[tuple[Invariant, ...], tuple[str, ...
     return tuple(invariants), (said,)
 
 
-def _results(
-    folders: Sequence[str], invariants: Sequence[Invariant], progress: Progress
-) -> list[CheckResult]:
+def _results(folders: Sequence[str], invariants: Sequence[Invariant]) -> list[CheckResult]:
     from traincheck_plugin.checker.check import check
     from traincheck_plugin.trace.reader import open_run
 
     # All are opened first: a wrong path is told before the work, not after it.
     runs = [open_run(folder) for folder in folders]
     results = []
-    for folder, run in zip(folders, runs, strict=True):
-        told = progress if len(runs) == 1 else partial(_tell, progress, folder)
-        result = check(run, invariants, progress=told)
-        problems = dict.fromkeys((*run.problems, *result.problems))
-        results.append(replace(result, problems=tuple(problems)))
+    with show_progress() as progress:
+        for folder, run in zip(folders, runs, strict=True):
+            told = progress if len(runs) == 1 else partial(_tell, progress, folder)
+            results.append(check(run, invariants, progress=told))
     return results
+
+
+def _followed(
+    arguments: argparse.Namespace, invariants: Sequence[Invariant], console: Console
+) -> CheckResult:
+    from traincheck_plugin.checker.follow import follow
+    from traincheck_plugin.report.console import print_diagnosis
+    from traincheck_plugin.report.summary import is_at_least
+    from traincheck_plugin.trace.reader import open_run
+
+    if len(arguments.trace_folders) != 1:
+        raise ConfigError(
+            f"expected one trace with --follow, got {len(arguments.trace_folders)}; "
+            "follow each in a command of its own"
+        )
+
+    def tell(diagnosis: Diagnosis) -> None:
+        if is_at_least(diagnosis.severity, arguments.min_severity):
+            print(f"[{datetime.now():%H:%M:%S}]")
+            print_diagnosis(diagnosis, console)
+            print(flush=True)
+
+    run = open_run(arguments.trace_folders[0])
+    print(f"following {run.path}; Ctrl-C ends the check with a report", file=sys.stderr)
+    result = follow(run, invariants, tell=tell)
+    print("The run has ended. All that was found:\n")
+    return result
 
 
 def _tell(progress: Progress, folder: str, activity: str, fraction: float) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from traincheck_plugin.checker.check import CheckResult
 from traincheck_plugin.checker.violation import Outcome
@@ -30,6 +31,7 @@ def render_html(result: CheckResult) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["code"] = with_code
     environment.filters["evidence"] = evidence_of
     environment.filters["first_occurrence"] = first_occurrence
     environment.filters["occurrences"] = occurrences
@@ -87,6 +89,17 @@ def evidence_of(invariant: Invariant) -> str:
         f"held in {count_of(evidence.num_occurrences, 'step')} of "
         f"{count_of(evidence.num_runs, 'run')}, {evidence.num_held_out:,} of them held out; "
         f"fails in less than {evidence.failure_bound:.1%} of healthy steps (95 % confidence)"
+    )
+
+
+def with_code(text: str) -> Markup:
+    """Return *text*, escaped, with what stands between backticks as code."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # a backtick without its partner is just a character
+        return escape(text)
+    return Markup("").join(
+        Markup("<code>{}</code>").format(part) if number % 2 else escape(part)
+        for number, part in enumerate(parts)
     )
 
 

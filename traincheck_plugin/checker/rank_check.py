@@ -1,0 +1,67 @@
+"""One rank of a recorded run being checked: its checker and the size of what it has seen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from traincheck_plugin.checker.checker import Checker
+from traincheck_plugin.checker.violation import Outcome, Violation
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import Invariant
+
+
+class RankCheck:
+    """Checks the windows of one rank, in order.
+
+    Attributes:
+        num_windows: seen so far.
+        steps: indices of the training steps seen so far.
+        duration_ns: from the start of the recording to the last call seen.
+    """
+
+    def __init__(self, invariants: Sequence[Invariant], script: str) -> None:
+        self._checker = Checker(invariants, script=script)
+        self.num_windows = 0
+        self.steps: set[int] = set()
+        self.duration_ns = 0
+
+    def observe(self, window: Window) -> None:
+        """Check the next window."""
+        self._checker.observe(window)
+        self.num_windows += 1
+        if len(window.calls):
+            self.duration_ns = max(self.duration_ns, int(window.calls.end_ns[-1]))
+        apis, contexts = window.catalog.apis, window.catalog.contexts
+        self.steps |= {
+            contexts[int(code)].step
+            for api in window.api_codes
+            if apis[api].role == "step"
+            for code in window.calls.context[window.rows_of_api(api)]
+        }
+
+    def finish(self) -> None:
+        """End the run."""
+        self._checker.finish()
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """One for each invariant, in the order given."""
+        return self._checker.outcomes
+
+    @property
+    def violations(self) -> list[Violation]:
+        """What failed so far; nothing before the first step, which tells the pipeline."""
+        if not self.steps:
+            return []
+        return [violation for outcome in self.outcomes for violation in outcome.violations]
+
+
+def merge_outcomes(ranks: Iterable[RankCheck], invariants: Iterable[Invariant]) -> list[Outcome]:
+    """Return one outcome for each of *invariants*, all ranks together."""
+    merged = [Outcome(invariant=invariant) for invariant in invariants]
+    for rank in ranks:
+        for total, outcome in zip(merged, rank.outcomes, strict=True):
+            total.num_triggered += outcome.num_triggered
+            total.violations += outcome.violations
+            total.error = total.error or outcome.error
+    return merged
