@@ -115,7 +115,7 @@ def provide_upstream_names() -> Iterator[None]:
     if "traincheck" in sys.modules or importlib.util.find_spec("traincheck") is not None:
         yield
         return
-    shims = {}
+    shims: dict[str, ModuleType] = {}
     for name in UPSTREAM_MODULES:
         shim = ModuleType(name, "Stands in for upstream TrainCheck while a script is recorded.")
         vars(shim).update(

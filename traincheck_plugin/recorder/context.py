@@ -66,7 +66,7 @@ class ContextTracker:
             )
         return code
 
-    def at_next_step(self, code: int) -> int:
+    def at_present_step(self, code: int) -> int:
         """Return the code of context *code* moved to the present step."""
         contexts = self._catalog.contexts
         return contexts.code(replace(contexts[code], step=self.step))

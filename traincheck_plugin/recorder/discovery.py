@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterable, Iterator
-from types import FrameType
+from types import CellType, FrameType
 from typing import Any
 
 import torch
@@ -94,7 +94,7 @@ def _reachable(names: tuple[str, ...]) -> list[Module]:
 
 
 def _modules_in(values: Iterable[Any]) -> Iterator[tuple[int, Module]]:
-    for value in list(values):
+    for value in map(_content, list(values)):
         kind = type(value)
         if issubclass(kind, Module):
             yield id(value), value
@@ -108,6 +108,14 @@ def _modules_in(values: Iterable[Any]) -> Iterator[tuple[int, Module]]:
                 yield from (
                     (id(v), v) for v in list(attributes.values()) if issubclass(type(v), Module)
                 )
+
+
+def _content(value: Any) -> Any:
+    """Return what is in the cell of a local that an inner function uses too."""
+    try:
+        return value.cell_contents if type(value) is CellType else value
+    except ValueError:
+        return None
 
 
 _HAS_DICT = 1 << 9  # Py_TPFLAGS_HEAPTYPE: classes made by a class statement

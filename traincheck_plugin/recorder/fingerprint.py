@@ -1,18 +1,22 @@
-"""What is recorded of a tensor in place of its values: a hash of its bits, norms, its state."""
+"""What is recorded of tensors in place of their values: hashes of their bits, norms, states.
+
+One set of functions reads tensors on the CPU at once; another computes the same kind of number on
+a device, as a vector that stays there.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import math
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import xxhash
 
-from traincheck_plugin.events import GradState
+from traincheck_plugin.events import Array, GradState
 from traincheck_plugin.recorder.problems import Problems
 
 Tensor = torch.Tensor
@@ -20,6 +24,14 @@ Tensor = torch.Tensor
 _hash = xxhash.xxh3_64_intdigest
 _buffers: dict[int, Any] = {}
 _seeds: dict[torch.dtype, int] = {}
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a distributed tensor that this process holds."""
+    if type(tensor) not in _PLAIN and hasattr(tensor, "to_local"):
+        return tensor.to_local()  # type: ignore[no-any-return]
+    return tensor
 
 
 def hash_tensor(tensor: Tensor, problems: Problems) -> int:
@@ -28,23 +40,19 @@ def hash_tensor(tensor: Tensor, problems: Problems) -> int:
     The dtype is mixed in and the number of bytes counts, so that two constants differ. Contiguous
     memory is hashed in place, everything else in logical order through a copy.
     """
-    dtype = tensor.dtype
-    seed = _seeds.get(dtype)
-    if seed is None:
-        seed = _seeds[dtype] = zlib.crc32(str(dtype).encode())
+    seed = _seed(tensor.dtype)
     if tensor.layout is not torch.strided:
-        return _hash_sparse(tensor, problems)
-    if not tensor.is_cpu:
-        problems.note(f"hash: tensors on device {tensor.device.type!r} cannot be read")
-        return 0
+        return _hash_parts(tensor, problems)
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
     if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
         tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
     num_bytes = tensor.nbytes
-    address = tensor.data_ptr()
     if not num_bytes:
         return _hash(b"", seed)
+    address = tensor.data_ptr()
     if not address:
-        problems.note(f"hash: {type(tensor).__name__} without memory of its own cannot be read")
+        problems.note(f"hash: {type(tensor).__name__} has no memory of its own, it counts as 0")
         return 0
     buffer = _buffers.get(num_bytes)
     if buffer is None:
@@ -52,7 +60,15 @@ def hash_tensor(tensor: Tensor, problems: Problems) -> int:
     return _hash(buffer.from_address(address), seed)
 
 
-def _hash_sparse(tensor: Tensor, problems: Problems) -> int:
+def _seed(dtype: torch.dtype) -> int:
+    seed = _seeds.get(dtype)
+    if seed is None:
+        seed = _seeds[dtype] = zlib.crc32(str(dtype).encode())
+    return seed
+
+
+def _hash_parts(tensor: Tensor, problems: Problems) -> int:
+    parts: tuple[Tensor, ...]
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.detach().coalesce()
         parts = (tensor.indices(), tensor.values())
@@ -61,35 +77,50 @@ def _hash_sparse(tensor: Tensor, problems: Problems) -> int:
     elif tensor.layout in (torch.sparse_csc, torch.sparse_bsc):
         parts = (tensor.ccol_indices(), tensor.row_indices(), tensor.values())
     else:
-        problems.note(f"hash: tensors of layout {tensor.layout} cannot be read")
+        problems.note(f"hash: a tensor of layout {tensor.layout} cannot be read, it counts as 0")
         return 0
     hashes = np.array([hash_tensor(part.detach(), problems) for part in parts], np.uint64)
     return _hash(hashes.tobytes())
 
 
 def norms(tensors: Sequence[Tensor], order: float = 2.0) -> list[float]:
-    """Return the norm of each tensor; NaN where it has none, 0 where it is empty.
-
-    One batched computation per device and one copy back.
-    """
-    result = [0.0] * len(tensors)
-    batches: dict[tuple[torch.device, bool], tuple[list[int], list[Tensor]]] = {}
-    for index, tensor in enumerate(tensors):
-        dense = _dense_values(tensor)
-        if dense is None:
-            result[index] = math.nan
-        elif dense.numel():
-            wide = dense.dtype is torch.float64 or dense.dtype is torch.complex128
-            rows, batch = batches.setdefault((dense.device, wide), ([], []))
-            rows.append(index)
-            batch.append(dense)
-    for (_, wide), (rows, batch) in batches.items():
-        values = torch._foreach_norm(batch, order)
-        if any(value.dtype is not torch.float32 for value in values) and not wide:
-            values = tuple(value.float() for value in values)
-        for row, value in zip(rows, torch.stack(tuple(values)).tolist(), strict=True):
+    """Return the norm of each tensor on the CPU; NaN where it has none, 0 where it is empty."""
+    rows, values = _batched_norms(tensors, order)
+    result = [math.nan if _dense_values(t) is None else 0.0 for t in tensors]
+    if rows:
+        for row, value in zip(rows, values.tolist(), strict=True):
             result[row] = value
     return result
+
+
+def device_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """Return what `norms` does, as a vector on the device of the tensors."""
+    rows, values = _batched_norms(tensors, order)
+    result = torch.zeros(len(tensors), dtype=torch.float64, device=tensors[0].device)
+    missing = [row for row, tensor in enumerate(tensors) if _dense_values(tensor) is None]
+    if len(rows) == len(tensors):
+        return values
+    # Index lists would be copied to the device and waited for: built there piece by piece.
+    for place, row in enumerate(rows):
+        result[row] = values[place]
+    for row in missing:
+        result[row] = math.nan
+    return result
+
+
+def _batched_norms(tensors: Sequence[Tensor], order: float) -> tuple[list[int], Tensor]:
+    rows, batch = [], []
+    for row, tensor in enumerate(tensors):
+        dense = _dense_values(tensor)
+        if dense is not None and dense.numel():
+            rows.append(row)
+            batch.append(dense)
+    if not batch:
+        return [], torch.zeros(0, dtype=torch.float64)
+    values = torch._foreach_norm(batch, order)
+    if all(value.dtype is values[0].dtype for value in values):
+        return rows, torch.stack(tuple(values)).double()
+    return rows, torch.stack([value.double() for value in values])
 
 
 def _dense_values(tensor: Tensor) -> Tensor | None:
@@ -101,40 +132,91 @@ def _dense_values(tensor: Tensor) -> Tensor | None:
         if tensor.layout is not torch.sparse_coo:
             return None
         tensor = tensor.coalesce().values()
-    if dtype.itemsize < 4 and dtype.is_floating_point:
+    if dtype.itemsize < 4:
         # Half-precision norms are themselves rounded to half precision, or overflow.
         tensor = tensor.float()
     return tensor
 
 
-def gradient_states(
-    gradients: Sequence[Tensor | None], euclidean: Sequence[float] | None
-) -> list[int]:
+def gradient_states(gradients: Sequence[Tensor], euclidean: Sequence[float] | None) -> list[int]:
     """Return the `GradState` of each gradient, from its Euclidean norm where that is known."""
-    result = [int(GradState.NULL)] * len(gradients)
-    rows = [index for index, gradient in enumerate(gradients) if gradient is not None]
-    if not rows:
-        return result
-    unsure = rows
+    result = [int(GradState.NON_ZERO)] * len(gradients)
+    unsure = list(range(len(gradients)))
     if euclidean is not None:
         # Squares of tiny or huge values underflow or overflow: only a finite, positive norm
         # speaks for itself.
-        unsure = []
-        for row in rows:
-            if 0.0 < euclidean[row] < math.inf:
-                result[row] = int(GradState.NON_ZERO)
-            else:
-                unsure.append(row)
+        unsure = [row for row in unsure if not 0.0 < euclidean[row] < math.inf]
     if unsure:
-        found = [gradient for row in unsure if (gradient := gradients[row]) is not None]
-        for row, largest in zip(unsure, norms(found, math.inf), strict=True):
-            if largest == 0.0:
-                result[row] = int(GradState.ZERO)
-            elif math.isfinite(largest):
-                result[row] = int(GradState.NON_ZERO)
-            else:
-                result[row] = int(GradState.NON_FINITE)
+        largest = norms([gradients[row] for row in unsure], math.inf)
+        for row, state in zip(unsure, states_of(np.array(largest)).tolist(), strict=True):
+            result[row] = state
     return result
 
 
-Reader = Callable[[Tensor], int]
+def states_of(largest: Array) -> Array:
+    """Return the `GradState` that belongs to the largest absolute value of each gradient."""
+    states = np.full(len(largest), int(GradState.NON_ZERO), np.int8)
+    states[largest == 0.0] = GradState.ZERO
+    states[~np.isfinite(largest)] = GradState.NON_FINITE
+    return states
+
+
+_BLOCK = 1 << 20
+_ROWS = 16
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_weights: dict[torch.device, Tensor] = {}
+
+
+def device_hashes(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a hash of the bits of each tensor, as a vector of int64 on their device.
+
+    The sum, modulo 2**64, of all 32-bit words, each times an odd weight that depends on its
+    position: changing a single word always changes it, and so do swapped words and other
+    constants. `finished_hashes` mixes in dtype and size.
+    """
+    return torch.stack([_device_hash(tensor) for tensor in tensors])
+
+
+def finished_hashes(sums: Array, tensors_seeds: Array) -> Array:
+    """Return 64-bit hashes from what `device_hashes` computed and `hash_seeds`."""
+    mixed = sums.astype(np.int64).view(np.uint64) ^ tensors_seeds
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def hash_seeds(tensors: Sequence[Tensor]) -> Array:
+    """Return what tells tensors of different dtype or size apart, for `finished_hashes`."""
+    return np.array([_seed(t.dtype) << 32 ^ t.numel() for t in tensors], np.uint64)
+
+
+def _device_hash(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        indices, values = _device_hash(tensor.indices()), _device_hash(tensor.values())
+        return indices * 3 + values
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    flat = tensor.detach().contiguous().reshape(-1)
+    words = (
+        flat.view(torch.int32) if flat.nbytes % 4 == 0 and flat.nbytes else flat.view(torch.uint8)
+    )
+    weights = _weights.get(tensor.device)
+    if weights is None:
+        weights = torch.arange(_BLOCK, device=tensor.device) * _signed(_MULTIPLIER)
+        weights = _weights[tensor.device] = (weights ^ (weights >> 29)) * 2 + 1
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    num_blocks = words.numel() // _BLOCK
+    for first in range(0, num_blocks, _ROWS):
+        block = words[first * _BLOCK : min(first + _ROWS, num_blocks) * _BLOCK].view(-1, _BLOCK)
+        sums = (block.to(torch.int64) * weights).sum(1)
+        numbers = torch.arange(first, first + len(sums), device=tensor.device)
+        total += (sums * (numbers * _signed(_MULTIPLIER) * 2 + 1)).sum()
+    rest = words[num_blocks * _BLOCK :]
+    sums = (rest.to(torch.int64) * weights[: rest.numel()]).sum()
+    return total + sums * _signed(num_blocks * _MULTIPLIER * 2 + 1)
+
+
+def _signed(value: int) -> int:
+    value %= 1 << 64
+    return value - (1 << 64) if value >= 1 << 63 else value

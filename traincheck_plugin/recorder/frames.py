@@ -11,9 +11,10 @@ import torch
 
 from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder.fingerprint import gradient_states, hash_tensor, norms
-from traincheck_plugin.recorder.naming import Labels
+from traincheck_plugin.recorder import fingerprint
+from traincheck_plugin.recorder.fingerprint import local
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.variables import Structure, Tensors, Variables
 
 Tensor = torch.Tensor
@@ -30,14 +31,14 @@ class FrameTaker:
         self,
         plan: Plan,
         catalog: Catalog,
-        labels: Labels,
         variables: Variables,
+        readings: DeviceReadings,
         problems: Problems,
         next_sequence: Callable[[], int],
     ) -> None:
         self._catalog = catalog
-        self._labels = labels
         self._variables = variables
+        self._readings = readings
         self._problems = problems
         self._next = next_sequence
         self._dtypes: dict[torch.dtype, int] = {}
@@ -56,14 +57,17 @@ class FrameTaker:
         """Take one frame for each kind of variable that *role* wants.
 
         Args:
-            optimizer: the one that the call is about, if any.
+            role: of the call.
+            phase: whether the call begins or ends.
+            call: its number.
+            context: its context.
+            optimizer: the one that it is about, if any.
         """
         frames = []
         with torch.no_grad():
             structure = self._variables.structure()
-            chosen = [optimizer] if optimizer is not None and role in _OWN_OPTIMIZER else None
             for kind, names in self._wanted[role]:
-                variables, columns = self._of_kind(kind, names, structure, optimizer, chosen)
+                variables, columns = self._of_kind(kind, names, structure, role, optimizer)
                 frames.append(
                     Frame(
                         call=call,
@@ -81,52 +85,49 @@ class FrameTaker:
         kind: str,
         names: list[str],
         structure: Structure,
+        role: Role,
         optimizer: Any | None,
-        chosen: list[Any] | None,
     ) -> tuple[Array, Columns]:
         if kind == "parameter":
-            tensors = structure.parameters
-            return tensors.variables, self._parameter_columns(names, structure, optimizer)
+            columns = self._parameter_columns(names, structure, optimizer)
+            return structure.parameters.variables, columns
         if kind == "buffer":
-            alive = structure.buffers.alive() or []
-            return structure.buffers.variables, self._state_columns(
-                names, structure.buffers, alive
-            )
-        optimizers = self._variables.optimizers() if chosen is None else chosen
+            buffers = structure.buffers
+            return buffers.variables, self._state_columns(names, buffers, buffers.alive())
+        if kind == "module":
+            return structure.module_rows, _only("value", names, structure.training_flags())
+        if optimizer is not None and role in _OWN_OPTIMIZER:
+            optimizers = [optimizer]
+        else:
+            optimizers = self._variables.optimizers()
         if kind == "slot":
             table = Tensors([row for one in optimizers for row in self._variables.slots(one)])
-            return table.variables, self._state_columns(names, table, table.alive() or [])
-        if kind == "group":
-            rows = [row for one in optimizers for row in self._variables.group_options(one)]
-            codes = np.array([code for code, _ in rows], np.int32)
-            return codes, _only("value", names, [value for _, value in rows])
-        flags = [
-            math.nan if (module := reference()) is None else float(module.training)
-            for reference in structure.modules
-        ]
-        return structure.module_rows, _only("value", names, flags)
+            return table.variables, self._state_columns(names, table, table.alive())
+        rows = [row for one in optimizers for row in self._variables.group_options(one)]
+        codes = np.array([code for code, _ in rows], np.int32)
+        return codes, _only("value", names, [value for _, value in rows])
 
     def _state_columns(self, names: list[str], table: Tensors, alive: list[Tensor]) -> Columns:
         columns: Columns = {}
+        rows = range(len(alive))
         for name in names:
             if name == "data":
-                values: Sequence[Any] = [hash_tensor(t, self._problems) for t in alive]
+                columns[name] = self._hashes(table, rows, alive)
             elif name == "data_norm":
-                values = norms(alive)
+                columns[name] = self._norms(table, rows, alive)[0]
             elif name == "dtype":
-                values = [self._dtype(tensor) for tensor in alive]
+                dtypes = [self._dtype(tensor) for tensor in alive]
+                columns[name] = table.spread(np.array(dtypes, np.int32))
             elif name == "requires_grad":
-                values = [tensor.requires_grad for tensor in alive]
-            else:
-                continue
-            columns[name] = table.spread(np.array(values, ATTRIBUTES[name]))
+                flags = [tensor.requires_grad for tensor in alive]
+                columns[name] = table.spread(np.array(flags, np.bool_))
         return columns
 
     def _parameter_columns(
         self, names: list[str], structure: Structure, optimizer: Any | None
     ) -> Columns:
         table = structure.parameters
-        alive = table.alive() or []
+        alive = table.alive()
         columns = self._state_columns(names, table, alive)
         if any(name.startswith("grad") for name in names):
             self._add_gradient_columns(columns, names, table, [tensor.grad for tensor in alive])
@@ -139,33 +140,123 @@ class FrameTaker:
     def _add_gradient_columns(
         self, columns: Columns, names: list[str], table: Tensors, gradients: list[Tensor | None]
     ) -> None:
+        rows = [row for row, gradient in enumerate(gradients) if gradient is not None]
         present = [gradient for gradient in gradients if gradient is not None]
         euclidean: list[float] | None = None
         if "grad_norm" in names:
-            found = iter(norms(present))
-            euclidean = [math.nan if gradient is None else next(found) for gradient in gradients]
-            columns["grad_norm"] = table.spread(np.array(euclidean, np.float64))
+            columns["grad_norm"], euclidean = self._norms(table, rows, present, math.nan)
         if "grad" in names:
-            states = gradient_states(gradients, euclidean)
-            columns["grad"] = table.spread(np.array(states, np.int8))
+            columns["grad"] = self._read(
+                table,
+                rows,
+                present,
+                np.int8,
+                lambda tensors: fingerprint.gradient_states(tensors, euclidean),
+                lambda tensors: fingerprint.device_norms(tensors, math.inf),
+                fingerprint.states_of,
+            )
         if "grad_hash" in names:
-            hashes = [0 if g is None else hash_tensor(g, self._problems) for g in gradients]
-            columns["grad_hash"] = table.spread(np.array(hashes, np.uint64))
+            columns["grad_hash"] = self._hashes(table, rows, present)
         if "grad_dtype" in names:
             dtypes = [NONE if g is None else self._dtype(g) for g in gradients]
             columns["grad_dtype"] = table.spread(np.array(dtypes, np.int32))
 
+    def _hashes(self, table: Tensors, rows: Sequence[int], tensors: list[Tensor]) -> Array:
+        problems, hash_tensor = self._problems, fingerprint.hash_tensor
+        seeds: list[Array] = []
+
+        def on_device(there: list[Tensor]) -> Tensor:
+            seeds.append(fingerprint.hash_seeds(there))
+            return fingerprint.device_hashes(there)
+
+        return self._read(
+            table,
+            rows,
+            tensors,
+            np.uint64,
+            lambda here: [hash_tensor(tensor, problems) for tensor in here],
+            on_device,
+            lambda sums: fingerprint.finished_hashes(sums, seeds.pop(0)),
+        )
+
+    def _norms(
+        self, table: Tensors, rows: Sequence[int], tensors: list[Tensor], missing: float = 0.0
+    ) -> tuple[Array, list[float] | None]:
+        found: list[list[float]] = []
+
+        def on_host(here: list[Tensor]) -> list[float]:
+            found.append(fingerprint.norms(here))
+            return found[0]
+
+        column = self._read(
+            table, rows, tensors, np.float64, on_host, fingerprint.device_norms, missing=missing
+        )
+        return column, found[0] if found else None
+
+    def _read(
+        self,
+        table: Tensors,
+        rows: Sequence[int],
+        tensors: list[Tensor],
+        dtype: Any,
+        on_host: Callable[[list[Tensor]], Sequence[Any]],
+        on_device: Callable[[list[Tensor]], Tensor],
+        finish: Callable[[Array], Array] = lambda values: values,
+        missing: float = 0,
+    ) -> Array:
+        """Return a column with a number per tensor; those on a device arrive later, in place.
+
+        Args:
+            table: the tensors' variables.
+            rows: the place of each of *tensors* in the table.
+            tensors: what to read.
+            dtype: of the column.
+            on_host: reads tensors on the CPU.
+            on_device: computes a vector for tensors on one device.
+            finish: turns the numbers of that vector into values.
+            missing: the value of tensors that are not read.
+        """
+        values = np.full(table.num_tensors, missing, dtype)
+        elsewhere: dict[torch.device, list[int]] = {}
+        tensors = [local(tensor) for tensor in tensors]
+        if all(tensor.is_cpu for tensor in tensors):
+            values[rows] = on_host(tensors)
+            return table.spread(values)  # type: ignore[no-any-return]
+        for place, tensor in enumerate(tensors):
+            elsewhere.setdefault(tensor.device, []).append(place)
+        column = table.spread(values.copy())
+        for device, places in elsewhere.items():
+            there = [tensors[place] for place in places]
+            at = [rows[place] for place in places]
+            if device.type == "cpu":
+                values[at] = on_host(there)
+            elif device.type == "meta":
+                self._problems.note("tensors on the meta device have no values to observe")
+            elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                self._problems.note(
+                    "nothing is read from the device while a CUDA graph is captured"
+                )
+            else:
+
+                def receive(numbers: Array, at: list[int] = at) -> None:
+                    values[at] = finish(numbers)
+                    column[:] = table.spread(values)
+
+                self._readings.add(on_device(there), receive)
+        column[:] = table.spread(values)
+        return column  # type: ignore[no-any-return]
+
     def _add_membership(
         self, columns: Columns, names: list[str], structure: Structure, optimizer: Any | None
     ) -> None:
-        holder = np.full(len(structure.parameters.variables), NONE, np.int32)
+        holder = np.full(len(structure.in_model), NONE, np.int32)
         rate = np.full(len(holder), math.nan)
         # The calling optimizer comes last: where several hold a parameter, it is the one meant.
         for held in sorted(structure.holdings, key=lambda h: h.optimizer() is optimizer):
             instance = held.optimizer()
             if instance is None or not len(held.rows):
                 continue
-            holder[held.rows] = held.object
+            holder[held.rows] = held.code
             if "lr" in names:
                 rates = np.array([_rate(group) for group in instance.param_groups])
                 rate[held.rows] = rates[held.groups]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from traincheck_plugin.events import Catalog
@@ -62,9 +63,16 @@ class Labels:
         path = class_path(type(subject))
         code = self._catalog.objects.code(f"{path}#{self._counts[path]}")
         self._counts[path] += 1
-        forget = weakref.ref(subject, lambda _, known=self._known, key=key: known.pop(key, None))
-        self._known[key] = (forget, code)
+        self._known[key] = (weakref.ref(subject, self._forget(key)), code)
         return code
+
+    def _forget(self, key: int) -> Callable[[Any], None]:
+        known = self._known
+
+        def forget(_: Any) -> None:
+            known.pop(key, None)
+
+        return forget
 
     def text(self, subject: Any) -> str:
         """Return the label of *subject*."""

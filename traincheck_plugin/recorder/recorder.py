@@ -6,19 +6,23 @@ import os
 import weakref
 from collections.abc import Callable
 from types import TracebackType
+from typing import Any
+
+import torch
 
 from traincheck_plugin.errors import ConfigError
-from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.events import Catalog, Role, Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.backward import BackwardProbe
-from traincheck_plugin.recorder.probes.base import Probe
+from traincheck_plugin.recorder.probes.base import Probe, recorded
 from traincheck_plugin.recorder.probes.checkpoints import CheckpointsProbe
 from traincheck_plugin.recorder.probes.clipping import ClippingProbe
 from traincheck_plugin.recorder.probes.data import DataProbe
 from traincheck_plugin.recorder.probes.functions import FunctionsProbe
 from traincheck_plugin.recorder.probes.modules import ModulesProbe
 from traincheck_plugin.recorder.probes.optimizers import OptimizersProbe
+from traincheck_plugin.recorder.probes.packages import PackagesProbe
 from traincheck_plugin.recorder.probes.scaling import ScalingProbe
 from traincheck_plugin.recorder.probes.schedulers import SchedulersProbe
 from traincheck_plugin.recorder.probes.seeds import SeedsProbe
@@ -83,6 +87,8 @@ class Recorder:
             CheckpointsProbe(),
             SeedsProbe(),
         ]
+        if modules_to_instrument:
+            self._probes.append(PackagesProbe(modules_to_instrument))
         if plan.functions is None or plan.functions:
             # First, so that torch lists its own functions before they are patched.
             self._probes.insert(0, FunctionsProbe(plan.functions))
@@ -124,6 +130,31 @@ class Recorder:
                 probe.detach()
         self._patches.undo()
 
+    def track(self, model: torch.nn.Module) -> None:
+        """Track the variables of *model*, which need not be found then."""
+        with self._problems:
+            self._tape.variables.add_root(model)
+
+    def observe(self, owner: Any, method: str, *, name: str, role: Role = "framework") -> None:
+        """Record calls of a framework's method too, until `stop`.
+
+        Args:
+            owner: a class, or an object whose own attribute shadows the class's meanwhile.
+            method: the attribute of *owner*.
+            name: public name of what is called, such as ``accelerate.Accelerator.backward``.
+            role: what the call means for training.
+        """
+        with self._problems:
+            function = recorded(
+                self._tape,
+                getattr(owner, method),
+                role,
+                self._tape.function_api(name, role),
+                is_method=False,
+                is_nesting=True,
+            )
+            self._patches.set(owner, method, function)
+
     def __enter__(self) -> Recorder:
         self.start()
         return self
@@ -144,6 +175,7 @@ def _leave_child() -> None:
         for probe in recorder._probes:
             if isinstance(probe, FunctionsProbe):
                 probe.detach()
+    _active.clear()
 
 
 os.register_at_fork(after_in_child=_leave_child)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,6 +17,7 @@ from traincheck_plugin.recorder.discovery import (
     unwrapped,
 )
 from traincheck_plugin.recorder.naming import Labels, class_path
+from traincheck_plugin.recorder.problems import Problems
 
 Module = torch.nn.Module
 Optimizer = torch.optim.Optimizer
@@ -44,13 +46,23 @@ class Tensors:
         self.tensor_of_row: Int64 | None = (
             None if len(unique) == len(rows) else np.array(index, np.int64)
         )
-        self.places = places
+        self.num_tensors = len(unique)
         self._references = [weakref.ref(tensor) for tensor in unique]
 
-    def alive(self) -> list[Tensor] | None:
-        """Return the tensors, or None when one is gone and the table out of date."""
-        tensors = [reference() for reference in self._references]
-        return None if any(tensor is None for tensor in tensors) else tensors  # type: ignore[return-value]
+    def alive(self) -> list[Tensor]:
+        """Return the tensors.
+
+        Raises:
+            ReferenceError: one is gone, the table out of date.
+        """
+        tensors = [tensor for reference in self._references if (tensor := reference()) is not None]
+        if len(tensors) != self.num_tensors:
+            raise ReferenceError("a tensor went away while its frame was taken")
+        return tensors
+
+    def are_alive(self) -> bool:
+        """Return whether no tensor is gone."""
+        return all(reference() is not None for reference in self._references)
 
     def spread(self, values: Any) -> Any:
         """Turn an array with one value per tensor into one with a value per row."""
@@ -60,11 +72,11 @@ class Tensors:
 class Holdings:
     """Which parameter rows an optimizer holds, and in which of its param groups."""
 
-    __slots__ = ("groups", "object", "optimizer", "rows")
+    __slots__ = ("code", "groups", "optimizer", "rows")
 
     def __init__(self, optimizer: Any, code: int, rows: Int64, groups: Int64) -> None:
         self.optimizer = weakref.ref(optimizer)
-        self.object = code
+        self.code = code
         self.rows = rows
         self.groups = groups
 
@@ -82,17 +94,26 @@ class Structure:
         self.holdings: list[Holdings] = []
         self.names: dict[int, str] = {}
 
+    def training_flags(self) -> list[float]:
+        """Return 1 for each module in training mode, 0 for the others."""
+        modules = (reference() for reference in self.modules)
+        return [math.nan if m is None else float(m.training) for m in modules]
+
 
 class Variables:
     """The tracked models and known optimizers."""
 
-    def __init__(self, catalog: Catalog, labels: Labels, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, catalog: Catalog, labels: Labels, names: tuple[str, ...], problems: Problems
+    ) -> None:
         self._catalog = catalog
         self._labels = labels
         self._names = names
+        self._problems = problems
         self._roots: list[weakref.ref[Any]] = []
         self._optimizers: list[weakref.ref[Any]] = []
         self._seen_modules: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._is_settled = False
         self._structure = Structure()
         self._slot_codes: dict[tuple[int, str, str, tuple[int, ...]], int] = {}
         self._group_codes: dict[tuple[int, int, str], int] = {}
@@ -124,6 +145,8 @@ class Variables:
             return
         self._seen_modules.add(module)
         module = unwrapped(module)
+        if any(inner is module for root in self.roots() for inner in root.modules()):
+            return
         models = models_containing(module, self._names)
         if not models and not self._names:
             models = [module]
@@ -146,10 +169,30 @@ class Variables:
         self._roots.append(weakref.ref(module))
         self._structure.identity = None
 
+    def settle(self) -> None:
+        """Once an optimizer has stepped: if no model goes by the given names, track what ran."""
+        if self._is_settled:
+            return
+        self._is_settled = True
+        if self._names and not self.roots():
+            self._problems.note(
+                f"no variable named {' or '.join(self._names)} holds a model that was trained: "
+                "every root module is tracked instead"
+            )
+            self._names = ()
+            for module in list(self._seen_modules):
+                self.add_root(module)
+
     def structure(self) -> Structure:
         """Return the present structure, rebuilt only if something was replaced."""
         structure = self._structure
-        if structure.identity is None or structure.identity != self._identity(structure):
+        identity = structure.identity
+        if (
+            identity is None
+            or identity != self._identity(structure)
+            or not structure.parameters.are_alive()
+            or not structure.buffers.are_alive()
+        ):
             structure = self._structure = self._build()
             structure.identity = self._identity(structure)
         return structure
@@ -262,9 +305,7 @@ class Variables:
         return rows
 
     def _code(self, kind: VariableKind, name: str, owner: str, type_: str) -> int:
-        return self._catalog.variables.code(
-            Variable(kind=kind, name=name, owner=owner, type=type_)
-        )
+        return self._catalog.variables.code(Variable(kind=kind, name=name, owner=owner, type=type_))
 
     def _tensor_code(
         self, kind: Any, name: str, owner: str, tensor: Tensor, module_type: str

@@ -29,12 +29,12 @@ def recorded(
     tape: Tape,
     function: Callable[..., Any],
     role: Role,
-    api: Callable[[Any], int],
+    api: int | Callable[[Any], int],
     *,
     is_method: bool = True,
     has_subject: bool = True,
     is_nesting: bool = False,
-    optimizer: Callable[..., Any] = lambda *_: None,
+    optimizer: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Return *function* wrapped to record its outermost calls of *role* on each thread.
 
@@ -42,7 +42,7 @@ def recorded(
         tape: takes the calls.
         function: what to wrap.
         role: of its calls.
-        api: gives the code of the API, from the object that the method is called on (or None).
+        api: the code of the API, or what gives it from the object that the method is called on.
         is_method: whether the first argument is that object.
         has_subject: whether that object gets a label.
         is_nesting: whether calls within calls of *role* are recorded too.
@@ -50,16 +50,16 @@ def recorded(
     """
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def traincheck_call(*args: Any, **kwargs: Any) -> Any:
         if not tape.is_active or is_compiling():
             return function(*args, **kwargs)
-        if not is_nesting and any(entry.role == role for entry in tape.threads.stack):
+        if not is_nesting and tape.threads.is_within(role):
             return function(*args, **kwargs)
         subject = args[0] if is_method and args else None
         code = about = None
         with tape.problems:
-            about = optimizer(*args)
-            code = api(subject)
+            code = api if isinstance(api, int) else api(subject)
+            about = optimizer(*args) if optimizer is not None else None
         if code is None:
             return function(*args, **kwargs)
         return tape.around(
@@ -72,7 +72,7 @@ def recorded(
             optimizer=about,
         )
 
-    return wrapper
+    return traincheck_call
 
 
 def subclasses_overriding(root: type, method: str) -> Iterator[type]:

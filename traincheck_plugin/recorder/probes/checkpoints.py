@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 import torch
 
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
+from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
+
+Module = torch.nn.Module
+Optimizer = torch.optim.Optimizer
 
 
 class CheckpointsProbe:
@@ -18,34 +25,29 @@ class CheckpointsProbe:
             code = tape.function_api(
                 f"torch.nn.Module.{name}", "checkpoint", f"torch.nn.modules.module.Module.{name}"
             )
-            patches.wrap(
-                torch.nn.Module,
-                name,
-                lambda function, code=code: recorded(
-                    tape, function, "checkpoint", lambda _: code
-                ),
+            patches.set(Module, name, recorded(tape, vars(Module)[name], "checkpoint", code))
+            method = recorded(
+                tape,
+                vars(Optimizer)[name],
+                "checkpoint",
+                partial(_optimizer_api, tape, name),
+                optimizer=_itself,
             )
-            patches.wrap(
-                torch.optim.Optimizer,
-                name,
-                lambda function, name=name: recorded(
-                    tape,
-                    function,
-                    "checkpoint",
-                    lambda optimizer: tape.method_api(
-                        type(optimizer), name, "checkpoint", torch.optim.Optimizer
-                    ),
-                    optimizer=lambda optimizer, *_: optimizer,
-                ),
-            )
+            patches.set(Optimizer, name, method)
         replacements = {}
         for function in (torch.save, torch.load):
             name = function.__name__
             api = tape.function_api(f"torch.{name}", "checkpoint", f"torch.serialization.{name}")
-            replacements[function] = recorded(
-                tape, function, "checkpoint", lambda _, api=api: api, is_method=False
-            )
+            replacements[function] = recorded(tape, function, "checkpoint", api, is_method=False)
         patches.everywhere(replacements)
 
     def detach(self) -> None:
         """Nothing beyond the patches."""
+
+
+def _optimizer_api(tape: Tape, name: str, optimizer: Any) -> int:
+    return tape.method_api(type(optimizer), name, "checkpoint", Optimizer)
+
+
+def _itself(optimizer: Any, *_: Any) -> Any:
+    return inner_optimizer(optimizer)

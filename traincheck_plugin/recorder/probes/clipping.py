@@ -20,9 +20,7 @@ class ClippingProbe:
                 f"torch.nn.utils.{name}", "clip", f"torch.nn.utils.clip_grad.{name}"
             )
             function = getattr(clip_grad, name)
-            replacements[function] = recorded(
-                tape, function, "clip", lambda _, api=api: api, is_method=False
-            )
+            replacements[function] = recorded(tape, function, "clip", api, is_method=False)
         patches.everywhere(replacements)
 
     def detach(self) -> None:

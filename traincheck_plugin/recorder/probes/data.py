@@ -40,6 +40,8 @@ class DataProbe:
                 return function(loader)
             entry = None
             with tape.problems:
+                if tape.is_training_thread():
+                    tape.tracker.started_loader(loader)
                 api = tape.method_api(type(loader), "__iter__", "data", DataLoader)
                 entry = tape.open("data", api, subject=loader)
             try:
@@ -50,8 +52,6 @@ class DataProbe:
             tape.close(entry, "")
             with tape.problems:
                 self._loaders[iterator] = weakref.ref(loader)
-                if tape.is_training_thread():
-                    tape.tracker.started_loader(loader)
             return iterator
 
         return __iter__

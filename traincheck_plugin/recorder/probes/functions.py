@@ -1,11 +1,14 @@
-"""Public torch functions, at the boundary: what user and framework code calls, not what that
-calls in turn."""
+"""Public torch functions, at the boundary.
+
+What user and framework code calls, not what that calls in turn.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,13 +16,15 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from traincheck_plugin.events import NONE, Api
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.tape import Silencer, Tape
+from traincheck_plugin.recorder.calls import Silencer
+from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.windows import MAX_CALLS
 
 _UNKNOWN = -2
-_top_mode = torch.overrides._get_current_function_mode
-_push = torch.overrides._push_mode
-_pop = torch.overrides._pop_mode
+_resolve: Callable[[Any], str | None] = resolve_name
+_top_mode: Callable[[], TorchFunctionMode | None] = torch.overrides._get_current_function_mode
+_push: Callable[[TorchFunctionMode], None] = torch.overrides._push_mode
+_pop: Callable[[], TorchFunctionMode] = torch.overrides._pop_mode
 
 
 class FunctionsProbe(Silencer):
@@ -39,7 +44,7 @@ class FunctionsProbe(Silencer):
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Put the mode on the stack of this thread."""
         # Built once and cached by torch, from the functions before they are patched.
-        resolve_name(torch.relu)
+        _resolve(torch.relu)
         self._thread = threading.get_ident()
         self._mode = _Listener(tape, self._functions)
         tape.silencer = self
@@ -134,7 +139,8 @@ class _Listener(TorchFunctionMode):
             if exception != NONE:
                 end_ns = time.perf_counter_ns()
             stack = self._stack
-            tape.rows.append(
+            rows = tape.reel.rows
+            rows.append(
                 (
                     call,
                     stack[-1].call if stack else NONE,
@@ -152,7 +158,7 @@ class _Listener(TorchFunctionMode):
                     0,
                 )
             )
-            if len(tape.rows) >= MAX_CALLS:
+            if len(rows) >= MAX_CALLS:
                 tape.cut_if_too_long()
 
     def _api(self, func: Any) -> int:
@@ -168,7 +174,7 @@ def public_name(func: Any) -> str | None:
     Attribute access, conversions and private functions have none; operators go by the name of the
     method they stand for.
     """
-    name = resolve_name(func)
+    name = _resolve(func)
     if name is None or not name.startswith("torch."):
         return None
     path, _, last = name.rpartition(".")
@@ -179,4 +185,4 @@ def public_name(func: Any) -> str | None:
         return f"torch.Tensor.{method}" if callable(getattr(torch.Tensor, method, None)) else None
     if any(part.startswith("_") for part in name.split(".")):
         return None
-    return str(name)
+    return name

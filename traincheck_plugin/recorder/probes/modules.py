@@ -12,10 +12,11 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from traincheck_plugin.events import NONE
+from traincheck_plugin.events import NONE, Role
+from traincheck_plugin.recorder.calls import ThreadState
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import is_compiling, recorded
-from traincheck_plugin.recorder.tape import OpenCall, Tape, ThreadState
+from traincheck_plugin.recorder.tape import Tape
 
 Module = torch.nn.Module
 
@@ -44,19 +45,12 @@ class ModulesProbe:
             register_module_forward_pre_hook(self._before_forward),
             register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
-        for name, role in (("train", "mode"), ("eval", "mode"), ("zero_grad", "zero_grad")):
+        methods: dict[str, Role] = {"train": "mode", "eval": "mode", "zero_grad": "zero_grad"}
+        for name, role in methods.items():
             code = tape.function_api(
-                f"torch.nn.Module.{name}",
-                role,  # type: ignore[arg-type]
-                f"torch.nn.modules.module.Module.{name}",
+                f"torch.nn.Module.{name}", role, f"torch.nn.modules.module.Module.{name}"
             )
-            patches.wrap(
-                Module,
-                name,
-                lambda function, role=role, code=code: recorded(
-                    tape, function, role, lambda _: code
-                ),
-            )
+            patches.set(Module, name, recorded(tape, vars(Module)[name], role, code))
 
     def detach(self) -> None:
         """Remove the hooks."""
@@ -93,7 +87,7 @@ class ModulesProbe:
                 tape.method_api(type(module), "forward", "forward", Module),
                 subject=module,
                 training=training,
-                hook_frame=sys._getframe(2),
+                ends_with=sys._getframe(2),
             )
             if entry is not None:
                 thread.root_id = id(module)
@@ -114,7 +108,7 @@ class ModulesProbe:
         thread.root_id = 0
         tape = self._tape
         with tape.problems:
-            entry = self._open_forward(module)
+            entry = thread.find("forward", module)
             if entry is None:
                 return
             # After an exception torch passes no keywords: (module, args, result).
@@ -126,12 +120,6 @@ class ModulesProbe:
                 if error is None and result is not None:
                     outputs = tape.signatures.result(result)
             tape.close(entry, error.__name__ if error is not None else "", outputs)
-
-    def _open_forward(self, module: Any) -> OpenCall | None:
-        for entry in reversed(self._threads.stack):
-            if entry.role == "forward" and entry.subject is module:
-                return entry
-        return None
 
     def _owns_parameters(self, module: Any) -> bool:
         known = self._has_parameters.get(module)

@@ -13,9 +13,10 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
+from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import is_compiling, subclasses_overriding
-from traincheck_plugin.recorder.tape import OpenCall, Tape
+from traincheck_plugin.recorder.tape import Tape
 
 Optimizer = torch.optim.Optimizer
 _STEP_REGION = "Optimizer.step#"
@@ -59,7 +60,8 @@ class OptimizersProbe:
         @functools.wraps(function)
         def __init__(self_: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
             if not tape.is_active or is_compiling():
-                return function(self_, *args, **kwargs)
+                function(self_, *args, **kwargs)
+                return
             entry = None
             with tape.problems:
                 # A class made after the start may have a zero_grad of its own.
@@ -91,10 +93,7 @@ class OptimizersProbe:
         def make(function: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(function)
             def zero_grad(self_: Any, *args: Any, **kwargs: Any) -> Any:
-                stack = tape.threads.stack
-                if not tape.is_active or is_compiling():
-                    return function(self_, *args, **kwargs)
-                if stack and stack[-1].role == "zero_grad":
+                if not tape.is_active or is_compiling() or tape.threads.is_within("zero_grad"):
                     return function(self_, *args, **kwargs)
                 optimizer = inner_optimizer(self_)
                 if optimizer is not self_ and not isinstance(optimizer, cls):
@@ -119,9 +118,9 @@ class OptimizersProbe:
         if not tape.is_active or is_compiling():
             return None
         with tape.problems:
-            open_step = self._open_step(optimizer)
+            open_step = tape.threads.find("step", optimizer)
             if open_step is not None:
-                open_step.reentered += 1
+                open_step.num_reentered += 1
                 return None
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             has_closure = callable(closure)
@@ -130,7 +129,7 @@ class OptimizersProbe:
                 tape.method_api(type(optimizer), "step", "step", Optimizer),
                 subject=optimizer,
                 optimizer=optimizer,
-                hook_frame=sys._getframe(1),
+                ends_with=sys._getframe(1),
                 is_deferring_frames=has_closure,
             )
             if entry is not None and has_closure:
@@ -145,19 +144,13 @@ class OptimizersProbe:
         if not tape.is_active or is_compiling():
             return
         with tape.problems:
-            entry = self._open_step(optimizer)
+            entry = tape.threads.find("step", optimizer)
             if entry is None:
                 return
-            if entry.reentered:
-                entry.reentered -= 1
+            if entry.num_reentered:
+                entry.num_reentered -= 1
             else:
                 tape.close(entry, "")
-
-    def _open_step(self, optimizer: Any) -> OpenCall | None:
-        for entry in reversed(self._tape.threads.stack):
-            if entry.role == "step" and entry.subject is optimizer:
-                return entry
-        return None
 
     def _watched(self, closure: Callable[..., Any], entry: OpenCall) -> Callable[..., Any]:
         """Return *closure*, listened to; what the step itself does begins when it returns."""
@@ -201,8 +194,8 @@ class OptimizersProbe:
     def _step_raised(self, exception: str) -> None:
         for entry in reversed(self._tape.threads.stack):
             if entry.role == "step":
-                if entry.reentered:
-                    entry.reentered -= 1
+                if entry.num_reentered:
+                    entry.num_reentered -= 1
                 else:
                     self._tape.close(entry, exception)
                 return

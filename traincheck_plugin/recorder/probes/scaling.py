@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
+from torch.amp.autocast_mode import autocast
 
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded, subclasses_overriding
@@ -25,34 +27,31 @@ class ScalingProbe:
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch the base classes and what overrides their methods."""
         for name in ("step", "unscale_", "update"):
-
-            def api(scaler: Any, name: str = name) -> int:
-                return tape.method_api(type(scaler), name, "scaler", GradScaler)
-
             for cls in subclasses_overriding(GradScaler, name):
-                patches.wrap(
-                    cls,
-                    name,
-                    lambda function, api=api: recorded(
-                        tape, function, "scaler", api, optimizer=_optimizer, is_nesting=True
-                    ),
+                method = recorded(
+                    tape,
+                    vars(cls)[name],
+                    "scaler",
+                    partial(_scaler_api, tape, name),
+                    optimizer=_optimizer,
+                    is_nesting=True,
                 )
-        autocast = tape.function_api(
+                patches.set(cls, name, method)
+        code = tape.function_api(
             "torch.amp.autocast.__enter__",
             "autocast",
             "torch.autocast.__enter__",
             "torch.amp.autocast_mode.autocast.__enter__",
         )
-        patches.wrap(
-            torch.amp.autocast_mode.autocast,
-            "__enter__",
-            lambda function: recorded(
-                tape, function, "autocast", lambda _: autocast, has_subject=False
-            ),
-        )
+        enter = recorded(tape, vars(autocast)["__enter__"], "autocast", code, has_subject=False)
+        patches.set(autocast, "__enter__", enter)
 
     def detach(self) -> None:
         """Nothing beyond the patches."""
+
+
+def _scaler_api(tape: Tape, name: str, scaler: Any) -> int:
+    return tape.method_api(type(scaler), name, "scaler", GradScaler)
 
 
 def _optimizer(_: Any, optimizer: Any = None, *__: Any) -> Any:

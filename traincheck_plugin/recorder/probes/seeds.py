@@ -30,9 +30,7 @@ class SeedsProbe:
         replacements = {}
         for name, function in functions.items():
             api = tape.function_api(name, "seed")
-            replacements[function] = recorded(
-                tape, function, "seed", lambda _, api=api: api, is_method=False
-            )
+            replacements[function] = recorded(tape, function, "seed", api, is_method=False)
         patches.everywhere(replacements)
 
     def detach(self) -> None:

@@ -1,0 +1,59 @@
+"""Numbers read off tensors: at once on the CPU, later from a device, without waiting for it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import Array
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    host: Tensor
+    event: Any
+    receive: Callable[[Array], None]
+
+
+class DeviceReadings:
+    """Vectors that are copied back from a device while it goes on computing.
+
+    `add` starts a copy into pinned memory; the numbers are handed out by `resolve`, about one
+    training step later, when they have long arrived.
+    """
+
+    def __init__(self) -> None:
+        self._transfers: deque[_Transfer] = deque()
+        self._num_added = 0
+        self._num_resolved = 0
+
+    def add(self, vector: Tensor, receive: Callable[[Array], None]) -> None:
+        """Copy *vector* to the host and give it to *receive* later."""
+        if vector.is_cuda:
+            host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
+            host.copy_(vector, non_blocking=True)
+            event = torch.cuda.current_stream(vector.device).record_event()
+        else:
+            host, event = vector.cpu(), None
+        self._transfers.append(_Transfer(host, event, receive))
+        self._num_added += 1
+
+    def ticket(self) -> int:
+        """Return what to `resolve` to get all numbers asked for so far; 0 if none is pending."""
+        return self._num_added if self._transfers else 0
+
+    def resolve(self, ticket: int) -> None:
+        """Hand out all numbers that were asked for before *ticket* was given."""
+        while self._num_resolved < ticket and self._transfers:
+            transfer = self._transfers.popleft()
+            self._num_resolved += 1
+            if transfer.event is not None:
+                transfer.event.synchronize()
+            transfer.receive(np.asarray(transfer.host.numpy()))
