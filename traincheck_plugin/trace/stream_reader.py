@@ -45,7 +45,9 @@ class StreamReader:
         try:
             if self._reader is None:
                 self._file = self._open()
-                self._reader = pa.ipc.open_stream(self._file)
+                self._reader = pa.ipc.open_stream(
+                    self._file, options=pa.ipc.IpcReadOptions(use_threads=False)
+                )
             batch, metadata = self._reader.read_next_batch_with_custom_metadata()
             # Lengths and indices of a damaged batch would lead outside its memory.
             batch.validate(full=True)

@@ -23,7 +23,8 @@ class StreamsWriter:
         self.num_windows = self.num_calls = self.num_frames = 0
         self._catalog: Catalog | None = None
         self._written = CatalogSize()
-        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        # One thread: the cores belong to the training.
+        options = pa.ipc.IpcWriteOptions(compression="zstd", use_threads=False)
         self._files = []
         self._writers = {}
         for stream, schema in STREAMS.items():

@@ -61,7 +61,7 @@ class TraceWriter:
             manifest: what the run is; of several ranks, that of rank 0 is kept.
             rank: global rank of this process.
             flush_seconds: the longest time that a window waits.
-            flush_bytes: write earlier when as much is waiting.
+            flush_bytes: write earlier when as much is waiting, and no more than that at once.
             max_pending_bytes: the most that may wait; more than *flush_bytes*.
 
         Raises:
@@ -189,8 +189,12 @@ class TraceWriter:
                 if left <= 0 or self._pending_bytes >= self._flush_bytes:
                     break
                 self._changed.wait(left)
-            batch = list(self._pending)
-            self._pending.clear()
+            batch: list[_Pending] = []
+            size = 0
+            # A backlog becomes several flushes: the reader holds one at a time.
+            while self._pending and size < self._flush_bytes:
+                batch.append(self._pending.popleft())
+                size += batch[-1].num_bytes
             return batch
 
     def _failure(self, error: BaseException) -> str:
