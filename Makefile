@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml
 	touch $@
 
 demo: $(STAMP) ## collect, infer and check the scripts of the tutorial
+	rm -rf $(DEMO)
 	$(BIN)/traincheck-collect --pyscript examples/tutorial/mnist.py \
 		--models-to-track model --output-dir $(DEMO)/mnist_trace
 	$(BIN)/traincheck-infer -f $(DEMO)/mnist_trace -o $(DEMO)/invariants.json
