@@ -126,7 +126,7 @@ class Session:
 
     def close(self, outcome: Outcome) -> None:
         """Stop observing and finish every sink. Again: does nothing."""
-        if self._is_here():
+        if os.getpid() == self._process:
             self._guarded("the recorder could not be stopped", self._recorder.stop)
             self.abandon(outcome)
 
@@ -135,7 +135,7 @@ class Session:
 
         May be called from any thread. Again: does nothing.
         """
-        if not self._is_here():
+        if not self._takes_windows():
             return
         self._is_over = True
         problems = self.problems
@@ -157,11 +157,11 @@ class Session:
     ) -> None:
         self.close(outcome_of(error))
 
-    def _is_here(self) -> bool:
+    def _takes_windows(self) -> bool:
         return not self._is_over and os.getpid() == self._process
 
     def _deliver(self, window: Window) -> None:
-        if not self._is_here():
+        if not self._takes_windows():
             return
         self.tally.count(window)
         for sink in tuple(self._accepting):

@@ -4,9 +4,13 @@ import traceback
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 import traincheck_plugin
 from traincheck_plugin.cli.tracebacks import remove_own_frames
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.recorder import Recorder
 
 OWN = Path(traincheck_plugin.__file__).parent / "recorder" / "probes" / "imagined.py"
 
@@ -96,3 +100,48 @@ def test_chains_that_bite_their_tail_end():
     first.__context__, second.__context__ = second, first
     remove_own_frames(first)
     assert first.__traceback__ is None
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def text_of_error(failing: str) -> str:
+    model = Net()
+    optimizer = torch.optim.Adam(model.parameters())
+    names = {"torch": torch, "nn": nn, "model": model, "optimizer": optimizer}
+    with pytest.raises(Exception) as caught:  # noqa: PT011 any
+        eval(failing, names)  # noqa: S307 the lines below
+    remove_own_frames(caught.value)
+    return "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        "torch.add(torch.ones(2), torch.ones(3))",
+        "torch.ones(2) + torch.ones(3)",
+        "torch.ones(2).requires_grad_().backward()",
+        "torch.autograd.backward(torch.ones(1))",
+        "nn.functional.cross_entropy(torch.ones(2, 3), torch.ones(3, 3))",
+        "nn.utils.clip_grad_norm_(model.parameters(), 'none')",
+        "optimizer.step(closure=lambda: 1 / 0)",
+        "optimizer.zero_grad(wrong=1)",
+        "torch.optim.SGD([])",
+        "model(torch.ones(3))",
+        "model(torch.ones(2), 1)",
+        "model.load_state_dict({})",
+        "list(torch.utils.data.DataLoader([object()]))",
+        "torch.save(1, '/no/such/directory/file')",
+    ],
+)
+def test_errors_of_observed_calls_read_as_ever(failing):
+    expected = text_of_error(failing)
+    with Recorder(Plan.full(), lambda window: None):
+        got = text_of_error(failing)
+    assert got == expected

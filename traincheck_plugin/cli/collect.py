@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
+from traincheck_plugin.annotations import provide_upstream_names
 from traincheck_plugin.cli.after_import import after_import
 from traincheck_plugin.cli.collect_options import CollectOptions, parse_options
 from traincheck_plugin.cli.recording import Recording
@@ -35,11 +36,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment()
         read_script(options.pyscript)
         if settings.disabled:
-            end = run_script(options.pyscript, options.args)
+            with provide_upstream_names():
+                end = run_script(options.pyscript, options.args)
             exit_code, line = end.exit_code, "TRAINCHECK_DISABLE is set: nothing was recorded"
         else:
             recording = Recording(options, settings)
             end = _record(recording, options)
+            if not recording.is_here:
+                # A child that the script forked ends here too, as it would under python.
+                return end.exit_code
             exit_code, line = _conclusion(recording, end)
     except TrainCheckError as error:
         _say(str(error))
@@ -53,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _record(recording: Recording, options: CollectOptions) -> ScriptEnd:
-    with after_import("torch", recording.start), before_termination(recording.abandon):
+    with (
+        provide_upstream_names(),
+        after_import("torch", recording.start),
+        before_termination(recording.abandon),
+    ):
         end = run_script(options.pyscript, options.args)
         recording.close(end)
     return end

@@ -50,6 +50,7 @@ class Recording:
         self._plan = _plan_of(options.invariants, self._remarks) if options.invariants else None
         self._place = _prepare(self.directory, settings.rank)
         self._session: Session | None = None
+        self._process = os.getpid()
 
     def start(self) -> None:
         """Begin; called when the script has imported torch. Never raises."""
@@ -61,13 +62,13 @@ class Recording:
             self.failure = f"recording could not start: {reason}"
 
     def close(self, end: ScriptEnd) -> None:
-        """Stop and finish the trace."""
+        """Stop and finish the trace; in a forked child, do nothing."""
+        if not self.is_here:
+            return
         if self._session is not None:
             self._session.close(_outcome(end))
-        elif "://" not in self._place:
-            for empty in (Path(self._place, f"rank_{self._settings.rank}"), Path(self._place)):
-                with suppress(OSError):
-                    empty.rmdir()
+        else:
+            self._clean_up()
 
     def abandon(self) -> None:
         """Finish the trace in whatever state it is: the process is told to terminate."""
@@ -75,6 +76,13 @@ class Recording:
             self._session.abandon(
                 _outcome(ScriptEnd(how="interrupted", detail="SIGTERM", exit_code=143))
             )
+        else:
+            self._clean_up()
+
+    @property
+    def is_here(self) -> bool:
+        """Whether this is the process that records, and not a child that it forked."""
+        return os.getpid() == self._process
 
     @property
     def has_started(self) -> bool:
@@ -104,6 +112,13 @@ class Recording:
     def saw(self, *roles: Role) -> bool:
         """Return whether a call of any of *roles* was recorded."""
         return self._session is not None and not self._session.tally.roles.isdisjoint(roles)
+
+    def _clean_up(self) -> None:
+        """Remove the directories made for a trace that never began."""
+        if "://" not in self._place:
+            for empty in (Path(self._place, f"rank_{self._settings.rank}"), Path(self._place)):
+                with suppress(OSError):
+                    empty.rmdir()
 
     def _open_session(self) -> Session:
         # The script has just imported torch: from here on everything may be imported.

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_PATIENCE_SECONDS = 2.0
+_PAUSE_SECONDS = 0.5
+_PATIENCE_SECONDS = 5.0
 
 
 @contextmanager
@@ -17,8 +18,7 @@ def before_termination(close: Callable[[], None]) -> Iterator[None]:
     """Call *close* on SIGTERM, within the context, and then die of the signal as by default.
 
     A handler that the script installs replaces this one; where one is already installed, or the
-    signal is ignored, nothing is done. *close* runs in a thread of its own: the main thread may
-    have been stopped while it held a lock that closing needs, and then dying wins.
+    signal is ignored, nothing is done. A second signal kills at once.
     """
     if (
         threading.current_thread() is not threading.main_thread()
@@ -27,19 +27,36 @@ def before_termination(close: Callable[[], None]) -> Iterator[None]:
         yield
         return
     owner = os.getpid()
+    closing = threading.Thread(target=_die_after, args=(close,), name="traincheck-close")
+    closing.daemon = True
 
     def terminate(signal_number: int, _frame: FrameType | None) -> None:
-        # Forked workers inherit the handler, but not what there is to close.
-        if os.getpid() == owner:
-            closing = threading.Thread(target=close, name="traincheck-close", daemon=True)
-            closing.start()
-            closing.join(_PATIENCE_SECONDS)
         signal.signal(signal_number, signal.SIG_DFL)
-        os.kill(os.getpid(), signal_number)
+        # Forked workers inherit the handler, but not what there is to close.
+        if os.getpid() != owner:
+            os.kill(os.getpid(), signal_number)
+        # Closing runs in a thread of its own, and the main thread stands still meanwhile; but it
+        # may have been stopped holding a lock that closing needs, and then has to go on.
+        closing.start()
+        closing.join(_PAUSE_SECONDS)
 
     signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        if signal.getsignal(signal.SIGTERM) is terminate:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if os.getpid() == owner:
+            if closing.is_alive():
+                closing.join()
+            elif signal.getsignal(signal.SIGTERM) is terminate:
+                signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _die_after(close: Callable[[], None]) -> None:
+    """Kill this process, whose SIGTERM has its default effect, after *close* or a while."""
+    last_resort = threading.Timer(_PATIENCE_SECONDS, os.kill, (os.getpid(), signal.SIGTERM))
+    last_resort.daemon = True
+    last_resort.start()
+    try:
+        close()
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
