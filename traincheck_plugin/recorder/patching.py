@@ -48,8 +48,11 @@ class Patches:
         """Put everything back; what somebody else replaced meanwhile is left alone and noted."""
         while self._undo:
             owner, name, before, ours = self._undo.pop()
-            if vars(owner).get(name, _ABSENT) is not ours:
-                if vars(owner).get(name, _ABSENT) is not before:
+            present = vars(owner).get(name, _ABSENT)
+            if present is not ours:
+                # What was put around ours meanwhile (torch._dynamo does so with manual_seed when
+                # it is imported) passes through it: harmless.
+                if present is not before and not _is_around(present, ours):
                     label = getattr(owner, "__qualname__", getattr(owner, "__name__", owner))
                     self._problems.note(
                         f"{label}.{name} was replaced during the recording and is left as it is"
@@ -75,3 +78,11 @@ class Patches:
 
 def _modules() -> list[ModuleType]:
     return [module for module in list(sys.modules.values()) if isinstance(module, ModuleType)]
+
+
+def _is_around(outer: Any, inner: Any) -> bool:
+    while outer is not None:
+        outer = getattr(outer, "__wrapped__", None)
+        if outer is inner:
+            return True
+    return False

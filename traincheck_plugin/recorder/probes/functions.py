@@ -15,8 +15,8 @@ import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from traincheck_plugin.events import NONE, Api
-from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.calls import Silencer
+from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.windows import MAX_CALLS
 

@@ -70,7 +70,7 @@ class PackagesProbe:
                 wrapped = type(value)(self._recorded(value.__func__, path))
                 self._patches.set(cls, name, wrapped)
 
-    def _recorded(self, function: FunctionType, name: str) -> Callable[..., Any]:
+    def _recorded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         tape = self._tape
         code = tape.function_api(name, "instrumented")
 
