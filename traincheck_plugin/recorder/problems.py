@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import traceback
 from types import TracebackType
 
@@ -42,3 +43,34 @@ class Problems:
         # The traceback's frames hold tensors of the training.
         error.__traceback__ = None
         return True
+
+
+class WatchfulProblems(Problems):
+    """Also knows on which threads the recorder's own code is running.
+
+    Needed where packages are instrumented that the recorder uses itself, such as json.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depths = threading.local()
+
+    @property
+    def is_own_code_running(self) -> bool:
+        """Whether this thread is inside the guard."""
+        return getattr(self._depths, "depth", 0) > 0
+
+    def __enter__(self) -> Problems:
+        self._depths.depth = getattr(self._depths, "depth", 0) + 1
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool:
+        try:
+            return super().__exit__(kind, error, trace)
+        finally:
+            self._depths.depth -= 1

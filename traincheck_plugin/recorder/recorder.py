@@ -26,7 +26,7 @@ from traincheck_plugin.recorder.probes.packages import PackagesProbe
 from traincheck_plugin.recorder.probes.scaling import ScalingProbe
 from traincheck_plugin.recorder.probes.schedulers import SchedulersProbe
 from traincheck_plugin.recorder.probes.seeds import SeedsProbe
-from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.problems import Problems, WatchfulProblems
 from traincheck_plugin.recorder.sampling import Sampling
 from traincheck_plugin.recorder.tape import Tape
 
@@ -65,7 +65,8 @@ class Recorder:
         models_to_track: tuple[str, ...] = (),
         modules_to_instrument: tuple[str, ...] = (),
     ) -> None:
-        self._problems = Problems()
+        watchful = WatchfulProblems()
+        self._problems = watchful if modules_to_instrument else Problems()
         self._tape = Tape(
             plan,
             sink,
@@ -88,7 +89,7 @@ class Recorder:
             SeedsProbe(),
         ]
         if modules_to_instrument:
-            self._probes.append(PackagesProbe(modules_to_instrument))
+            self._probes.append(PackagesProbe(modules_to_instrument, watchful))
         if plan.functions is None or plan.functions:
             # First, so that torch lists its own functions before they are patched.
             self._probes.insert(0, FunctionsProbe(plan.functions))

@@ -12,6 +12,7 @@ from typing import Any
 
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import is_compiling
+from traincheck_plugin.recorder.problems import WatchfulProblems
 from traincheck_plugin.recorder.tape import Tape
 
 
@@ -21,8 +22,9 @@ class PackagesProbe:
     Generators and coroutines are left out: a call of one is over before its work begins.
     """
 
-    def __init__(self, packages: tuple[str, ...]) -> None:
+    def __init__(self, packages: tuple[str, ...], problems: WatchfulProblems) -> None:
         self._packages = packages
+        self._problems = problems
         self._finder = _Finder(self)
 
     def attach(self, tape: Tape, patches: Patches) -> None:
@@ -40,7 +42,7 @@ class PackagesProbe:
             sys.meta_path.remove(self._finder)
         for package in self._packages:
             if package not in sys.modules:
-                self._tape.problems.note(f"package {package!r}, to be recorded, was not imported")
+                self._problems.note(f"package {package!r}, to be recorded, was not imported")
 
     def covers(self, name: str) -> bool:
         """Return whether module *name* belongs to one of the packages."""
@@ -71,12 +73,12 @@ class PackagesProbe:
                 self._patches.set(cls, name, wrapped)
 
     def _recorded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
-        tape = self._tape
+        tape, problems = self._tape, self._problems
         code = tape.function_api(name, "instrumented")
 
         @functools.wraps(function)
         def traincheck_call(*args: Any, **kwargs: Any) -> Any:
-            if not tape.is_active or is_compiling():
+            if not tape.is_active or is_compiling() or problems.is_own_code_running:
                 return function(*args, **kwargs)
             return tape.around("instrumented", code, function, args, kwargs, is_summarised=True)
 
