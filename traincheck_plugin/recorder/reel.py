@@ -11,6 +11,7 @@ from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.sampling import Sampling
+from traincheck_plugin.recorder.windows import Mark
 
 Row = tuple[int, ...]
 """A call in the order of `traincheck_plugin.events.CALL_COLUMNS`."""
@@ -72,11 +73,11 @@ class Reel:
         """Forget the frames of *call*."""
         self.frames = [frame for frame in self.frames if frame.call != call]
 
-    def mark(self) -> tuple[int, int]:
+    def mark(self) -> Mark:
         """Return the present moment, for a later `cut`."""
-        return len(self.rows), len(self.frames)
+        return len(self.rows), len(self.frames), self.num_left_out
 
-    def cut(self, mark: tuple[int, int] | None, *, completed: bool) -> None:
+    def cut(self, mark: Mark | None, *, completed: bool) -> None:
         """End the window at *mark*, or here.
 
         Args:
@@ -84,13 +85,13 @@ class Reel:
             completed: whether it was a training window: what follows the mark then belongs to the
                 next step.
         """
-        num_rows, num_frames = self.mark() if mark is None else mark
+        num_rows, num_frames, num_left_out = self.mark() if mark is None else mark
         rows, later_rows = self.rows[:num_rows], self.rows[num_rows:]
         frames, later_frames = self.frames[:num_frames], self.frames[num_frames:]
         while self._foreign:
             rows.append(self._foreign.popleft())
         rows.sort(key=_end)
-        was_observed, num_left_out = self.is_observed, self.num_left_out
+        was_observed = self.is_observed
         if completed:
             self._tracker.completed_window()
             later_rows = [self._moved(row) for row in later_rows]
@@ -101,7 +102,7 @@ class Reel:
             self.is_observed = False
         self.rows = later_rows if self.is_observed else []
         self.frames = later_frames if self.is_observed else []
-        self.num_left_out = 0
+        self.num_left_out -= num_left_out
         if self.is_observed != was_observed:
             self._on_observed(self.is_observed)
         if rows or frames or num_left_out:

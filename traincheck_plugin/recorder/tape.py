@@ -76,7 +76,7 @@ class Tape:
                 self.silencer.unmute() if is_observed else self.silencer.mute()
             ),
         )
-        self.segmenter = Segmenter(self.reel)
+        self.segmenter = Segmenter(self.reel, self.variables.optimizers)
         self.threads = ThreadState()
         self.silencer = Silencer()
         self.is_active = False
@@ -258,7 +258,10 @@ class Tape:
             if entry in stack:
                 stack.remove(entry)
                 self._leave(self.threads, entry)
-                self.reel.drop_frames(entry.call)
+                if entry.is_observed:
+                    self.reel.drop_frames(entry.call)
+                else:
+                    self.reel.num_left_out -= 1
 
     def is_training_thread(self) -> bool:
         """Return whether the calling thread is the one that trains."""
@@ -277,7 +280,7 @@ class Tape:
         self, role: Role, thread: ThreadState, optimizer: Any | None, training: bool | None
     ) -> None:
         if thread.ident != self._training_thread:
-            if role != "step" or self.segmenter.ever_stepped:
+            if role != "step" or self.segmenter.has_stepped:
                 return
             self._adopt(thread)
         if not thread.num_opaque:

@@ -8,6 +8,7 @@ cut at a *mark*: a moment between two outermost calls that is remembered for the
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from traincheck_plugin.events import Role
@@ -21,36 +22,44 @@ MIN_OVERDUE = 32
 many as any completed window had: a step that never comes must not hide what happens."""
 
 
+Mark = tuple[int, int, int]
+"""A moment: how many calls and frames the window had, and how many calls were left out of it."""
+
+
 class Cutter(Protocol):
     """Where calls and frames are kept."""
 
-    def mark(self) -> tuple[int, int]:
+    def mark(self) -> Mark:
         """Return the present moment."""
 
-    def cut(self, mark: tuple[int, int] | None, *, completed: bool) -> None:
+    def cut(self, mark: Mark | None, *, completed: bool) -> None:
         """End the window at *mark* (None: here); *completed* if a training window."""
 
 
 class Segmenter:
-    """Decides when to cut, from the outermost calls of the training thread."""
+    """Decides when to cut, from the outermost calls of the training thread.
 
-    def __init__(self, cutter: Cutter) -> None:
+    Attributes:
+        has_stepped: whether any optimizer stepped so far.
+
+    Args:
+        cutter: cuts.
+        optimizers: gives the optimizers that are known and alive.
+    """
+
+    def __init__(self, cutter: Cutter, optimizers: Callable[[], Iterable[Any]]) -> None:
         self._cutter = cutter
+        self._optimizers = optimizers
         self._stepped: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._ever_stepped: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._mark: tuple[int, int] | None = None
+        self._mark: Mark | None = None
         self._backwards_before_mark = 0
         self._is_data_run = False
         self._is_training = False
         self._saw_validation = False
         self._backwards = 0
         self._usual_backwards = 0
-        self._completed = 0
-
-    @property
-    def ever_stepped(self) -> bool:
-        """Whether any optimizer stepped so far."""
-        return bool(self._ever_stepped)
+        self._has_completed = False
+        self.has_stepped = False
 
     def before(self, role: Role, optimizer: Any | None, training: bool | None, calls: int) -> None:
         """Cut, if needed, before an outermost call.
@@ -103,8 +112,8 @@ class Segmenter:
             self._cut(self._mark, completed=True)
         elif (role == "zero_grad" and optimizer is None) or (role == "forward" and training):
             # The next batch, unless another optimizer is still to step in this one. In the first
-            # window it is not known yet which optimizers step.
-            if self._completed and len(self._stepped) == len(self._ever_stepped):
+            # window there may be some that are not known yet.
+            if self._has_completed and all(one in self._stepped for one in self._optimizers()):
                 self._cut(self._mark, completed=True)
             elif self._mark is None:
                 self._set_mark()
@@ -112,7 +121,7 @@ class Segmenter:
     def stepped(self, optimizer: Any) -> None:
         """Note a completed step; the batch goes on until something of the next one comes."""
         self._stepped.add(optimizer)
-        self._ever_stepped.add(optimizer)
+        self.has_stepped = True
         self._is_training = True
         self._mark = None
 
@@ -138,11 +147,11 @@ class Segmenter:
         limit = max(MIN_OVERDUE, 4 * self._usual_backwards)
         return self._backwards >= limit or calls >= MAX_CALLS_WITHOUT_STEP
 
-    def _cut(self, mark: tuple[int, int] | None = None, *, completed: bool = False) -> None:
+    def _cut(self, mark: Mark | None = None, *, completed: bool = False) -> None:
         before = self._backwards if mark is None else self._backwards_before_mark
         if completed:
             self._usual_backwards = max(self._usual_backwards, before)
-            self._completed += 1
+            self._has_completed = True
             # What followed the mark is training: a zero_grad or a forward made it.
             self._is_training = mark is not None
         else:
