@@ -298,7 +298,7 @@ def test_seeds_are_recorded():
     def train():
         torch.manual_seed(1)
         random.seed(1)
-        np.random.seed(1)  # noqa: NPY002  # it is this that scripts call
+        np.random.seed(1)
 
     recording = record(train)
 

@@ -361,7 +361,7 @@ def test_a_model_left_in_eval_mode_trains_all_the_same():
 
     recording = windows(train)
 
-    assert [w for w in recording.roles_by_window()[1:]] == [f"data data {STEP}", f"data {STEP}"]
+    assert recording.roles_by_window()[1:] == [f"data data {STEP}", f"data {STEP}"]
     assert {call.context.stage for call in recording.of_role("backward", "step")} == {"training"}
 
 

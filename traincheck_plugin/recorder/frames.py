@@ -54,7 +54,7 @@ class FrameTaker:
     def take(
         self, role: Role, phase: Phase, call: int, context: int, optimizer: Any | None
     ) -> list[Frame]:
-        """Take one frame for each kind of variable that *role* wants.
+        """Take one frame for each kind of variable that *role* wants and of which there are any.
 
         Args:
             role: of the call.
@@ -68,6 +68,8 @@ class FrameTaker:
             structure = self._variables.structure()
             for kind, names in self._wanted[role]:
                 variables, columns = self._of_kind(kind, names, structure, role, optimizer)
+                if not len(variables):
+                    continue
                 frames.append(
                     Frame(
                         call=call,

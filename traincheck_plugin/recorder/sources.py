@@ -66,11 +66,6 @@ class Sources:
         return line
 
 
-def is_user_code(code: CodeType) -> bool:
-    """Return whether *code* is the user's: no library's, not torch's, not ours."""
-    return _kind_of(code.co_filename) == _USER
-
-
 def _kind_of(filename: str) -> int:
     if filename.startswith((_TORCH, _SELF)) or any(part in filename for part in _ADAPTERS):
         return _INTERNAL

@@ -11,11 +11,7 @@ import numpy as np
 import torch
 
 from traincheck_plugin.events import Bool, Catalog, Int32, Int64, Variable, VariableKind
-from traincheck_plugin.recorder.discovery import (
-    models_containing,
-    models_holding,
-    unwrapped,
-)
+from traincheck_plugin.recorder.discovery import models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
 
@@ -136,7 +132,7 @@ class Variables:
         known = {id(p) for root in self.roots() for p in root.parameters()}
         missing = [p for p in held if id(p) not in known]
         if missing:
-            for model in models_holding(missing, self._names):
+            for model in models_of(missing, (), self._names):
                 self.add_root(model)
 
     def add_forward(self, module: Any) -> None:
@@ -147,7 +143,7 @@ class Variables:
         module = unwrapped(module)
         if any(inner is module for root in self.roots() for inner in root.modules()):
             return
-        models = models_containing(module, self._names)
+        models = models_of((), (module,), self._names)
         if not models and not self._names:
             models = [module]
         for model in models:
