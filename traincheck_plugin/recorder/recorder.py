@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -30,7 +29,7 @@ from traincheck_plugin.recorder.problems import Problems, WatchfulProblems
 from traincheck_plugin.recorder.sampling import Sampling
 from traincheck_plugin.recorder.tape import Tape
 
-_active: weakref.WeakSet[Recorder] = weakref.WeakSet()
+_active: set[Recorder] = set()
 
 
 class Recorder:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 import weakref
 from typing import Any
 
@@ -20,6 +21,7 @@ from traincheck_plugin.recorder.tape import Tape
 
 Module = torch.nn.Module
 
+_ABOUT_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"
 _FAST_PATHS = (
     torch.nn.MultiheadAttention,
     torch.nn.TransformerEncoderLayer,
@@ -34,6 +36,7 @@ class ModulesProbe:
 
     def __init__(self) -> None:
         self._handles: list[Any] = []
+        self._filter: Any = None
 
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Register the hooks and patch the methods of `Module` itself."""
@@ -45,6 +48,9 @@ class ModulesProbe:
             register_module_forward_pre_hook(self._before_forward),
             register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
         ]
+        # Meant for people who registered the hooks themselves.
+        warnings.filterwarnings("ignore", message=_ABOUT_HOOKS, category=UserWarning)
+        self._filter = warnings.filters[0]
         methods: dict[str, Role] = {"train": "mode", "eval": "mode", "zero_grad": "zero_grad"}
         for name, role in methods.items():
             code = tape.function_api(
@@ -56,7 +62,11 @@ class ModulesProbe:
         """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
+            # torch forgets to.
+            torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles.clear()
+        if self._filter in warnings.filters:
+            warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
     def _before_forward(self, module: Any, args: Any) -> None:
         if is_compiling():
@@ -77,6 +87,8 @@ class ModulesProbe:
         # A recomputation of activation checkpointing is part of the backward pass.
         if not tape.is_active or tape.num_backwards_open:
             return
+        key = id(module)
+        module = _uncompiled(module)
         with tape.problems:
             training = None
             if self._owns_parameters(module):
@@ -90,7 +102,7 @@ class ModulesProbe:
                 ends_with=sys._getframe(2),
             )
             if entry is not None:
-                thread.root_id = id(module)
+                thread.root_id = key
 
     def _after_forward(self, module: Any, args: Any, *rest: Any) -> None:
         if is_compiling():
@@ -108,7 +120,7 @@ class ModulesProbe:
         thread.root_id = 0
         tape = self._tape
         with tape.problems:
-            entry = thread.find("forward", module)
+            entry = thread.find("forward", _uncompiled(module))
             if entry is None:
                 return
             # After an exception torch passes no keywords: (module, args, result).
@@ -127,3 +139,10 @@ class ModulesProbe:
             known = next(module.parameters(), None) is not None
             self._has_parameters[module] = known
         return known
+
+
+def _uncompiled(module: Any) -> Any:
+    """Return the user's module inside what `torch.compile` made of it."""
+    if type(module).__name__ == "OptimizedModule":
+        return module._modules.get("_orig_mod", module)
+    return module
