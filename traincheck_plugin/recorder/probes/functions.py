@@ -21,6 +21,25 @@ from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.windows import MAX_CALLS
 
 _UNKNOWN = -2
+_OPERATORS = frozenset(
+    f"__{name}__"
+    for name in (
+        "add",
+        "sub",
+        "mul",
+        "matmul",
+        "pow",
+        "neg",
+        "abs",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+    )
+)
+"""Operators that have a method of the same name and meaning; `__bool__`, say, has only the name."""
 _resolve: Callable[[Any], str | None] = resolve_name
 _top_mode: Callable[[], TorchFunctionMode | None] = torch.overrides._get_current_function_mode
 _push: Callable[[TorchFunctionMode], None] = torch.overrides._push_mode
@@ -180,9 +199,8 @@ def public_name(func: Any) -> str | None:
     path, _, last = name.rpartition(".")
     if last in ("__get__", "__set__", "__delete__"):
         return None
-    if last.startswith("__") and last.endswith("__") and path == "torch.Tensor":
-        method = last.strip("_")
-        return f"torch.Tensor.{method}" if callable(getattr(torch.Tensor, method, None)) else None
+    if last in _OPERATORS and path == "torch.Tensor":
+        return f"torch.Tensor.{last.strip('_')}"
     if any(part.startswith("_") for part in name.split(".")):
         return None
     return name
