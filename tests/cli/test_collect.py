@@ -97,7 +97,7 @@ def test_a_healthy_run_is_recorded_and_not_changed(tmp_path):
     assert got.stdout == expected.stdout
     assert got.returncode == expected.returncode == 0
     assert re.fullmatch(
-        r"\d+ windows, \d+ calls, 0\.\d MB in traincheck_train_trace_\d{8}_\d{6}(; .*)?",
+        r"\d+ windows, \d+ calls, 0\.\d MB in traincheck_train_trace_\d{8}_\d{6}",
         own_line(got),
     )
 
@@ -412,7 +412,7 @@ def test_the_trace_goes_where_it_was_to_go_when_the_script_leaves(tmp_path):
     (tmp_path / "elsewhere").mkdir()
     script = "import os\nos.chdir('elsewhere')\n" + TRAIN + "train(1)\n"
     got = run(tmp_path, script, "--output-dir", "out")
-    assert " in out" in own_line(got)
+    assert own_line(got).endswith(" in out")
     assert names_of_calls(open_run(tmp_path / "out"))["torch.optim.Adam.step"] == 1
 
 
