@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+
+SOME = Plan(
+    functions=frozenset({"torch.relu"}),
+    attributes={"step": frozenset({("parameter", "data"), ("group", "value")})},
+)
+OTHER = Plan(
+    functions=frozenset({"torch.add"}),
+    attributes={
+        "step": frozenset({("parameter", "grad")}),
+        "mode": frozenset({("module", "value")}),
+    },
+)
+
+
+def test_a_union_observes_what_either_does():
+    assert SOME.union(OTHER) == Plan(
+        functions=frozenset({"torch.relu", "torch.add"}),
+        attributes={
+            "step": frozenset({("parameter", "data"), ("group", "value"), ("parameter", "grad")}),
+            "mode": frozenset({("module", "value")}),
+        },
+    )
+
+
+@pytest.mark.parametrize("plan", [SOME, OTHER, Plan.full(), Plan.nothing()])
+def test_nothing_adds_nothing_and_everything_stays_everything(plan):
+    assert plan.union(Plan.nothing()) == Plan.nothing().union(plan) == plan
+    assert plan.union(plan) == plan
+    assert plan.union(Plan.full()) == Plan.full().union(plan) == Plan.full()
+
+
+def test_the_order_of_unions_does_not_matter():
+    unions = {
+        repr_of(a.union(b).union(c)) for a, b, c in itertools.permutations([SOME, OTHER, SOME])
+    }
+    assert len(unions) == 1
+
+
+def repr_of(plan: Plan) -> tuple[object, ...]:
+    assert plan.functions is not None
+    return (plan.functions, frozenset(plan.attributes.items()))
+
+
+def test_wants_names_the_attributes_of_one_kind():
+    assert SOME.wants("step", "parameter") == {"data"}
+    assert SOME.wants("step", "buffer") == frozenset()
+    assert SOME.wants("mode", "module") == frozenset()
+    assert Plan.full().wants("scheduler", "group") == {"value"}
+    assert set(Plan.full().attributes) == set(FULL_ATTRIBUTES)
