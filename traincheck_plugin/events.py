@@ -144,7 +144,8 @@ class Context:
     def get(self, name: str) -> object | None:
         """Return the property *name*, or an annotation of that name, or None."""
         if name in CONTEXT_PROPERTIES:
-            return getattr(self, name)
+            value: object = getattr(self, name)
+            return value
         return dict(self.annotations).get(name)
 
 

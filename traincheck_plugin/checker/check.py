@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from traincheck_plugin.checker.checker import Checker
 from traincheck_plugin.checker.diagnosis import Diagnosis, diagnose
+from traincheck_plugin.checker.rank_check import RankCheck, merge_outcomes
 from traincheck_plugin.checker.violation import Outcome
 from traincheck_plugin.invariants.model import Invariant
-from traincheck_plugin.trace.reader import RankTrace, Run
+from traincheck_plugin.trace.reader import Run
 
 Progress = Callable[[str, float], None]
 
@@ -50,45 +50,33 @@ def check(
         InvariantError: an invariant names an unknown relation or has unfit parameters.
         TraceError: the trace cannot be read.
     """
-    outcomes = [Outcome(invariant=invariant) for invariant in invariants]
-    num_windows = duration_ns = 0
-    steps: set[int] = set()
-    problems = list(run.problems)
+    ranks = []
     for position, trace in enumerate(run.ranks):
         if progress is not None:
             progress(f"checking rank {trace.rank}", position / len(run.ranks))
-        checker = Checker(invariants, script=run.manifest.script)
+        rank = RankCheck(invariants, run.manifest.script)
         for window in trace.windows():
-            checker.observe(window)
-            num_windows += 1
-            if len(window.calls):
-                duration_ns = max(duration_ns, int(window.calls.end_ns[-1]))
-            steps |= {
-                window.catalog.contexts[int(code)].step
-                for api in window.api_codes
-                if window.catalog.apis[api].role == "step"
-                for code in window.calls.context[window.rows_of_api(api)]
-            }
-        checker.finish()
-        for total, outcome in zip(outcomes, checker.outcomes, strict=True):
-            total.num_triggered += outcome.num_triggered
-            total.violations += outcome.violations
-            total.error = total.error or outcome.error
-        problems += _problems(trace)
+            rank.observe(window)
+        rank.finish()
+        ranks.append(rank)
     if progress is not None:
         progress("checked", 1.0)
+    return combine(run, invariants, ranks)
+
+
+def combine(run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankCheck]) -> CheckResult:
+    """Return what the checks of all ranks of *run*, now at their end, found together."""
+    outcomes = merge_outcomes(ranks, invariants)
+    problems = list(run.problems)
+    for trace in run.ranks:
+        problems += trace.problems
+        problems += trace.end.problems if trace.end is not None else ()
     return CheckResult(
         run_path=str(run.path),
         outcomes=tuple(outcomes),
         diagnoses=diagnose(v for outcome in outcomes for v in outcome.violations),
-        num_windows=num_windows,
-        num_steps=len(steps),
-        duration_ns=duration_ns,
+        num_windows=sum(rank.num_windows for rank in ranks),
+        num_steps=len(set().union(*(rank.steps for rank in ranks))),
+        duration_ns=max(rank.duration_ns for rank in ranks),
         problems=tuple(problems),
     )
-
-
-def _problems(trace: RankTrace) -> list[str]:
-    """Return what limits the result, from the reader and from the recorder."""
-    recorded = list(trace.end.problems) if trace.end is not None else []
-    return [*trace.problems, *recorded]

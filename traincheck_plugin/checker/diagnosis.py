@@ -39,7 +39,8 @@ def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
     """Return the diagnoses of some violations, gravest first, then in order of time.
 
     Violations belong together when the same fact about overlapping sets of variables explains
-    them, on whatever rank they happened; without a recorded cause, when they say the same.
+    them, on whatever rank they happened, or when one is about variables that the cause of the
+    other leaves out; without a recorded cause, when they say the same.
     """
     groups: list[list[Violation]] = []
     for violation in sorted(violations, key=_order):
@@ -57,9 +58,10 @@ def _order(violation: Violation) -> tuple[int, int, int, int, str]:
 def _related(first: Violation, second: Violation) -> bool:
     if first.cause is None or second.cause is None:
         return first.cause is second.cause and first.message == second.message
-    return first.cause.fact == second.cause.fact and bool(
-        set(first.cause.subjects) & set(second.cause.subjects)
-    )
+    one, other = first.cause, second.cause
+    if one.fact == other.fact and set(one.subjects) & set(other.subjects):
+        return True
+    return set(one.subjects) <= set(other.left_out) or set(other.subjects) <= set(one.left_out)
 
 
 def _diagnosis(group: Sequence[Violation]) -> Diagnosis:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from traincheck_plugin.checker.check import CheckResult
+from traincheck_plugin.checker.check import CheckResult, combine
 from traincheck_plugin.checker.diagnosis import Diagnosis, diagnose
-from traincheck_plugin.checker.rank_check import RankCheck, merge_outcomes
+from traincheck_plugin.checker.rank_check import RankCheck
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.trace.reader import RankTrace, Run
 
@@ -65,7 +65,7 @@ def follow(
         if rank.error is not None:
             raise rank.error
     tell_new()
-    return _result(run, invariants, [rank.check for rank in ranks])
+    return combine(run, invariants, [rank.check for rank in ranks])
 
 
 class _Follower(threading.Thread):
@@ -90,20 +90,3 @@ class _Follower(threading.Thread):
                 self.check.finish()
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             self.error = error
-
-
-def _result(run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankCheck]) -> CheckResult:
-    outcomes = merge_outcomes(ranks, invariants)
-    problems = list(run.problems)
-    for trace in run.ranks:
-        problems += trace.problems
-        problems += trace.end.problems if trace.end is not None else ()
-    return CheckResult(
-        run_path=str(run.path),
-        outcomes=tuple(outcomes),
-        diagnoses=diagnose(v for outcome in outcomes for v in outcome.violations),
-        num_windows=sum(rank.num_windows for rank in ranks),
-        num_steps=len(set().union(*(rank.steps for rank in ranks))),
-        duration_ns=max(rank.duration_ns for rank in ranks),
-        problems=tuple(problems),
-    )

@@ -32,7 +32,7 @@ HELD = (("held", True),)
 CHANGES = (
     VarTypeParam(var_type=PARAMETER, attr_name="data", post_value="changed"),
     VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero", post_value=None),
-    VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value=None, post_value="non_zero"),
+    VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value=None, post_value="not_null"),
     VarTypeParam(var_type=VAR_TYPES["slot"], attr_name="data", post_value="changed"),
     VarTypeParam(var_type=VAR_TYPES["group"], attr_name="value", post_value="changed"),
     VarTypeParam(var_type=VAR_TYPES["buffer"], attr_name="data", post_value="changed"),
@@ -139,13 +139,9 @@ class APIContainRelation(Relation):
 
     def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
         api = params[0]
-        if isinstance(api, APIParam) and api.span == "call":
-            # A further backward of the same step adds to gradients, and a further zero_grad
-            # finds nothing to clear.
-            if api.role == "backward":
-                return ("stage", "micro_step")
-            if api.role == "zero_grad":
-                return ("stage", "steps_since_clear")
+        if isinstance(api, APIParam) and api.span == "call" and api.role == "zero_grad":
+            # A further zero_grad finds nothing to clear.
+            return ("stage", "steps_since_clear")
         return ("stage",)
 
 

@@ -27,11 +27,14 @@ class Cause:
             Failures with the same fact about the same subjects are one diagnosis.
         subjects: names of the variables (or APIs) that the fact is about.
         text: the cause as a sentence.
+        left_out: names of variables that the cause deprives too: trainable, and in no optimizer.
+            Failures about nothing but these follow from it.
     """
 
     fact: str
     subjects: tuple[str, ...]
     text: str
+    left_out: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

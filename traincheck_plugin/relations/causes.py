@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Variable, Window
+from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Int32, Variable, Window
 from traincheck_plugin.relations.base import Cause
-from traincheck_plugin.relations.naming import describe_variables, place, short
+from traincheck_plugin.relations.naming import MAX_NAMED, describe_variables, place, short
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +81,20 @@ def find_cause(window: Window, row: int, frame: Frame, failing: Bool, others: Bo
         who=_who(names, others), be="is" if one else "are", have="has" if one else "have"
     )
     if fact is NO_GRADIENT:
-        text += _why_no_gradient(window, row)
+        text += _why_no_gradient(window, row, frame.variables[failing])
+    left_out, only_these = _left_out(window, frame, failing)
+    if left_out:
+        described = describe_variables(left_out)
+        text += (
+            f"; the parameters that do require gradients ({described}) are in no optimizer"
+            if only_these
+            else f"; {described} require gradients and are in no optimizer"
+        )
     return Cause(
         fact=fact.name,
         subjects=tuple(sorted(v.label for v in names)),
-        text=text + _left_out(window, frame, failing),
+        text=text,
+        left_out=tuple(sorted(v.label for v in left_out)),
     )
 
 
@@ -135,11 +144,13 @@ def _who(names: Sequence[Variable], others: Bool) -> str:
         return described
     if len(names) == 1:
         return f"the only parameter ({described})"
-    return f"{'both' if len(names) == 2 else 'all'} parameters ({described})"
+    if len(names) <= MAX_NAMED:
+        return f"{'both' if len(names) == 2 else 'all'} parameters ({described})"
+    return f"all {described}"
 
 
-def _why_no_gradient(window: Window, row: int) -> str:
-    """Say what the order of backward and zero_grad before the end of the call tells.
+def _why_no_gradient(window: Window, row: int, codes: Int32) -> str:
+    """Say where the gradients of variables went, from the calls that ended before *row* does.
 
     With a closure these calls happen inside the step, so their ends are compared.
     """
@@ -154,19 +165,19 @@ def _why_no_gradient(window: Window, row: int) -> str:
     if clear is not None and calls.end[clear] > calls.end[backward]:
         name = short(apis[int(calls.api[clear])].name)
         return f": {name}{place(window, clear)} cleared it after the last backward"
-    return ": backward does not reach it (frozen, detached, or not part of the loss)"
+    for frame in window.frames_of_call.get(int(calls.call[backward]), ()):
+        if frame.phase == "end" and "grad" in frame.columns:
+            shown = np.isin(frame.variables, codes)
+            if (frame.columns["grad"][shown] > GradState.NULL).any():
+                return f": it was cleared between backward{place(window, backward)} and this call"
+    return ": backward does not reach it (detached, under no_grad, or not part of the loss)"
 
 
-def _left_out(window: Window, frame: Frame, failing: Bool) -> str:
-    """Say which parameters could learn and are in no optimizer."""
+def _left_out(window: Window, frame: Frame, failing: Bool) -> tuple[list[Variable], bool]:
+    """Return the parameters that could learn and are in no optimizer, and whether no others can."""
     columns = frame.columns
     if not {"requires_grad", "optimizer", "in_model"} <= set(columns):
-        return ""
+        return [], False
     trainable = columns["requires_grad"] & columns["in_model"]
     mask = trainable & (columns["optimizer"] == NONE) & ~failing
-    if not mask.any():
-        return ""
-    names = describe_variables(_variables(window, frame, mask))
-    if (trainable & ~mask & ~failing).any():
-        return f"; {names} require gradients and are in no optimizer"
-    return f"; the parameters that do require gradients ({names}) are in no optimizer"
+    return _variables(window, frame, mask), not bool((trainable & ~mask & ~failing).any())

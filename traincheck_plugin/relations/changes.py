@@ -10,7 +10,7 @@ import numpy as np
 from traincheck_plugin.events import Array, Bool, Frame, GradState, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
-from traincheck_plugin.relations.causes import accumulation, find_cause
+from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.values import align, is_about, matches, select
 
@@ -89,7 +89,8 @@ class ChangeMonitor(Monitor):
             first, second = common
             did[first] = matches(param.attr_name, param.post_value, after[second], before[first])
         pre = matches(param.attr_name, param.pre_value, before)
-        if param.quantifier == "every":
+        # Where every gradient is there already, a backward adds to them: it has none to give.
+        if param.quantifier == "every" or param.pre_value is None:
             subject = subject & pre
         return Change(begin=begin, subject=subject, did=did & subject & pre)
 
@@ -117,14 +118,6 @@ class ChangeMonitor(Monitor):
         done, total = int(change.did.sum()), int(change.subject.sum())
         verb, _, noun = verbs(self._variables)
         one = "" if total == 1 else "s"
-        param = self._variables
-        if param.attr_name == "grad" and param.pre_value is None and not change.did.any():
-            filled = change.subject & (change.begin.columns["grad"] >= GradState.NON_ZERO)
-            if filled.any():
-                return Explanation(
-                    message=f"{name} started from gradients that were not cleared",
-                    cause=accumulation(window, row, change.begin, filled),
-                )
         return Explanation(
             message=f"{name} {verb} {done} of {total} {noun}{one}",
             cause=find_cause(window, row, change.begin, failing, change.did),

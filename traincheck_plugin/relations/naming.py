@@ -16,22 +16,26 @@ def short(api_name: str) -> str:
     return parts[-1]
 
 
+MAX_NAMED = 3
+
+
 def describe_variables(variables: Sequence[Variable]) -> str:
     """Return a few words that say which variables are meant.
 
-    Up to three are named; more are told by what they have in common: the class of their module,
-    or the part of the model they are in.
+    Up to `MAX_NAMED` are named; more are told by what they have in common: the part of the model
+    they are in, or the class of their module.
     """
-    if len(variables) <= 3:
+    if len(variables) <= MAX_NAMED:
         return ", ".join(f"`{v.label}`" for v in variables)
     count = len(variables)
     types = {v.module_type for v in variables}
-    if len(types) == 1 and (only := types.pop()):
-        return f"{count}, all of {short(only)}"
+    if types == {""}:
+        return f"{count} parameters that no known model has"
     prefix = _common_prefix([v.name.split(".")[:-1] for v in variables])
     if prefix:
-        return f"{count}, all of `{'.'.join(prefix)}`"
-    return f"`{variables[0].label}`, `{variables[1].label}` and {count - 2} more"
+        return f"{count} parameters of `{'.'.join(prefix)}`"
+    kind = f"{short(next(iter(types)))} parameters" if len(types) == 1 else "parameters"
+    return f"{count} {kind} (`{variables[0].label}`, `{variables[1].label}`, ...)"
 
 
 def _common_prefix(paths: Sequence[list[str]]) -> list[str]:
