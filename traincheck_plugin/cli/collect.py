@@ -31,8 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         KeyboardInterrupt: the script was interrupted; the process is to die of that.
     """
+    arguments = sys.argv[1:] if argv is None else argv
     try:
-        options = parse_options(sys.argv[1:] if argv is None else argv)
+        options = parse_options(arguments)
         settings = Settings.from_environment()
         read_script(options.pyscript)
         if settings.disabled:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 end = run_script(options.pyscript, options.args)
             exit_code, line = end.exit_code, "TRAINCHECK_DISABLE is set: nothing was recorded"
         else:
-            recording = Recording(options, settings)
+            recording = Recording(options, settings, ("traincheck-collect", *arguments))
             end = _record(recording, options)
             if not recording.is_here:
                 # A child that the script forked ends here too, as it would under python.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import datetime
@@ -34,8 +33,10 @@ class Recording:
         failure: why nothing could be recorded at all; "" while all is well.
     """
 
-    def __init__(self, options: CollectOptions, settings: Settings) -> None:
-        """Make sure, before the script runs, that it can be recorded.
+    def __init__(
+        self, options: CollectOptions, settings: Settings, command: tuple[str, ...]
+    ) -> None:
+        """Make sure, before the script runs, that it can be recorded; *command* is as typed.
 
         Raises:
             TrainCheckError: the trace cannot be written, or the invariants cannot be read.
@@ -44,8 +45,7 @@ class Recording:
         self.failure = ""
         self._options = options
         self._settings = settings
-        # Read now: the script may change both.
-        self._command = ("traincheck-collect", *sys.argv[1:])
+        self._command = command
         self._remarks: list[str] = []
         self._plan = _plan_of(options.invariants, self._remarks) if options.invariants else None
         self._place = _prepare(self.directory, settings.rank)
@@ -65,10 +65,14 @@ class Recording:
         """Stop and finish the trace; in a forked child, do nothing."""
         if not self.is_here:
             return
-        if self._session is not None:
-            self._session.close(_outcome(end))
-        else:
+        if self._session is None:
             self._clean_up()
+            return
+        try:
+            self._session.close(_outcome(end))
+        except KeyboardInterrupt:
+            # Somebody is in a hurry; what is on the disk can be read.
+            self._remarks.append("finishing the trace was interrupted: its end may be missing")
 
     def abandon(self) -> None:
         """Finish the trace in whatever state it is: the process is told to terminate."""

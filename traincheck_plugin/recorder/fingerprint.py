@@ -34,30 +34,75 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def hash_tensor(tensor: Tensor, problems: Problems) -> int:
-    """Return a 64-bit hash of the exact bits of a tensor on the CPU; 0 if they are out of reach.
+Memory = tuple[int, int, torch.dtype, Any, int]
+"""Where a tensor was when it was last hashed: address, bytes, dtype, buffer and seed."""
+
+
+def hash_all(
+    tensors: Sequence[Tensor], memories: list[Memory | None], problems: Problems
+) -> list[int]:
+    """Return a 64-bit hash of the exact bits of each tensor, all on the CPU.
 
     The dtype is mixed in and the number of bytes counts, so that two constants differ. Contiguous
     memory is hashed in place, everything else in logical order through a copy.
+
+    Args:
+        tensors: to hash.
+        memories: where each was before, updated here: most stay where they are.
+        problems: told of tensors whose bits are out of reach; they count as 0.
     """
-    seed = _seed(tensor.dtype)
+    hashes = []
+    for place, tensor in enumerate(tensors):
+        memory = memories[place]
+        if (
+            memory is None
+            or tensor.data_ptr() != memory[0]
+            or tensor.nbytes != memory[1]
+            or tensor.dtype is not memory[2]
+            or not tensor.is_contiguous()
+        ):
+            memory = memories[place] = _memory(tensor)
+        if memory is None:
+            hashes.append(hash_tensor(tensor, problems))
+        else:
+            hashes.append(_hash(memory[3], memory[4]))
+    return hashes
+
+
+def _memory(tensor: Tensor) -> Memory | None:
+    """Return where a tensor is, if it can be hashed there."""
+    if (
+        tensor.layout is not torch.strided
+        or tensor.dtype.is_complex
+        or tensor.is_quantized
+        or tensor.is_neg()
+        or not tensor.is_contiguous()
+        or not tensor.nbytes
+        or not tensor.data_ptr()
+    ):
+        return None
+    address, num_bytes, dtype = tensor.data_ptr(), tensor.nbytes, tensor.dtype
+    buffer = _buffers.get(num_bytes)
+    if buffer is None:
+        buffer = _buffers[num_bytes] = ctypes.c_char * num_bytes
+    return address, num_bytes, dtype, buffer.from_address(address), _seed(dtype)
+
+
+def hash_tensor(tensor: Tensor, problems: Problems) -> int:
+    """Return the hash of one tensor on the CPU, wherever its bits are."""
     if tensor.layout is not torch.strided:
         return _hash_parts(tensor, problems)
     if tensor.is_quantized:
         tensor = tensor.int_repr()
-    if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
-    num_bytes = tensor.nbytes
-    if not num_bytes:
-        return _hash(b"", seed)
-    address = tensor.data_ptr()
-    if not address:
+    tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
+    if not tensor.nbytes:
+        return _hash(b"", _seed(tensor.dtype))
+    if not tensor.data_ptr():
         problems.note(f"hash: {type(tensor).__name__} has no memory of its own, it counts as 0")
         return 0
-    buffer = _buffers.get(num_bytes)
-    if buffer is None:
-        buffer = _buffers[num_bytes] = ctypes.c_char * num_bytes
-    return _hash(buffer.from_address(address), seed)
+    # A view of the memory, which `tensor` keeps alive here.
+    words = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
+    return _hash(words, _seed(tensor.dtype))
 
 
 def _seed(dtype: torch.dtype) -> int:
@@ -83,50 +128,49 @@ def _hash_parts(tensor: Tensor, problems: Problems) -> int:
     return _hash(hashes.tobytes())
 
 
-def norms(tensors: Sequence[Tensor], order: float = 2.0) -> list[float]:
+def norms(tensors: Sequence[Tensor]) -> list[float]:
     """Return the norm of each tensor on the CPU; NaN where it has none, 0 where it is empty."""
-    rows, values = _batched_norms(tensors, order)
-    result = [math.nan if _dense_values(t) is None else 0.0 for t in tensors]
-    if rows:
-        for row, value in zip(rows, values.tolist(), strict=True):
-            result[row] = value
-    return result
+    dense = [_dense_values(tensor) for tensor in tensors]
+    batch = [values for values in dense if values is not None and values.numel()]
+    found = iter(_stacked(torch._foreach_norm(batch)).tolist() if batch else ())
+    return [
+        math.nan if values is None else next(found) if values.numel() else 0.0 for values in dense
+    ]
 
 
 def device_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
-    """Return what `norms` does, as a vector on the device of the tensors."""
-    rows, values = _batched_norms(tensors, order)
-    result = torch.zeros(len(tensors), dtype=torch.float64, device=tensors[0].device)
-    missing = [row for row, tensor in enumerate(tensors) if _dense_values(tensor) is None]
-    if len(rows) == len(tensors):
-        return values
-    # Index lists would be copied to the device and waited for: built there piece by piece.
-    for place, row in enumerate(rows):
-        result[row] = values[place]
-    for row in missing:
-        result[row] = math.nan
-    return result
+    """Return what `norms` does, as a vector on the device of the tensors.
+
+    With the order infinity, the largest absolute values.
+    """
+    dense = [_dense_values(tensor) for tensor in tensors]
+    batch = [values for values in dense if values is not None and values.numel()]
+    device = tensors[0].device
+    found = iter(torch._foreach_norm(batch, order) if batch else ())
+    return _stacked(
+        [
+            torch.full((), math.nan, device=device)
+            if values is None
+            else next(found)
+            if values.numel()
+            else torch.zeros((), device=device)
+            for values in dense
+        ]
+    )
 
 
-def _batched_norms(tensors: Sequence[Tensor], order: float) -> tuple[list[int], Tensor]:
-    rows, batch = [], []
-    for row, tensor in enumerate(tensors):
-        dense = _dense_values(tensor)
-        if dense is not None and dense.numel():
-            rows.append(row)
-            batch.append(dense)
-    if not batch:
-        return [], torch.zeros(0, dtype=torch.float64)
-    values = torch._foreach_norm(batch, order)
-    if all(value.dtype is values[0].dtype for value in values):
-        return rows, torch.stack(tuple(values)).double()
-    return rows, torch.stack([value.double() for value in values])
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    if len({value.dtype for value in values}) > 1:
+        values = [value.double() for value in values]
+    return torch.stack(tuple(values))
 
 
 def _dense_values(tensor: Tensor) -> Tensor | None:
     """Return what the norm of *tensor* is computed over, or None where that is impossible."""
     dtype = tensor.dtype
-    if not (dtype.is_floating_point or dtype.is_complex) or tensor.is_meta or tensor.is_quantized:
+    if dtype is torch.float32 and tensor.layout is torch.strided:
+        return tensor
+    if not (dtype.is_floating_point or dtype.is_complex):
         return None
     if tensor.layout is not torch.strided:
         if tensor.layout is not torch.sparse_coo:
@@ -138,19 +182,25 @@ def _dense_values(tensor: Tensor) -> Tensor | None:
     return tensor
 
 
-def gradient_states(gradients: Sequence[Tensor], euclidean: Sequence[float] | None) -> list[int]:
-    """Return the `GradState` of each gradient, from its Euclidean norm where that is known."""
-    result = [int(GradState.NON_ZERO)] * len(gradients)
-    unsure = list(range(len(gradients)))
-    if euclidean is not None:
-        # Squares of tiny or huge values underflow or overflow: only a finite, positive norm
-        # speaks for itself.
-        unsure = [row for row in unsure if not 0.0 < euclidean[row] < math.inf]
-    if unsure:
-        largest = norms([gradients[row] for row in unsure], math.inf)
-        for row, state in zip(unsure, states_of(np.array(largest)).tolist(), strict=True):
-            result[row] = state
-    return result
+def gradient_states(
+    gradients: Sequence[Tensor], euclidean: Sequence[float] | None = None
+) -> list[int]:
+    """Return the `GradState` of each gradient on the CPU, from its norm if that is known."""
+    return [
+        # Squares of tiny or huge values underflow or overflow: only a finite, positive norm speaks
+        # for itself.
+        int(GradState.NON_ZERO) if 0.0 < norm < math.inf else _state(gradient)
+        for gradient, norm in zip(gradients, euclidean or norms(gradients), strict=True)
+    ]
+
+
+def _state(gradient: Tensor) -> int:
+    values = _dense_values(gradient)
+    if values is None:
+        return int(GradState.NON_FINITE)
+    if not bool(values.any()):
+        return int(GradState.ZERO)
+    return int(GradState.NON_ZERO if bool(values.isfinite().all()) else GradState.NON_FINITE)
 
 
 def states_of(largest: Array) -> Array:

@@ -15,7 +15,8 @@ from traincheck_plugin.recorder import fingerprint
 from traincheck_plugin.recorder.fingerprint import local
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
-from traincheck_plugin.recorder.variables import Structure, Tensors, Variables
+from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.recorder.variables import Structure, Variables
 
 Tensor = torch.Tensor
 Columns = dict[str, Array]
@@ -103,7 +104,7 @@ class FrameTaker:
         else:
             optimizers = self._variables.optimizers()
         if kind == "slot":
-            table = Tensors([row for one in optimizers for row in self._variables.slots(one)])
+            table = self._variables.slots(optimizers)
             return table.variables, self._state_columns(names, table, table.alive())
         rows = [row for one in optimizers for row in self._variables.group_options(one)]
         codes = np.array([code for code, _ in rows], np.int32)
@@ -114,7 +115,7 @@ class FrameTaker:
         rows = range(len(alive))
         for name in names:
             if name == "data":
-                columns[name] = self._hashes(table, rows, alive)
+                columns[name] = self._hashes(table, rows, alive, table.memories)
             elif name == "data_norm":
                 columns[name] = self._norms(table, rows, alive)[0]
             elif name == "dtype":
@@ -158,14 +159,25 @@ class FrameTaker:
                 fingerprint.states_of,
             )
         if "grad_hash" in names:
-            columns["grad_hash"] = self._hashes(table, rows, present)
+            columns["grad_hash"] = self._hashes(table, rows, present, [])
         if "grad_dtype" in names:
             dtypes = [NONE if g is None else self._dtype(g) for g in gradients]
             columns["grad_dtype"] = table.spread(np.array(dtypes, np.int32))
 
-    def _hashes(self, table: Tensors, rows: Sequence[int], tensors: list[Tensor]) -> Array:
-        problems, hash_tensor = self._problems, fingerprint.hash_tensor
+    def _hashes(
+        self,
+        table: Tensors,
+        rows: Sequence[int],
+        tensors: list[Tensor],
+        memories: list[fingerprint.Memory | None],
+    ) -> Array:
+        problems = self._problems
         seeds: list[Array] = []
+
+        def on_host(here: list[Tensor]) -> list[int]:
+            if len(memories) == len(here):
+                return fingerprint.hash_all(here, memories, problems)
+            return [fingerprint.hash_tensor(tensor, problems) for tensor in here]
 
         def on_device(there: list[Tensor]) -> Tensor:
             seeds.append(fingerprint.hash_seeds(there))
@@ -176,7 +188,7 @@ class FrameTaker:
             rows,
             tensors,
             np.uint64,
-            lambda here: [hash_tensor(tensor, problems) for tensor in here],
+            on_host,
             on_device,
             lambda sums: fingerprint.finished_hashes(sums, seeds.pop(0)),
         )

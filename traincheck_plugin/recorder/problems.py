@@ -35,14 +35,18 @@ class Problems:
             return False
         if not isinstance(error, Exception):
             return False
-        place = traceback.extract_tb(trace)[-1]
+        self.note_failure(error)
+        return True
+
+    def note_failure(self, error: Exception) -> None:
+        """Note that the recorder's own code raised *error*."""
+        place = traceback.extract_tb(error.__traceback__)[-1]
         self.note(
             f"recorder error: {type(error).__name__}: {error} "
             f"({place.filename.rpartition('/')[2]}:{place.lineno})"
         )
         # The traceback's frames hold tensors of the training.
         error.__traceback__ = None
-        return True
 
 
 class WatchfulProblems(Problems):

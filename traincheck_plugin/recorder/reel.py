@@ -86,6 +86,8 @@ class Reel:
                 next step.
         """
         num_rows, num_frames, num_left_out = self.mark() if mark is None else mark
+        if not completed and not (num_rows or num_frames or num_left_out):
+            return
         rows, later_rows = self.rows[:num_rows], self.rows[num_rows:]
         frames, later_frames = self.frames[:num_frames], self.frames[num_frames:]
         while self._foreign:

@@ -18,6 +18,7 @@ _MAX_DEPTH = 4
 
 _Key = tuple[Any, ...]
 _Tensor = torch.Tensor
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 
 
 class Signatures:
@@ -29,7 +30,14 @@ class Signatures:
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> int:
         """Return the code for the arguments of a call."""
-        key = tuple([_key(value, 0) for value in args])
+        key = tuple(
+            [
+                (type(v), v.dtype, v.shape, v.device, v.requires_grad)
+                if type(v) in _PLAIN  # inlined: most arguments of functions are
+                else _key(v, 0)
+                for v in args
+            ]
+        )
         if kwargs:
             key = (key, *[(name, _key(value, 0)) for name, value in kwargs.items()])
             code = self._codes.get(key)

@@ -14,55 +14,11 @@ from traincheck_plugin.events import Bool, Catalog, Int32, Int64, Variable, Vari
 from traincheck_plugin.recorder.discovery import models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.tables import Tensors
 
 Module = torch.nn.Module
 Optimizer = torch.optim.Optimizer
 Tensor = torch.Tensor
-
-
-class Tensors:
-    """Tensors of one kind, held weakly, and the variables (names) they have.
-
-    Attributes:
-        variables: code of each row.
-        tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
-            without tied tensors.
-    """
-
-    def __init__(self, rows: Sequence[tuple[int, Tensor]]) -> None:
-        self.variables: Int32 = np.array([code for code, _ in rows], np.int32)
-        places: dict[int, int] = {}
-        unique: list[Tensor] = []
-        index = []
-        for _, tensor in rows:
-            place = places.setdefault(id(tensor), len(unique))
-            if place == len(unique):
-                unique.append(tensor)
-            index.append(place)
-        self.tensor_of_row: Int64 | None = (
-            None if len(unique) == len(rows) else np.array(index, np.int64)
-        )
-        self.num_tensors = len(unique)
-        self._references = [weakref.ref(tensor) for tensor in unique]
-
-    def alive(self) -> list[Tensor]:
-        """Return the tensors.
-
-        Raises:
-            ReferenceError: one is gone, the table out of date.
-        """
-        tensors = [tensor for reference in self._references if (tensor := reference()) is not None]
-        if len(tensors) != self.num_tensors:
-            raise ReferenceError("a tensor went away while its frame was taken")
-        return tensors
-
-    def are_alive(self) -> bool:
-        """Return whether no tensor is gone."""
-        return all(reference() is not None for reference in self._references)
-
-    def spread(self, values: Any) -> Any:
-        """Turn an array with one value per tensor into one with a value per row."""
-        return values if self.tensor_of_row is None else values[self.tensor_of_row]
 
 
 class Holdings:
@@ -111,7 +67,7 @@ class Variables:
         self._seen_modules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._is_settled = False
         self._structure = Structure()
-        self._slot_codes: dict[tuple[int, str, str, tuple[int, ...]], int] = {}
+        self._slots: dict[int, tuple[Structure, list[int], Tensors]] = {}
         self._group_codes: dict[tuple[int, int, str], int] = {}
 
     def roots(self) -> list[Any]:
@@ -265,24 +221,40 @@ class Variables:
                         name = names[index] if names else f"{number}.{index}"
                         yield name, owner, parameter
 
-    def slots(self, optimizer: Any) -> list[tuple[int, Tensor]]:
-        """Return code and tensor of each slot of *optimizer*."""
-        names = self.structure().names
-        holder = self._labels.code(optimizer)
-        rows = []
-        for parameter, state in optimizer.state.items():
-            if not isinstance(state, dict):
-                continue
-            for slot, tensor in state.items():
-                if isinstance(tensor, Tensor):
-                    key = (holder, names.get(id(parameter), "?"), slot, tensor.shape)
-                    code = self._slot_codes.get(key)
-                    if code is None:
-                        owner = self._catalog.objects[holder]
-                        code = self._tensor_code("slot", f"{key[1]}.{slot}", owner, tensor, "")
-                        self._slot_codes[key] = code
-                    rows.append((code, tensor))
-        return rows
+    def slots(self, optimizers: Sequence[Any]) -> Tensors:
+        """Return the slots of *optimizers*."""
+        structure = self.structure()
+        states = [
+            (self._labels.code(optimizer), parameter, name, tensor)
+            for optimizer in optimizers
+            for parameter, state in optimizer.state.items()
+            if isinstance(state, dict)
+            for name, tensor in state.items()
+            if isinstance(tensor, Tensor)
+        ]
+        identity = [id(state[3]) for state in states]
+        key = id(optimizers[0]) if len(optimizers) == 1 else 0
+        known = self._slots.get(key)
+        if (
+            known is not None
+            and known[0] is structure
+            and known[1] == identity
+            and known[2].are_alive()
+        ):
+            return known[2]
+        names = structure.names
+        table = Tensors(
+            [
+                (self._slot_code(holder, names.get(id(parameter), "?"), name, tensor), tensor)
+                for holder, parameter, name, tensor in states
+            ]
+        )
+        self._slots[key] = (structure, identity, table)
+        return table
+
+    def _slot_code(self, holder: int, parameter: str, name: str, tensor: Tensor) -> int:
+        owner = self._catalog.objects[holder]
+        return self._tensor_code("slot", f"{parameter}.{name}", owner, tensor, "")
 
     def group_options(self, optimizer: Any) -> list[tuple[int, float]]:
         """Return code and value of each numeric option of the param groups of *optimizer*."""

@@ -21,6 +21,7 @@ from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.windows import MAX_CALLS
 
 _UNKNOWN = -2
+_clock = time.perf_counter_ns
 _OPERATORS = frozenset(
     f"__{name}__"
     for name in (
@@ -121,43 +122,50 @@ class _Listener(TorchFunctionMode):
         self._functions = functions
         self._apis: dict[Any, int] = {}
         self._stack = tape.threads.stack
+        self._arguments = tape.signatures.arguments
+        self._result = tape.signatures.result
+        self._context = tape.tracker.code
+        self._here = tape.sources.here
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         if self.is_muted:
             return func(*args, **(kwargs or {}))
+        # This runs hundreds of times in a step, so with plain `try` in place of the guard.
         tape = self._tape
-        api = inputs = context = source = NONE
-        with tape.problems:
+        inputs = outputs = context = source = exception = NONE
+        try:
             api = self._apis.get(func, _UNKNOWN)
             if api == _UNKNOWN:
                 api = self._apis[func] = self._api(func)
-        if api == NONE or not tape.is_active:
+            if api != NONE:
+                inputs = self._arguments(args, kwargs)
+                context = self._context()
+                source = self._here(sys._getframe(1))
+        except Exception as error:  # noqa: BLE001  # whatever it is must not reach the training
+            tape.problems.note_failure(error)
+            api = NONE
+        if api == NONE:
             return func(*args, **(kwargs or {}))
-        with tape.problems:
-            inputs = tape.signatures.arguments(args, kwargs)
-            context = tape.tracker.code()
-            source = tape.sources.here(sys._getframe(1))
         call = tape.next_call()
         begin = tape.next_sequence()
-        begin_ns = time.perf_counter_ns()
-        exception = outputs = NONE
+        begin_ns = end_ns = _clock()
         try:
             result = func(*args, **kwargs) if kwargs else func(*args)
+            end_ns = _clock()
         except BaseException as error:
+            end_ns = _clock()
             exception = tape.catalog.strings.code(type(error).__name__)
             raise
-        else:
-            end_ns = time.perf_counter_ns()
-            if result is not None:
-                with tape.problems:
-                    outputs = tape.signatures.result(result)
-            return result
         finally:
-            if exception != NONE:
-                end_ns = time.perf_counter_ns()
+            if exception == NONE and result is not None:
+                try:
+                    outputs = self._result(result)
+                except Exception as error:  # noqa: BLE001  # likewise
+                    tape.problems.note_failure(error)
             stack = self._stack
+            start_ns = tape.start_ns
             rows = tape.reel.rows
             rows.append(
                 (
@@ -167,8 +175,8 @@ class _Listener(TorchFunctionMode):
                     NONE,
                     begin,
                     tape.next_sequence(),
-                    begin_ns - tape.start_ns,
-                    end_ns - tape.start_ns,
+                    begin_ns - start_ns,
+                    end_ns - start_ns,
                     context,
                     source,
                     inputs,
@@ -179,6 +187,7 @@ class _Listener(TorchFunctionMode):
             )
             if len(rows) >= MAX_CALLS:
                 tape.cut_if_too_long()
+        return result
 
     def _api(self, func: Any) -> int:
         name = public_name(func)

@@ -1,0 +1,62 @@
+"""Tensors and the variables they stand for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import Int32, Int64
+from traincheck_plugin.recorder.fingerprint import Memory
+
+Tensor = torch.Tensor
+
+
+class Tensors:
+    """Tensors of one kind, held weakly, and the variables (names) they have.
+
+    Attributes:
+        variables: code of each row.
+        tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
+            without tied tensors.
+        memories: where each tensor was when it was last hashed.
+    """
+
+    def __init__(self, rows: Sequence[tuple[int, Tensor]]) -> None:
+        self.variables: Int32 = np.array([code for code, _ in rows], np.int32)
+        places: dict[int, int] = {}
+        unique: list[Tensor] = []
+        index = []
+        for _, tensor in rows:
+            place = places.setdefault(id(tensor), len(unique))
+            if place == len(unique):
+                unique.append(tensor)
+            index.append(place)
+        self.tensor_of_row: Int64 | None = (
+            None if len(unique) == len(rows) else np.array(index, np.int64)
+        )
+        self.num_tensors = len(unique)
+        self.memories: list[Memory | None] = [None] * len(unique)
+        self._references = [weakref.ref(tensor) for tensor in unique]
+
+    def alive(self) -> list[Tensor]:
+        """Return the tensors.
+
+        Raises:
+            ReferenceError: one is gone, the table out of date.
+        """
+        tensors = [tensor for reference in self._references if (tensor := reference()) is not None]
+        if len(tensors) != self.num_tensors:
+            raise ReferenceError("a tensor went away while its frame was taken")
+        return tensors
+
+    def are_alive(self) -> bool:
+        """Return whether no tensor is gone."""
+        return all(reference() is not None for reference in self._references)
+
+    def spread(self, values: Any) -> Any:
+        """Turn an array with one value per tensor into one with a value per row."""
+        return values if self.tensor_of_row is None else values[self.tensor_of_row]
