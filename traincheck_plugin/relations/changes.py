@@ -89,9 +89,11 @@ class ChangeMonitor(Monitor):
             first, second = common
             did[first] = matches(param.attr_name, param.post_value, after[second], before[first])
         pre = matches(param.attr_name, param.pre_value, before)
-        # Where every gradient is there already, a backward adds to them: it has none to give.
-        if param.quantifier == "every" or param.pre_value is None:
+        if param.quantifier == "every":
             subject = subject & pre
+        elif param.pre_value is None and not pre[subject].all():
+            # Where gradients are there already, a backward may do no more than add to them.
+            return None
         return Change(begin=begin, subject=subject, did=did & subject & pre)
 
     def _holds(self, window: Window, change: Change) -> bool | None:
