@@ -185,3 +185,7 @@ def _exit_code(results: Sequence[CheckResult], min_severity: str) -> int:
     if any(outcome.error for result in results for outcome in result.outcomes):
         return EXIT_FAILURE  # Part of the work could not be done: never taken for healthy.
     return EXIT_OK
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -121,3 +121,7 @@ def _print(result: InferenceResult, output: Path) -> None:
     if not result.invariants:
         print("No invariants: nothing held often enough; give more or longer healthy runs")
     print(f"Wrote {len(result.invariants)} invariants ({counts}) to {output}")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
