@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, get_args
 
+from traincheck_plugin.events import Role
 from traincheck_plugin.invariants.json_fields import (
     MalformedError,
     UnsupportedError,
@@ -41,6 +42,8 @@ def encode_param(param: Param) -> dict[str, Any]:
             obj["argument"] = param.argument
         if param.attribute is not None:
             obj["attribute"] = param.attribute
+        if param.role is not None:
+            obj["role"] = param.role
     elif isinstance(param, VarTypeParam):
         obj |= {"var_type": param.var_type, "attr_name": param.attr_name}
         # Absent means any value; null means None, as in TrainCheck's files.
@@ -92,6 +95,7 @@ def _decode_api(obj: Mapping[str, Any]) -> Param:
         span=take_one_of(obj, "span", ("call", "cycle"), "call"),
         argument=take(obj, "argument", str, None),
         attribute=take(obj, "attribute", str, None),
+        role=take_one_of(obj, "role", get_args(Role), "function") if "role" in obj else None,
     )
 
 
