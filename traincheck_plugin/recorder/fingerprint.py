@@ -1,8 +1,4 @@
-"""What is recorded of tensors in place of their values: hashes of their bits, norms, states.
-
-One set of functions reads tensors on the CPU at once; another computes the same kind of number on
-a device, as a vector that stays there.
-"""
+"""What is recorded of tensors in place of their values: hashes of their bits, norms, states."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ import numpy as np
 import torch
 import xxhash
 
-from traincheck_plugin.events import Array, GradState
+from traincheck_plugin.events import GradState
 from traincheck_plugin.recorder.problems import Problems
 
 Tensor = torch.Tensor
@@ -27,6 +23,11 @@ _seeds: dict[torch.dtype, int] = {}
 _PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Return whether *tensor* is an ordinary one on the CPU."""
+    return tensor.is_cpu and type(tensor) in _PLAIN
+
+
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a distributed tensor that this process holds."""
     if type(tensor) not in _PLAIN and hasattr(tensor, "to_local"):
@@ -34,58 +35,83 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
-Memory = tuple[int, int, torch.dtype, Any, int]
-"""Where a tensor was when it was last hashed: address, bytes, dtype, buffer and seed."""
+class Memory:
+    """Where a tensor on the CPU is.
 
-
-def hash_all(
-    tensors: Sequence[Tensor], memories: list[Memory | None], problems: Problems
-) -> list[int]:
-    """Return a 64-bit hash of the exact bits of each tensor, all on the CPU.
-
-    The dtype is mixed in and the number of bytes counts, so that two constants differ. Contiguous
-    memory is hashed in place, everything else in logical order through a copy.
-
-    Args:
-        tensors: to hash.
-        memories: where each was before, updated here: most stay where they are.
-        problems: told of tensors whose bits are out of reach; they count as 0.
+    Attributes:
+        address, num_bytes, dtype: tell whether the tensor is still there.
+        buffer: the memory, contiguous; not kept alive, so to be used only while the tensor is.
+        seed: what is mixed into its hash.
+        values: the memory as an array, if it is small and its norm is best computed by NumPy.
     """
-    hashes = []
+
+    __slots__ = ("address", "buffer", "dtype", "num_bytes", "seed", "values")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.address = tensor.data_ptr()
+        self.num_bytes = tensor.nbytes
+        self.dtype = tensor.dtype
+        self.seed = seed_of(tensor.dtype)
+        buffer = _buffers.get(self.num_bytes)
+        if buffer is None:
+            buffer = _buffers[self.num_bytes] = ctypes.c_char * self.num_bytes
+        self.buffer = buffer.from_address(self.address)
+        is_small = self.dtype is torch.float32 and self.num_bytes <= _MAX_SMALL
+        memory: Any = self.buffer
+        self.values = np.frombuffer(memory, np.float32) if is_small else None
+
+
+_MAX_SMALL = 1 << 15
+"""Larger tensors are left to torch, whose norm is faster then and starts no threads of BLAS."""
+
+
+def locate(tensors: Sequence[Tensor | None], memories: list[Memory | None]) -> None:
+    """Update where *tensors*, all on the CPU, are; most stay where they are.
+
+    A memory is None where a tensor is absent or cannot be read in place.
+    """
     for place, tensor in enumerate(tensors):
+        if tensor is None:
+            continue
         memory = memories[place]
         if (
             memory is None
-            or tensor.data_ptr() != memory[0]
-            or tensor.nbytes != memory[1]
-            or tensor.dtype is not memory[2]
+            or tensor.data_ptr() != memory.address
+            or tensor.nbytes != memory.num_bytes
+            or tensor.dtype is not memory.dtype
             or not tensor.is_contiguous()
         ):
-            memory = memories[place] = _memory(tensor)
-        if memory is None:
-            hashes.append(hash_tensor(tensor, problems))
-        else:
-            hashes.append(_hash(memory[3], memory[4]))
-    return hashes
+            memories[place] = Memory(tensor) if _is_readable_in_place(tensor) else None
 
 
-def _memory(tensor: Tensor) -> Memory | None:
-    """Return where a tensor is, if it can be hashed there."""
-    if (
-        tensor.layout is not torch.strided
-        or tensor.dtype.is_complex
-        or tensor.is_quantized
-        or tensor.is_neg()
-        or not tensor.is_contiguous()
-        or not tensor.nbytes
-        or not tensor.data_ptr()
-    ):
-        return None
-    address, num_bytes, dtype = tensor.data_ptr(), tensor.nbytes, tensor.dtype
-    buffer = _buffers.get(num_bytes)
-    if buffer is None:
-        buffer = _buffers[num_bytes] = ctypes.c_char * num_bytes
-    return address, num_bytes, dtype, buffer.from_address(address), _seed(dtype)
+def _is_readable_in_place(tensor: Tensor) -> bool:
+    return (
+        tensor.layout is torch.strided
+        and not tensor.dtype.is_complex
+        and not tensor.is_quantized
+        and not tensor.is_neg()
+        and tensor.is_contiguous()
+        and tensor.nbytes > 0
+        and tensor.data_ptr() != 0
+    )
+
+
+def hashes(
+    tensors: Sequence[Tensor | None], memories: Sequence[Memory | None], problems: Problems
+) -> list[int]:
+    """Return a 64-bit hash of the exact bits of each located tensor, 0 for None.
+
+    The dtype is mixed in and the number of bytes counts, so that two constants differ. Contiguous
+    memory is hashed in place, everything else in logical order through a copy.
+    """
+    return [
+        0
+        if tensor is None
+        else hash_tensor(tensor, problems)
+        if memory is None
+        else _hash(memory.buffer, memory.seed)
+        for tensor, memory in zip(tensors, memories, strict=True)
+    ]
 
 
 def hash_tensor(tensor: Tensor, problems: Problems) -> int:
@@ -96,16 +122,17 @@ def hash_tensor(tensor: Tensor, problems: Problems) -> int:
         tensor = tensor.int_repr()
     tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
     if not tensor.nbytes:
-        return _hash(b"", _seed(tensor.dtype))
+        return _hash(b"", seed_of(tensor.dtype))
     if not tensor.data_ptr():
         problems.note(f"hash: {type(tensor).__name__} has no memory of its own, it counts as 0")
         return 0
-    # A view of the memory, which `tensor` keeps alive here.
-    words = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
-    return _hash(words, _seed(tensor.dtype))
+    # `tensor` keeps the memory alive meanwhile.
+    memory = Memory(tensor)
+    return _hash(memory.buffer, memory.seed)
 
 
-def _seed(dtype: torch.dtype) -> int:
+def seed_of(dtype: torch.dtype) -> int:
+    """Return a number that tells *dtype* from others, in any process."""
     seed = _seeds.get(dtype)
     if seed is None:
         seed = _seeds[dtype] = zlib.crc32(str(dtype).encode())
@@ -128,44 +155,41 @@ def _hash_parts(tensor: Tensor, problems: Problems) -> int:
     return _hash(hashes.tobytes())
 
 
-def norms(tensors: Sequence[Tensor]) -> list[float]:
-    """Return the norm of each tensor on the CPU; NaN where it has none, 0 where it is empty."""
-    dense = [_dense_values(tensor) for tensor in tensors]
-    batch = [values for values in dense if values is not None and values.numel()]
-    found = iter(_stacked(torch._foreach_norm(batch)).tolist() if batch else ())
-    return [
-        math.nan if values is None else next(found) if values.numel() else 0.0 for values in dense
-    ]
+def norms(tensors: Sequence[Tensor | None], memories: Sequence[Memory | None]) -> list[float]:
+    """Return the norm of each located tensor; NaN where it has none, 0 where it is empty."""
+    result = [math.nan] * len(tensors)
+    places, batch = [], []
+    with np.errstate(all="ignore"):
+        for place, tensor in enumerate(tensors):
+            if tensor is None:
+                continue
+            memory = memories[place]
+            if memory is not None and memory.values is not None:
+                result[place] = math.sqrt(np.dot(memory.values, memory.values))
+                continue
+            dense = dense_values(tensor)
+            if dense is None:
+                continue
+            if dense.numel():
+                places.append(place)
+                batch.append(dense)
+            else:
+                result[place] = 0.0
+    if batch:
+        found = stacked(torch._foreach_norm(batch)).tolist()
+        for place, value in zip(places, found, strict=True):
+            result[place] = value
+    return result
 
 
-def device_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
-    """Return what `norms` does, as a vector on the device of the tensors.
-
-    With the order infinity, the largest absolute values.
-    """
-    dense = [_dense_values(tensor) for tensor in tensors]
-    batch = [values for values in dense if values is not None and values.numel()]
-    device = tensors[0].device
-    found = iter(torch._foreach_norm(batch, order) if batch else ())
-    return _stacked(
-        [
-            torch.full((), math.nan, device=device)
-            if values is None
-            else next(found)
-            if values.numel()
-            else torch.zeros((), device=device)
-            for values in dense
-        ]
-    )
-
-
-def _stacked(values: Sequence[Tensor]) -> Tensor:
+def stacked(values: Sequence[Tensor]) -> Tensor:
+    """Return scalars as one vector."""
     if len({value.dtype for value in values}) > 1:
         values = [value.double() for value in values]
     return torch.stack(tuple(values))
 
 
-def _dense_values(tensor: Tensor) -> Tensor | None:
+def dense_values(tensor: Tensor) -> Tensor | None:
     """Return what the norm of *tensor* is computed over, or None where that is impossible."""
     dtype = tensor.dtype
     if dtype is torch.float32 and tensor.layout is torch.strided:
@@ -182,91 +206,24 @@ def _dense_values(tensor: Tensor) -> Tensor | None:
     return tensor
 
 
-def gradient_states(
-    gradients: Sequence[Tensor], euclidean: Sequence[float] | None = None
-) -> list[int]:
-    """Return the `GradState` of each gradient on the CPU, from its norm if that is known."""
+def gradient_states(gradients: Sequence[Tensor | None], euclidean: Sequence[float]) -> list[int]:
+    """Return the `GradState` of each gradient on the CPU, given its norm."""
     return [
+        int(GradState.NULL)
+        if gradient is None
         # Squares of tiny or huge values underflow or overflow: only a finite, positive norm speaks
         # for itself.
-        int(GradState.NON_ZERO) if 0.0 < norm < math.inf else _state(gradient)
-        for gradient, norm in zip(gradients, euclidean or norms(gradients), strict=True)
+        else int(GradState.NON_ZERO)
+        if 0.0 < norm < math.inf
+        else _state(gradient)
+        for gradient, norm in zip(gradients, euclidean, strict=True)
     ]
 
 
 def _state(gradient: Tensor) -> int:
-    values = _dense_values(gradient)
+    values = dense_values(gradient)
     if values is None:
         return int(GradState.NON_FINITE)
     if not bool(values.any()):
         return int(GradState.ZERO)
     return int(GradState.NON_ZERO if bool(values.isfinite().all()) else GradState.NON_FINITE)
-
-
-def states_of(largest: Array) -> Array:
-    """Return the `GradState` that belongs to the largest absolute value of each gradient."""
-    states = np.full(len(largest), int(GradState.NON_ZERO), np.int8)
-    states[largest == 0.0] = GradState.ZERO
-    states[~np.isfinite(largest)] = GradState.NON_FINITE
-    return states
-
-
-_BLOCK = 1 << 20
-_ROWS = 16
-_MULTIPLIER = 0x9E3779B97F4A7C15
-_weights: dict[torch.device, Tensor] = {}
-
-
-def device_hashes(tensors: Sequence[Tensor]) -> Tensor:
-    """Return a hash of the bits of each tensor, as a vector of int64 on their device.
-
-    The sum, modulo 2**64, of all 32-bit words, each times an odd weight that depends on its
-    position: changing a single word always changes it, and so do swapped words and other
-    constants. `finished_hashes` mixes in dtype and size.
-    """
-    return torch.stack([_device_hash(tensor) for tensor in tensors])
-
-
-def finished_hashes(sums: Array, tensors_seeds: Array) -> Array:
-    """Return 64-bit hashes from what `device_hashes` computed and `hash_seeds`."""
-    mixed = sums.astype(np.int64).view(np.uint64) ^ tensors_seeds
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
-
-
-def hash_seeds(tensors: Sequence[Tensor]) -> Array:
-    """Return what tells tensors of different dtype or size apart, for `finished_hashes`."""
-    return np.array([_seed(t.dtype) << 32 ^ t.numel() for t in tensors], np.uint64)
-
-
-def _device_hash(tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.sparse_coo:
-        tensor = tensor.coalesce()
-        indices, values = _device_hash(tensor.indices()), _device_hash(tensor.values())
-        return indices * 3 + values
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    flat = tensor.detach().contiguous().reshape(-1)
-    words = (
-        flat.view(torch.int32) if flat.nbytes % 4 == 0 and flat.nbytes else flat.view(torch.uint8)
-    )
-    weights = _weights.get(tensor.device)
-    if weights is None:
-        weights = torch.arange(_BLOCK, device=tensor.device) * _signed(_MULTIPLIER)
-        weights = _weights[tensor.device] = (weights ^ (weights >> 29)) * 2 + 1
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    num_blocks = words.numel() // _BLOCK
-    for first in range(0, num_blocks, _ROWS):
-        block = words[first * _BLOCK : min(first + _ROWS, num_blocks) * _BLOCK].view(-1, _BLOCK)
-        sums = (block.to(torch.int64) * weights).sum(1)
-        numbers = torch.arange(first, first + len(sums), device=tensor.device)
-        total += (sums * (numbers * _signed(_MULTIPLIER) * 2 + 1)).sum()
-    rest = words[num_blocks * _BLOCK :]
-    sums = (rest.to(torch.int64) * weights[: rest.numel()]).sum()
-    return total + sums * _signed(num_blocks * _MULTIPLIER * 2 + 1)
-
-
-def _signed(value: int) -> int:
-    value %= 1 << 64
-    return value - (1 << 64) if value >= 1 << 63 else value

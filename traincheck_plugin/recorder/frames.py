@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,18 +10,22 @@ import torch
 
 from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder import fingerprint
-from traincheck_plugin.recorder.fingerprint import local
+from traincheck_plugin.recorder.columns import Columns, DeviceReader, HostReader, Reader
+from traincheck_plugin.recorder.fingerprint import is_plain
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.recorder.variables import Structure, Variables
 
 Tensor = torch.Tensor
-Columns = dict[str, Array]
 
 _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "scaler"})
 """Roles whose slots and groups are those of one optimizer, not of all."""
+
+_REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
+"""Roles whose calls may replace variables: the end frame may have others than the begin frame."""
+
+_GRADIENT_NAMES = frozenset({"grad", "grad_norm", "grad_hash", "grad_dtype"})
 
 
 class FrameTaker:
@@ -39,8 +42,8 @@ class FrameTaker:
     ) -> None:
         self._catalog = catalog
         self._variables = variables
-        self._readings = readings
-        self._problems = problems
+        self._host = HostReader(problems)
+        self._device = DeviceReader(problems, readings)
         self._next = next_sequence
         self._dtypes: dict[torch.dtype, int] = {}
         self._wanted: dict[str, list[tuple[Any, list[str]]]] = {}
@@ -66,7 +69,8 @@ class FrameTaker:
         """
         frames = []
         with torch.no_grad():
-            structure = self._variables.structure()
+            is_fresh = phase == "begin" or role in _REPLACING
+            structure = self._variables.structure(is_fresh=is_fresh)
             for kind, names in self._wanted[role]:
                 variables, columns = self._of_kind(kind, names, structure, role, optimizer)
                 if not len(variables):
@@ -112,18 +116,14 @@ class FrameTaker:
 
     def _state_columns(self, names: list[str], table: Tensors, alive: list[Tensor]) -> Columns:
         columns: Columns = {}
-        rows = range(len(alive))
-        for name in names:
-            if name == "data":
-                columns[name] = self._hashes(table, rows, alive, table.memories)
-            elif name == "data_norm":
-                columns[name] = self._norms(table, rows, alive)[0]
-            elif name == "dtype":
-                dtypes = [self._dtype(tensor) for tensor in alive]
-                columns[name] = table.spread(np.array(dtypes, np.int32))
-            elif name == "requires_grad":
-                flags = [tensor.requires_grad for tensor in alive]
-                columns[name] = table.spread(np.array(flags, np.bool_))
+        if "data" in names or "data_norm" in names:
+            self._reader(alive).read_data(columns, names, table, alive)
+        if "dtype" in names:
+            dtypes = [self._dtype(tensor) for tensor in alive]
+            columns["dtype"] = table.spread(np.array(dtypes, np.int32))
+        if "requires_grad" in names:
+            flags = [tensor.requires_grad for tensor in alive]
+            columns["requires_grad"] = table.spread(np.array(flags, np.bool_))
         return columns
 
     def _parameter_columns(
@@ -132,163 +132,32 @@ class FrameTaker:
         table = structure.parameters
         alive = table.alive()
         columns = self._state_columns(names, table, alive)
-        if any(name.startswith("grad") for name in names):
-            self._add_gradient_columns(columns, names, table, [tensor.grad for tensor in alive])
+        if not _GRADIENT_NAMES.isdisjoint(names):
+            gradients = [tensor.grad for tensor in alive]
+            self._reader(gradients).read_gradients(columns, names, table, gradients)
+            if "grad_dtype" in names:
+                dtypes = [NONE if g is None else self._dtype(g) for g in gradients]
+                columns["grad_dtype"] = table.spread(np.array(dtypes, np.int32))
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "optimizer" in names or "lr" in names:
-            self._add_membership(columns, names, structure, optimizer)
+            membership = structure.membership(optimizer)
+            if "optimizer" in names:
+                columns["optimizer"] = membership.holders
+            if "lr" in names:
+                columns["lr"] = membership.rates()
         return columns
 
-    def _add_gradient_columns(
-        self, columns: Columns, names: list[str], table: Tensors, gradients: list[Tensor | None]
-    ) -> None:
-        rows = [row for row, gradient in enumerate(gradients) if gradient is not None]
-        present = [gradient for gradient in gradients if gradient is not None]
-        euclidean: list[float] | None = None
-        if "grad_norm" in names:
-            columns["grad_norm"], euclidean = self._norms(table, rows, present, math.nan)
-        if "grad" in names:
-            columns["grad"] = self._read(
-                table,
-                rows,
-                present,
-                np.int8,
-                lambda tensors: fingerprint.gradient_states(tensors, euclidean),
-                lambda tensors: fingerprint.device_norms(tensors, math.inf),
-                fingerprint.states_of,
-            )
-        if "grad_hash" in names:
-            columns["grad_hash"] = self._hashes(table, rows, present, [])
-        if "grad_dtype" in names:
-            dtypes = [NONE if g is None else self._dtype(g) for g in gradients]
-            columns["grad_dtype"] = table.spread(np.array(dtypes, np.int32))
-
-    def _hashes(
-        self,
-        table: Tensors,
-        rows: Sequence[int],
-        tensors: list[Tensor],
-        memories: list[fingerprint.Memory | None],
-    ) -> Array:
-        problems = self._problems
-        seeds: list[Array] = []
-
-        def on_host(here: list[Tensor]) -> list[int]:
-            if len(memories) == len(here):
-                return fingerprint.hash_all(here, memories, problems)
-            return [fingerprint.hash_tensor(tensor, problems) for tensor in here]
-
-        def on_device(there: list[Tensor]) -> Tensor:
-            seeds.append(fingerprint.hash_seeds(there))
-            return fingerprint.device_hashes(there)
-
-        return self._read(
-            table,
-            rows,
-            tensors,
-            np.uint64,
-            on_host,
-            on_device,
-            lambda sums: fingerprint.finished_hashes(sums, seeds.pop(0)),
-        )
-
-    def _norms(
-        self, table: Tensors, rows: Sequence[int], tensors: list[Tensor], missing: float = 0.0
-    ) -> tuple[Array, list[float] | None]:
-        found: list[list[float]] = []
-
-        def on_host(here: list[Tensor]) -> list[float]:
-            found.append(fingerprint.norms(here))
-            return found[0]
-
-        column = self._read(
-            table, rows, tensors, np.float64, on_host, fingerprint.device_norms, missing=missing
-        )
-        return column, found[0] if found else None
-
-    def _read(
-        self,
-        table: Tensors,
-        rows: Sequence[int],
-        tensors: list[Tensor],
-        dtype: Any,
-        on_host: Callable[[list[Tensor]], Sequence[Any]],
-        on_device: Callable[[list[Tensor]], Tensor],
-        finish: Callable[[Array], Array] = lambda values: values,
-        missing: float = 0,
-    ) -> Array:
-        """Return a column with a number per tensor; those on a device arrive later, in place.
-
-        Args:
-            table: the tensors' variables.
-            rows: the place of each of *tensors* in the table.
-            tensors: what to read.
-            dtype: of the column.
-            on_host: reads tensors on the CPU.
-            on_device: computes a vector for tensors on one device.
-            finish: turns the numbers of that vector into values.
-            missing: the value of tensors that are not read.
-        """
-        values = np.full(table.num_tensors, missing, dtype)
-        elsewhere: dict[torch.device, list[int]] = {}
-        tensors = [local(tensor) for tensor in tensors]
-        if all(tensor.is_cpu for tensor in tensors):
-            values[rows] = on_host(tensors)
-            return table.spread(values)  # type: ignore[no-any-return]
-        for place, tensor in enumerate(tensors):
-            elsewhere.setdefault(tensor.device, []).append(place)
-        column = table.spread(values.copy())
-        for device, places in elsewhere.items():
-            there = [tensors[place] for place in places]
-            at = [rows[place] for place in places]
-            if device.type == "cpu":
-                values[at] = on_host(there)
-            elif device.type == "meta":
-                self._problems.note("tensors on the meta device have no values to observe")
-            elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                self._problems.note(
-                    "nothing is read from the device while a CUDA graph is captured"
-                )
-            else:
-
-                def receive(numbers: Array, at: list[int] = at) -> None:
-                    values[at] = finish(numbers)
-                    column[:] = table.spread(values)
-
-                self._readings.add(on_device(there), receive)
-        column[:] = table.spread(values)
-        return column  # type: ignore[no-any-return]
-
-    def _add_membership(
-        self, columns: Columns, names: list[str], structure: Structure, optimizer: Any | None
-    ) -> None:
-        holder = np.full(len(structure.in_model), NONE, np.int32)
-        rate = np.full(len(holder), math.nan)
-        # The calling optimizer comes last: where several hold a parameter, it is the one meant.
-        for held in sorted(structure.holdings, key=lambda h: h.optimizer() is optimizer):
-            instance = held.optimizer()
-            if instance is None or not len(held.rows):
-                continue
-            holder[held.rows] = held.code
-            if "lr" in names:
-                rates = np.array([_rate(group) for group in instance.param_groups])
-                rate[held.rows] = rates[held.groups]
-        if "optimizer" in names:
-            columns["optimizer"] = holder
-        if "lr" in names:
-            columns["lr"] = rate
+    def _reader(self, tensors: Sequence[Tensor | None]) -> Reader:
+        if all(tensor is None or is_plain(tensor) for tensor in tensors):
+            return self._host
+        return self._device
 
     def _dtype(self, tensor: Tensor) -> int:
         code = self._dtypes.get(tensor.dtype)
         if code is None:
             code = self._dtypes[tensor.dtype] = self._catalog.strings.code(str(tensor.dtype))
         return code
-
-
-def _rate(group: dict[str, Any]) -> float:
-    rate = group.get("lr")
-    return math.nan if rate is None else float(rate)
 
 
 def _only(name: str, names: list[str], values: list[float]) -> Columns:

@@ -12,6 +12,7 @@ import torch
 from traincheck_plugin.errors import ConfigError
 from traincheck_plugin.events import Catalog, Role, Window
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.compiler import hide_from_compiler
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.backward import BackwardProbe
 from traincheck_plugin.recorder.probes.base import Probe, recorded
@@ -25,7 +26,7 @@ from traincheck_plugin.recorder.probes.packages import PackagesProbe
 from traincheck_plugin.recorder.probes.scaling import ScalingProbe
 from traincheck_plugin.recorder.probes.schedulers import SchedulersProbe
 from traincheck_plugin.recorder.probes.seeds import SeedsProbe
-from traincheck_plugin.recorder.problems import Problems, WatchfulProblems
+from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.sampling import Sampling
 from traincheck_plugin.recorder.tape import Tape
 
@@ -64,8 +65,7 @@ class Recorder:
         models_to_track: tuple[str, ...] = (),
         modules_to_instrument: tuple[str, ...] = (),
     ) -> None:
-        watchful = WatchfulProblems()
-        self._problems = watchful if modules_to_instrument else Problems()
+        self._problems = Problems()
         self._tape = Tape(
             plan,
             sink,
@@ -88,7 +88,7 @@ class Recorder:
             SeedsProbe(),
         ]
         if modules_to_instrument:
-            self._probes.append(PackagesProbe(modules_to_instrument, watchful))
+            self._probes.append(PackagesProbe(modules_to_instrument, self._problems))
         if plan.functions is None or plan.functions:
             # First, so that torch lists its own functions before they are patched.
             self._probes.insert(0, FunctionsProbe(plan.functions))
@@ -114,6 +114,8 @@ class Recorder:
                 "expected no recording under way in this process, but one is running; stop it first"
             )
         _active.add(self)
+        with self._problems:
+            hide_from_compiler()
         for probe in self._probes:
             with self._problems:
                 probe.attach(self._tape, self._patches)

@@ -22,7 +22,7 @@ class Tensors:
         variables: code of each row.
         tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
             without tied tensors.
-        memories: where each tensor was when it was last hashed.
+        memories, gradient_memories: where each tensor and its gradient was when last read.
     """
 
     def __init__(self, rows: Sequence[tuple[int, Tensor]]) -> None:
@@ -40,6 +40,7 @@ class Tensors:
         )
         self.num_tensors = len(unique)
         self.memories: list[Memory | None] = [None] * len(unique)
+        self.gradient_memories: list[Memory | None] = [None] * len(unique)
         self._references = [weakref.ref(tensor) for tensor in unique]
 
     def alive(self) -> list[Tensor]:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from traincheck_plugin.events import Bool, Catalog, Int32, Int64, Variable, VariableKind
+from traincheck_plugin.events import NONE, Bool, Catalog, Int32, Int64, Variable, VariableKind
 from traincheck_plugin.recorder.discovery import models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
@@ -19,18 +20,44 @@ from traincheck_plugin.recorder.tables import Tensors
 Module = torch.nn.Module
 Optimizer = torch.optim.Optimizer
 Tensor = torch.Tensor
+Float64 = npt.NDArray[np.float64]
 
 
-class Holdings:
-    """Which parameter rows an optimizer holds, and in which of its param groups."""
+class Membership:
+    """Which optimizer holds each parameter, and its learning rate.
 
-    __slots__ = ("code", "groups", "optimizer", "rows")
+    Attributes:
+        holders: object codes, a value per row; `NONE` where no optimizer holds the parameter.
+    """
 
-    def __init__(self, optimizer: Any, code: int, rows: Int64, groups: Int64) -> None:
-        self.optimizer = weakref.ref(optimizer)
-        self.code = code
-        self.rows = rows
-        self.groups = groups
+    def __init__(self, num_rows: int) -> None:
+        self.holders: Int32 = np.full(num_rows, NONE, np.int32)
+        self._group_of_row: Int64 = np.zeros(num_rows, np.int64)
+        self._optimizers: list[weakref.ref[Any]] = []
+        self._num_groups = 1
+
+    def add(self, optimizer: Any, code: int, rows: Int64, groups: Int64) -> None:
+        """Let *optimizer* hold *rows*, in these of its param groups; the last one counts."""
+        self.holders[rows] = code
+        self._group_of_row[rows] = groups + self._num_groups
+        self._optimizers.append(weakref.ref(optimizer))
+        self._num_groups += len(optimizer.param_groups)
+
+    def rates(self) -> Float64:
+        """Return the present learning rate of each row, NaN where there is none."""
+        rates = [math.nan]
+        for reference in self._optimizers:
+            optimizer = reference()
+            if optimizer is None:
+                raise ReferenceError("an optimizer went away while a frame was taken")
+            rates += [_rate(group) for group in optimizer.param_groups]
+        found: Float64 = np.array(rates)[self._group_of_row]
+        return found
+
+
+def _rate(group: dict[str, Any]) -> float:
+    rate = group.get("lr")
+    return math.nan if rate is None else float(rate)
 
 
 class Structure:
@@ -43,8 +70,28 @@ class Structure:
         self.parameters = Tensors(())
         self.buffers = Tensors(())
         self.in_model: Bool = np.empty(0, np.bool_)
-        self.holdings: list[Holdings] = []
+        self.holdings: list[tuple[weakref.ref[Any], int, Int64, Int64]] = []
         self.names: dict[int, str] = {}
+        self._memberships: dict[int, Membership] = {}
+
+    def membership(self, optimizer: Any | None) -> Membership:
+        """Return who holds what; where several hold a parameter, *optimizer* is the one meant."""
+        known = self._memberships.get(id(optimizer))
+        if known is None:
+            known = self._memberships[id(optimizer)] = Membership(len(self.in_model))
+            for holding in sorted(self.holdings, key=lambda holding: holding[0]() is optimizer):
+                holder = holding[0]()
+                if holder is not None:
+                    known.add(holder, *holding[1:])
+        return known
+
+    def is_alive(self) -> bool:
+        """Return whether everything in it still exists."""
+        return (
+            self.parameters.are_alive()
+            and self.buffers.are_alive()
+            and all(holding[0]() is not None for holding in self.holdings)
+        )
 
     def training_flags(self) -> list[float]:
         """Return 1 for each module in training mode, 0 for the others."""
@@ -135,16 +182,16 @@ class Variables:
             for module in list(self._seen_modules):
                 self.add_root(module)
 
-    def structure(self) -> Structure:
-        """Return the present structure, rebuilt only if something was replaced."""
+    def structure(self, *, is_fresh: bool = True) -> Structure:
+        """Return the present structure, rebuilt only if something was replaced.
+
+        Without *is_fresh* the last one, where nothing can have been replaced since.
+        """
         structure = self._structure
+        if not is_fresh and structure.identity is not None:
+            return structure
         identity = structure.identity
-        if (
-            identity is None
-            or identity != self._identity(structure)
-            or not structure.parameters.are_alive()
-            or not structure.buffers.are_alive()
-        ):
+        if identity is None or identity != self._identity(structure) or not structure.is_alive():
             structure = self._structure = self._build()
             structure.identity = self._identity(structure)
         return structure
@@ -161,7 +208,7 @@ class Variables:
         for optimizer in self.optimizers():
             for group in optimizer.param_groups:
                 identity.extend(map(id, group["params"]))
-            identity.append(len(optimizer.param_groups))
+            identity += (id(optimizer), len(optimizer.param_groups))
         return identity
 
     def _build(self) -> Structure:
@@ -206,7 +253,7 @@ class Variables:
             ]
             held = np.array(pairs, np.int64).reshape(-1, 2)
             code = self._labels.code(optimizer)
-            result.holdings.append(Holdings(optimizer, code, held[:, 0], held[:, 1]))
+            result.holdings.append((weakref.ref(optimizer), code, held[:, 0], held[:, 1]))
         return result
 
     def _orphans(self, owned: set[int]) -> Iterator[tuple[str, str, Tensor]]:
@@ -223,7 +270,7 @@ class Variables:
 
     def slots(self, optimizers: Sequence[Any]) -> Tensors:
         """Return the slots of *optimizers*."""
-        structure = self.structure()
+        structure = self._structure
         states = [
             (self._labels.code(optimizer), parameter, name, tensor)
             for optimizer in optimizers

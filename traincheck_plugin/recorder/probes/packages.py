@@ -12,7 +12,7 @@ from typing import Any
 
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import is_compiling
-from traincheck_plugin.recorder.problems import WatchfulProblems
+from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.tape import Tape
 
 
@@ -22,7 +22,7 @@ class PackagesProbe:
     Generators and coroutines are left out: a call of one is over before its work begins.
     """
 
-    def __init__(self, packages: tuple[str, ...], problems: WatchfulProblems) -> None:
+    def __init__(self, packages: tuple[str, ...], problems: Problems) -> None:
         self._packages = packages
         self._problems = problems
         self._finder = _Finder(self)

@@ -1,0 +1,203 @@
+"""Columns of frames that are read off tensors: at once on the CPU, or later from a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import Array, GradState
+from traincheck_plugin.recorder import device_fingerprint, fingerprint
+from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.tables import Tensors
+
+Tensor = torch.Tensor
+Columns = dict[str, Array]
+
+
+class Reader(Protocol):
+    """Reads hashes, norms and states off tensors."""
+
+    def read_data(
+        self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
+    ) -> None:
+        """Add the columns among *names* about what the tensors hold."""
+
+    def read_gradients(
+        self,
+        columns: Columns,
+        names: Sequence[str],
+        table: Tensors,
+        gradients: list[Tensor | None],
+    ) -> None:
+        """Add the columns among *names* about what their gradients hold."""
+
+
+class HostReader:
+    """Reads ordinary tensors on the CPU."""
+
+    def __init__(self, problems: Problems) -> None:
+        self._problems = problems
+
+    def read_data(
+        self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
+    ) -> None:
+        """Add the columns among *names* about what the tensors hold."""
+        memories = table.memories
+        fingerprint.locate(tensors, memories)
+        if "data" in names:
+            found = fingerprint.hashes(tensors, memories, self._problems)
+            columns["data"] = table.spread(np.array(found, np.uint64))
+        if "data_norm" in names:
+            columns["data_norm"] = table.spread(np.array(fingerprint.norms(tensors, memories)))
+
+    def read_gradients(
+        self,
+        columns: Columns,
+        names: Sequence[str],
+        table: Tensors,
+        gradients: list[Tensor | None],
+    ) -> None:
+        """Add the columns among *names* about what their gradients hold."""
+        if all(gradient is None for gradient in gradients):
+            self._add_nothing(columns, names, table)
+            return
+        memories = table.gradient_memories
+        fingerprint.locate(gradients, memories)
+        euclidean = fingerprint.norms(gradients, memories)
+        if "grad" in names:
+            states = fingerprint.gradient_states(gradients, euclidean)
+            columns["grad"] = table.spread(np.array(states, np.int8))
+        if "grad_norm" in names:
+            columns["grad_norm"] = table.spread(np.array(euclidean))
+        if "grad_hash" in names:
+            found = fingerprint.hashes(gradients, memories, self._problems)
+            columns["grad_hash"] = table.spread(np.array(found, np.uint64))
+
+    @staticmethod
+    def _add_nothing(columns: Columns, names: Sequence[str], table: Tensors) -> None:
+        num_rows = len(table.variables)
+        if "grad" in names:
+            columns["grad"] = np.full(num_rows, GradState.NULL, np.int8)
+        if "grad_norm" in names:
+            columns["grad_norm"] = np.full(num_rows, math.nan)
+        if "grad_hash" in names:
+            columns["grad_hash"] = np.zeros(num_rows, np.uint64)
+
+
+class DeviceReader:
+    """Reads tensors of any kind on any device; numbers of a device arrive in the columns later."""
+
+    def __init__(self, problems: Problems, readings: DeviceReadings) -> None:
+        self._problems = problems
+        self._readings = readings
+
+    def read_data(
+        self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
+    ) -> None:
+        """Add the columns among *names* about what the tensors hold."""
+        places = range(len(tensors))
+        if "data" in names:
+            columns["data"] = self._hashes(table, places, tensors)
+        if "data_norm" in names:
+            columns["data_norm"] = self._norms(table, places, tensors)
+
+    def read_gradients(
+        self,
+        columns: Columns,
+        names: Sequence[str],
+        table: Tensors,
+        gradients: list[Tensor | None],
+    ) -> None:
+        """Add the columns among *names* about what their gradients hold."""
+        places = [place for place, gradient in enumerate(gradients) if gradient is not None]
+        present = [gradient for gradient in gradients if gradient is not None]
+        if "grad" in names:
+            columns["grad"] = self._read(
+                table,
+                places,
+                present,
+                np.full(table.num_tensors, GradState.NULL, np.int8),
+                lambda here: fingerprint.gradient_states(here, _norms(here)),
+                partial(device_fingerprint.device_norms, order=math.inf),
+                device_fingerprint.states_of,
+            )
+        if "grad_norm" in names:
+            columns["grad_norm"] = self._norms(table, places, present)
+        if "grad_hash" in names:
+            columns["grad_hash"] = self._hashes(table, places, present)
+
+    def _hashes(self, table: Tensors, places: Sequence[int], tensors: list[Tensor]) -> Array:
+        seeds: list[Array] = []
+
+        def on_device(there: list[Tensor]) -> Tensor:
+            seeds.append(device_fingerprint.hash_seeds(there))
+            return device_fingerprint.device_hashes(there)
+
+        return self._read(
+            table,
+            places,
+            tensors,
+            np.zeros(table.num_tensors, np.uint64),
+            lambda here: [fingerprint.hash_tensor(tensor, self._problems) for tensor in here],
+            on_device,
+            lambda sums: device_fingerprint.finished_hashes(sums, seeds.pop(0)),
+        )
+
+    def _norms(self, table: Tensors, places: Sequence[int], tensors: list[Tensor]) -> Array:
+        values = np.full(table.num_tensors, math.nan)
+        return self._read(table, places, tensors, values, _norms, device_fingerprint.device_norms)
+
+    def _read(
+        self,
+        table: Tensors,
+        places: Sequence[int],
+        tensors: list[Tensor],
+        values: Array,
+        on_host: Callable[[list[Tensor]], Sequence[Any]],
+        on_device: Callable[[list[Tensor]], Tensor],
+        finish: Callable[[Array], Array] = lambda numbers: numbers,
+    ) -> Array:
+        """Return a column with a number per tensor.
+
+        Args:
+            table: the tensors' variables.
+            places: where each of *tensors* stands in the table.
+            tensors: what to read.
+            values: the numbers of tensors that are not read; filled with those that are.
+            on_host: reads tensors on the CPU.
+            on_device: computes a vector for tensors on one device.
+            finish: turns the numbers of that vector into values.
+        """
+        by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
+        for place, tensor in zip(places, tensors, strict=True):
+            tensor = fingerprint.local(tensor)
+            by_device.setdefault(tensor.device, []).append((place, tensor))
+        column: Array = table.spread(values.copy())
+        for device, pairs in by_device.items():
+            at = [place for place, _ in pairs]
+            there = [tensor for _, tensor in pairs]
+            if device.type == "cpu":
+                values[at] = on_host(there)
+            elif device.type == "meta":
+                self._problems.note("tensors on the meta device have no values to observe")
+            elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+                self._problems.note("nothing is read while a CUDA graph is captured")
+            else:
+
+                def receive(numbers: Array, at: list[int] = at) -> None:
+                    values[at] = finish(numbers)
+                    column[:] = table.spread(values)
+
+                self._readings.add(on_device(there), receive)
+        column[:] = table.spread(values)
+        return column
+
+
+def _norms(tensors: list[Tensor]) -> list[float]:
+    return fingerprint.norms(tensors, [None] * len(tensors))

@@ -1,0 +1,104 @@
+"""The numbers of `traincheck_plugin.recorder.fingerprint`, computed on a device and left there."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import Array, GradState
+from traincheck_plugin.recorder.fingerprint import dense_values, seed_of, stacked
+
+Tensor = torch.Tensor
+
+
+def device_norms(tensors: Sequence[Tensor], order: float = 2.0) -> Tensor:
+    """Return the norm of each tensor, as a vector on their device.
+
+    With the order infinity, the largest absolute values.
+    """
+    dense = [dense_values(tensor) for tensor in tensors]
+    batch = [values for values in dense if values is not None and values.numel()]
+    device = tensors[0].device
+    found = iter(torch._foreach_norm(batch, order) if batch else ())
+    return stacked(
+        [
+            torch.full((), math.nan, device=device)
+            if values is None
+            else next(found)
+            if values.numel()
+            else torch.zeros((), device=device)
+            for values in dense
+        ]
+    )
+
+
+def states_of(largest: Array) -> Array:
+    """Return the `GradState` that belongs to the largest absolute value of each gradient."""
+    states = np.full(len(largest), int(GradState.NON_ZERO), np.int8)
+    states[largest == 0.0] = GradState.ZERO
+    states[~np.isfinite(largest)] = GradState.NON_FINITE
+    return states
+
+
+_BLOCK = 1 << 20
+_ROWS = 16
+_MULTIPLIER = 0x9E3779B97F4A7C15
+_weights: dict[torch.device, Tensor] = {}
+
+
+def device_hashes(tensors: Sequence[Tensor]) -> Tensor:
+    """Return a hash of the bits of each tensor, as a vector of int64 on their device.
+
+    The sum, modulo 2**64, of all 32-bit words, each times an odd weight that depends on its
+    position: changing a single word always changes it, and so do swapped words and other
+    constants. `finished_hashes` mixes in dtype and size.
+    """
+    return torch.stack([_device_hash(tensor) for tensor in tensors])
+
+
+def finished_hashes(sums: Array, tensors_seeds: Array) -> Array:
+    """Return 64-bit hashes from what `device_hashes` computed and `hash_seeds`."""
+    mixed = sums.astype(np.int64).view(np.uint64) ^ tensors_seeds
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def hash_seeds(tensors: Sequence[Tensor]) -> Array:
+    """Return what tells tensors of different dtype or size apart, for `finished_hashes`."""
+    return np.array([seed_of(t.dtype) << 32 ^ t.numel() for t in tensors], np.uint64)
+
+
+def _device_hash(tensor: Tensor) -> Tensor:
+    if tensor.layout is torch.sparse_coo:
+        tensor = tensor.coalesce()
+        indices, values = _device_hash(tensor.indices()), _device_hash(tensor.values())
+        return indices * 3 + values
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    flat = tensor.detach().contiguous().reshape(-1)
+    words = (
+        flat.view(torch.int32) if flat.nbytes % 4 == 0 and flat.nbytes else flat.view(torch.uint8)
+    )
+    weights = _weights.get(tensor.device)
+    if weights is None:
+        weights = torch.arange(_BLOCK, device=tensor.device) * _signed(_MULTIPLIER)
+        weights = _weights[tensor.device] = (weights ^ (weights >> 29)) * 2 + 1
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    num_blocks = words.numel() // _BLOCK
+    for first in range(0, num_blocks, _ROWS):
+        block = words[first * _BLOCK : min(first + _ROWS, num_blocks) * _BLOCK].view(-1, _BLOCK)
+        sums = (block.to(torch.int64) * weights).sum(1)
+        numbers = torch.arange(first, first + len(sums), device=tensor.device)
+        total += (sums * (numbers * _signed(_MULTIPLIER) * 2 + 1)).sum()
+    rest = words[num_blocks * _BLOCK :]
+    sums = (rest.to(torch.int64) * weights[: rest.numel()]).sum()
+    return total + sums * _signed(num_blocks * _MULTIPLIER * 2 + 1)
+
+
+def _signed(value: int) -> int:
+    value %= 1 << 64
+    return value - (1 << 64) if value >= 1 << 63 else value
