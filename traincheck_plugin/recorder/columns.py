@@ -91,11 +91,18 @@ class HostReader:
 
 
 class DeviceReader:
-    """Reads tensors of any kind on any device; numbers of a device arrive in the columns later."""
+    """Reads tensors of any kind on any device; numbers of a device arrive in the columns later.
+
+    Attributes:
+        HOST: the type of device whose tensors are read at once.
+    """
+
+    HOST = "cpu"
 
     def __init__(self, problems: Problems, readings: DeviceReadings) -> None:
         self._problems = problems
         self._readings = readings
+        self._hasher = device_fingerprint.DeviceHasher()
 
     def read_data(
         self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
@@ -137,7 +144,7 @@ class DeviceReader:
 
         def on_device(there: list[Tensor]) -> Tensor:
             seeds.append(device_fingerprint.hash_seeds(there))
-            return device_fingerprint.device_hashes(there)
+            return self._hasher.hashes(there)
 
         return self._read(
             table,
@@ -182,7 +189,7 @@ class DeviceReader:
         for device, pairs in by_device.items():
             at = [place for place, _ in pairs]
             there = [tensor for _, tensor in pairs]
-            if device.type == "cpu":
+            if device.type == self.HOST:
                 values[at] = on_host(there)
             elif device.type == "meta":
                 self._problems.note("tensors on the meta device have no values to observe")

@@ -43,28 +43,66 @@ def states_of(largest: Array) -> Array:
     return states
 
 
-_BLOCK = 1 << 20
+BLOCK = 1 << 20
 _ROWS = 16
 _MULTIPLIER = 0x9E3779B97F4A7C15
-_weights: dict[torch.device, Tensor] = {}
 
 
-def device_hashes(tensors: Sequence[Tensor]) -> Tensor:
-    """Return a hash of the bits of each tensor, as a vector of int64 on their device.
+class DeviceHasher:
+    """Hashes the bits of tensors on their device.
 
-    The sum, modulo 2**64, of all 32-bit words, each times an odd weight that depends on its
-    position: changing a single word always changes it, and so do swapped words and other
+    The hash is the sum, modulo 2**64, of all 32-bit words, each times an odd weight that depends
+    on its position: changing a single word always changes it, and so do swapped words and other
     constants. `finished_hashes` mixes in dtype and size.
+
+    Args:
+        block: words that are weighted at once; another number makes other hashes.
     """
-    return torch.stack([_device_hash(tensor) for tensor in tensors])
+
+    def __init__(self, block: int = BLOCK) -> None:
+        self._block = block
+        self._weights: dict[torch.device, Tensor] = {}
+
+    def hashes(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Return a vector of int64 on the device of *tensors*."""
+        return torch.stack([self._hash(tensor) for tensor in tensors])
+
+    def _hash(self, tensor: Tensor) -> Tensor:
+        if tensor.layout is torch.sparse_coo:
+            tensor = tensor.coalesce()
+            return self._hash(tensor.indices()) * 3 + self._hash(tensor.values())
+        words = _words(tensor)
+        weights = self._weights_on(tensor.device)
+        total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+        num_blocks = words.numel() // self._block
+        for first in range(0, num_blocks, _ROWS):
+            last = min(first + _ROWS, num_blocks)
+            blocks = words[first * self._block : last * self._block].view(-1, self._block)
+            sums = (blocks.to(torch.int64) * weights).sum(1)
+            numbers = torch.arange(first, last, device=tensor.device)
+            total += (sums * (numbers * _signed(_MULTIPLIER) * 2 + 1)).sum()
+        rest = words[num_blocks * self._block :]
+        sums = (rest.to(torch.int64) * weights[: rest.numel()]).sum()
+        return total + sums * _signed(num_blocks * _MULTIPLIER * 2 + 1)
+
+    def _weights_on(self, device: torch.device) -> Tensor:
+        weights = self._weights.get(device)
+        if weights is None:
+            weights = torch.arange(self._block, device=device) * _signed(_MULTIPLIER)
+            weights = self._weights[device] = (weights ^ (weights >> 29)) * 2 + 1
+        return weights
 
 
-def finished_hashes(sums: Array, tensors_seeds: Array) -> Array:
-    """Return 64-bit hashes from what `device_hashes` computed and `hash_seeds`."""
-    mixed = sums.astype(np.int64).view(np.uint64) ^ tensors_seeds
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    return mixed ^ (mixed >> np.uint64(31))
+def _words(tensor: Tensor) -> Tensor:
+    """Return the memory of a dense tensor, in logical order, as a vector of words or bytes."""
+    if tensor.is_conj() or tensor.is_neg():
+        tensor = tensor.resolve_conj().resolve_neg()
+    flat = tensor.detach().contiguous().reshape(-1)
+    if not flat.nbytes or flat.nbytes % 4:
+        return flat.view(torch.uint8)
+    if flat.storage_offset() * flat.itemsize % 4:
+        flat = flat.clone()
+    return flat.view(torch.int32)
 
 
 def hash_seeds(tensors: Sequence[Tensor]) -> Array:
@@ -72,31 +110,12 @@ def hash_seeds(tensors: Sequence[Tensor]) -> Array:
     return np.array([seed_of(t.dtype) << 32 ^ t.numel() for t in tensors], np.uint64)
 
 
-def _device_hash(tensor: Tensor) -> Tensor:
-    if tensor.layout is torch.sparse_coo:
-        tensor = tensor.coalesce()
-        indices, values = _device_hash(tensor.indices()), _device_hash(tensor.values())
-        return indices * 3 + values
-    if tensor.is_conj() or tensor.is_neg():
-        tensor = tensor.resolve_conj().resolve_neg()
-    flat = tensor.detach().contiguous().reshape(-1)
-    words = (
-        flat.view(torch.int32) if flat.nbytes % 4 == 0 and flat.nbytes else flat.view(torch.uint8)
-    )
-    weights = _weights.get(tensor.device)
-    if weights is None:
-        weights = torch.arange(_BLOCK, device=tensor.device) * _signed(_MULTIPLIER)
-        weights = _weights[tensor.device] = (weights ^ (weights >> 29)) * 2 + 1
-    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
-    num_blocks = words.numel() // _BLOCK
-    for first in range(0, num_blocks, _ROWS):
-        block = words[first * _BLOCK : min(first + _ROWS, num_blocks) * _BLOCK].view(-1, _BLOCK)
-        sums = (block.to(torch.int64) * weights).sum(1)
-        numbers = torch.arange(first, first + len(sums), device=tensor.device)
-        total += (sums * (numbers * _signed(_MULTIPLIER) * 2 + 1)).sum()
-    rest = words[num_blocks * _BLOCK :]
-    sums = (rest.to(torch.int64) * weights[: rest.numel()]).sum()
-    return total + sums * _signed(num_blocks * _MULTIPLIER * 2 + 1)
+def finished_hashes(sums: Array, seeds: Array) -> Array:
+    """Return 64-bit hashes from what `DeviceHasher` computed and `hash_seeds`."""
+    mixed = sums.astype(np.int64).view(np.uint64) ^ seeds
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    return mixed ^ (mixed >> np.uint64(31))
 
 
 def _signed(value: int) -> int:
