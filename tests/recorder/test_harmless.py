@@ -313,7 +313,7 @@ def test_compiled_models_and_steps_keep_working():
 
     def train():
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        compiled = torch.compile(model, backend="eager")
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
 
         @torch.compile(backend="eager")
         def step(batch):

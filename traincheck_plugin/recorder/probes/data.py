@@ -36,7 +36,7 @@ class DataProbe:
 
         @functools.wraps(function)
         def __iter__(loader: Any) -> Any:  # noqa: N807
-            if not tape.is_active or is_compiling():
+            if is_compiling() or not tape.is_active:
                 return function(loader)
             entry = None
             with tape.problems:
@@ -61,7 +61,7 @@ class DataProbe:
 
         @functools.wraps(function)
         def __next__(iterator: Any) -> Any:  # noqa: N807
-            if not tape.is_active or is_compiling():
+            if is_compiling() or not tape.is_active:
                 return function(iterator)
             entry = loader = None
             with tape.problems:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from traincheck_plugin.events import NONE, Api
 from traincheck_plugin.recorder.calls import Silencer
 from traincheck_plugin.recorder.patching import Patches
+from traincheck_plugin.recorder.probes.base import is_compiling
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.windows import MAX_CALLS
 
@@ -130,7 +131,7 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if self.is_muted:
+        if self.is_muted or is_compiling():
             return func(*args, **(kwargs or {}))
         # This runs hundreds of times in a step, so with plain `try` in place of the guard.
         tape = self._tape

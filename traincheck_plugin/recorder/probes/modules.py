@@ -43,7 +43,7 @@ class ModulesProbe:
         self._tape = tape
         self._threads: ThreadState = tape.threads
         self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
-        self._fast: list[int] = []
+        self._muting: list[int] = []
         self._handles = [
             register_module_forward_pre_hook(self._before_forward),
             register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
@@ -73,14 +73,25 @@ class ModulesProbe:
             return
         thread = self._threads
         key = id(module)
-        if type(module) in _FAST_PATHS and not torch.is_grad_enabled():
-            self._tape.silencer.mute()
-            self._fast.append(key)
-        if thread.root_id:
-            if thread.root_id == key:
-                thread.root_depth += 1
-            return
-        self._before_root(thread, module)
+        if not thread.root_id:
+            if thread.number == 0:
+                self._unmute_interrupted()
+            self._before_root(thread, module)
+        elif thread.root_id == key:
+            thread.root_depth += 1
+        if type(module) in _FAST_PATHS and not torch.is_grad_enabled() and thread.number == 0:
+            self._mute_within(key)
+
+    def _mute_within(self, key: int) -> None:
+        """Listen to no functions until the forward of the module with this id is over."""
+        self._tape.silencer.mute()
+        self._muting.append(key)
+
+    def _unmute_interrupted(self) -> None:
+        """Listen again after a forward of which an interrupt hid the end."""
+        while self._muting:
+            self._muting.pop()
+            self._tape.silencer.unmute()
 
     def _before_root(self, thread: ThreadState, module: Any) -> None:
         tape = self._tape
@@ -103,15 +114,18 @@ class ModulesProbe:
             )
             if entry is not None:
                 thread.root_id = key
+                if id(module) != key:
+                    # Compiled code would have to be compiled with the mode in it.
+                    self._mute_within(key)
 
     def _after_forward(self, module: Any, args: Any, *rest: Any) -> None:
         if is_compiling():
             return
-        key = id(module)
-        if self._fast and self._fast[-1] == key:
-            self._fast.pop()
-            self._tape.silencer.unmute()
         thread = self._threads
+        key = id(module)
+        if self._muting and self._muting[-1] == key and thread.number == 0:
+            self._muting.pop()
+            self._tape.silencer.unmute()
         if thread.root_id != key:
             return
         if thread.root_depth:

@@ -59,7 +59,7 @@ class OptimizersProbe:
 
         @functools.wraps(function)
         def __init__(self_: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            if not tape.is_active or is_compiling():
+            if is_compiling() or not tape.is_active:
                 function(self_, *args, **kwargs)
                 return
             entry = None
@@ -93,7 +93,7 @@ class OptimizersProbe:
         def make(function: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(function)
             def zero_grad(self_: Any, *args: Any, **kwargs: Any) -> Any:
-                if not tape.is_active or is_compiling() or tape.threads.is_within("zero_grad"):
+                if is_compiling() or not tape.is_active or tape.threads.is_within("zero_grad"):
                     return function(self_, *args, **kwargs)
                 optimizer = inner_optimizer(self_)
                 if optimizer is not self_ and not isinstance(optimizer, cls):
@@ -115,7 +115,7 @@ class OptimizersProbe:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         tape = self._tape
-        if not tape.is_active or is_compiling():
+        if is_compiling() or not tape.is_active:
             return None
         with tape.problems:
             open_step = tape.threads.find("step", optimizer)
@@ -141,7 +141,7 @@ class OptimizersProbe:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         tape = self._tape
-        if not tape.is_active or is_compiling():
+        if is_compiling() or not tape.is_active:
             return
         with tape.problems:
             entry = tape.threads.find("step", optimizer)
