@@ -14,8 +14,9 @@ from traincheck_plugin.recorder.columns import Columns, DeviceReader, HostReader
 from traincheck_plugin.recorder.fingerprint import is_plain
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
-from traincheck_plugin.recorder.variables import Structure, Variables
+from traincheck_plugin.recorder.variables import Variables
 
 Tensor = torch.Tensor
 

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from traincheck_plugin.events import Catalog
+from traincheck_plugin.events import Api, Catalog, Interner, Role
 
 
 def class_path(cls: type) -> str:
@@ -44,6 +44,32 @@ def method_names(cls: type, method: str, root: type) -> tuple[str, ...]:
     bases = [base for base in cls.__mro__ if issubclass(base, root)]
     paths = (f"{path}.{method}" for base in bases for path in class_paths(base))
     return tuple(dict.fromkeys(paths))
+
+
+class Apis:
+    """Gives functions and methods their codes."""
+
+    def __init__(self, interner: Interner[Api]) -> None:
+        self._interner = interner
+        self._codes: dict[tuple[type | None, str], int] = {}
+
+    def function(self, name: str, role: Role, *aliases: str) -> int:
+        """Return the code of a function by its public name."""
+        return self._code(None, name, role, lambda: (name, *aliases))
+
+    def method(self, cls: type, name: str, role: Role, root: type) -> int:
+        """Return the code of a method of *cls*, which answers to its bases' names up to *root*."""
+        return self._code(cls, name, role, lambda: method_names(cls, name, root))
+
+    def _code(
+        self, cls: type | None, name: str, role: Role, names: Callable[[], tuple[str, ...]]
+    ) -> int:
+        code = self._codes.get((cls, name))
+        if code is None:
+            all_names = tuple(dict.fromkeys(names()))
+            api = Api(name=all_names[0], names=all_names, role=role)
+            code = self._codes[cls, name] = self._interner.code(api)
+        return code
 
 
 class Labels:

@@ -151,7 +151,7 @@ class Recorder:
                 self._tape,
                 getattr(owner, method),
                 role,
-                self._tape.function_api(name, role),
+                self._tape.apis.function(name, role),
                 is_method=False,
                 is_nesting=True,
             )

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-from traincheck_plugin.events import NONE, Api, Catalog, Role, Window
+from traincheck_plugin.events import NONE, Catalog, Role, Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.calls import (
     LISTENING,
@@ -21,7 +21,7 @@ from traincheck_plugin.recorder.calls import (
 )
 from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.frames import FrameTaker
-from traincheck_plugin.recorder.naming import Labels, method_names
+from traincheck_plugin.recorder.naming import Apis, Labels
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.reel import Reel
@@ -53,6 +53,7 @@ class Tape:
     ) -> None:
         self.catalog = Catalog()
         self.problems = problems
+        self.apis = Apis(self.catalog.apis)
         self.labels = Labels(self.catalog)
         self.sources = Sources(self.catalog.sources)
         self.signatures = Signatures(self.catalog.signatures)
@@ -84,7 +85,6 @@ class Tape:
         self.start_ns = 0
         self._training_thread = 0
         self._thread_numbers = itertools.count(1)
-        self._apis: dict[tuple[type | None, str], int] = {}
 
     def start(self) -> None:
         """Begin to record; the calling thread is the training thread."""
@@ -108,25 +108,6 @@ class Tape:
             self.segmenter.cut_here()
         with self.problems:
             self.reel.finish()
-
-    def function_api(self, name: str, role: Role, *aliases: str) -> int:
-        """Return the code of a function by its public name."""
-        key = (None, name)
-        code = self._apis.get(key)
-        if code is None:
-            names = tuple(dict.fromkeys((name, *aliases)))
-            code = self._apis[key] = self.catalog.apis.code(Api(name=name, names=names, role=role))
-        return code
-
-    def method_api(self, cls: type, method: str, role: Role, root: type) -> int:
-        """Return the code of *method* of *cls*, which answers to its bases' names up to *root*."""
-        key = (cls, method)
-        code = self._apis.get(key)
-        if code is None:
-            names = method_names(cls, method, root)
-            api = Api(name=names[0], names=names, role=role)
-            code = self._apis[key] = self.catalog.apis.code(api)
-        return code
 
     def around(
         self,

@@ -2,101 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from traincheck_plugin.events import NONE, Bool, Catalog, Int32, Int64, Variable, VariableKind
+from traincheck_plugin.events import Catalog, Variable, VariableKind
 from traincheck_plugin.recorder.discovery import models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
 
 Module = torch.nn.Module
 Optimizer = torch.optim.Optimizer
 Tensor = torch.Tensor
-Float64 = npt.NDArray[np.float64]
-
-
-class Membership:
-    """Which optimizer holds each parameter, and its learning rate.
-
-    Attributes:
-        holders: object codes, a value per row; `NONE` where no optimizer holds the parameter.
-    """
-
-    def __init__(self, num_rows: int) -> None:
-        self.holders: Int32 = np.full(num_rows, NONE, np.int32)
-        self._group_of_row: Int64 = np.zeros(num_rows, np.int64)
-        self._optimizers: list[weakref.ref[Any]] = []
-        self._num_groups = 1
-
-    def add(self, optimizer: Any, code: int, rows: Int64, groups: Int64) -> None:
-        """Let *optimizer* hold *rows*, in these of its param groups; the last one counts."""
-        self.holders[rows] = code
-        self._group_of_row[rows] = groups + self._num_groups
-        self._optimizers.append(weakref.ref(optimizer))
-        self._num_groups += len(optimizer.param_groups)
-
-    def rates(self) -> Float64:
-        """Return the present learning rate of each row, NaN where there is none."""
-        rates = [math.nan]
-        for reference in self._optimizers:
-            optimizer = reference()
-            if optimizer is None:
-                raise ReferenceError("an optimizer went away while a frame was taken")
-            rates += [_rate(group) for group in optimizer.param_groups]
-        found: Float64 = np.array(rates)[self._group_of_row]
-        return found
-
-
-def _rate(group: dict[str, Any]) -> float:
-    rate = group.get("lr")
-    return math.nan if rate is None else float(rate)
-
-
-class Structure:
-    """A snapshot of which variables there are; `Variables.structure` keeps it up to date."""
-
-    def __init__(self) -> None:
-        self.identity: list[int] | None = None
-        self.modules: list[weakref.ref[Any]] = []
-        self.module_rows: Int32 = np.empty(0, np.int32)
-        self.parameters = Tensors(())
-        self.buffers = Tensors(())
-        self.in_model: Bool = np.empty(0, np.bool_)
-        self.holdings: list[tuple[weakref.ref[Any], int, Int64, Int64]] = []
-        self.names: dict[int, str] = {}
-        self._memberships: dict[int, Membership] = {}
-
-    def membership(self, optimizer: Any | None) -> Membership:
-        """Return who holds what; where several hold a parameter, *optimizer* is the one meant."""
-        known = self._memberships.get(id(optimizer))
-        if known is None:
-            known = self._memberships[id(optimizer)] = Membership(len(self.in_model))
-            for holding in sorted(self.holdings, key=lambda holding: holding[0]() is optimizer):
-                holder = holding[0]()
-                if holder is not None:
-                    known.add(holder, *holding[1:])
-        return known
-
-    def is_alive(self) -> bool:
-        """Return whether everything in it still exists."""
-        return (
-            self.parameters.are_alive()
-            and self.buffers.are_alive()
-            and all(holding[0]() is not None for holding in self.holdings)
-        )
-
-    def training_flags(self) -> list[float]:
-        """Return 1 for each module in training mode, 0 for the others."""
-        modules = (reference() for reference in self.modules)
-        return [math.nan if m is None else float(m.training) for m in modules]
 
 
 class Variables:

@@ -22,14 +22,14 @@ class BackwardProbe:
 
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch the three entrances."""
-        direct = tape.function_api("torch.autograd.backward", "backward")
-        through_tensor = tape.function_api(
+        direct = tape.apis.function("torch.autograd.backward", "backward")
+        through_tensor = tape.apis.function(
             "torch.Tensor.backward",
             "backward",
             "torch._tensor.Tensor.backward",
             "torch.autograd.backward",
         )
-        grad = tape.function_api("torch.autograd.grad", "backward")
+        grad = tape.apis.function("torch.autograd.grad", "backward")
         patches.wrap(torch.Tensor, "backward", _recorded(tape, through_tensor))
         patches.everywhere(
             {

@@ -22,7 +22,7 @@ class CheckpointsProbe:
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch the methods and replace the functions in every namespace."""
         for name in ("state_dict", "load_state_dict"):
-            code = tape.function_api(
+            code = tape.apis.function(
                 f"torch.nn.Module.{name}", "checkpoint", f"torch.nn.modules.module.Module.{name}"
             )
             patches.set(Module, name, recorded(tape, vars(Module)[name], "checkpoint", code))
@@ -37,7 +37,7 @@ class CheckpointsProbe:
         replacements = {}
         for function in (torch.save, torch.load):
             name = function.__name__
-            api = tape.function_api(f"torch.{name}", "checkpoint", f"torch.serialization.{name}")
+            api = tape.apis.function(f"torch.{name}", "checkpoint", f"torch.serialization.{name}")
             replacements[function] = recorded(tape, function, "checkpoint", api, is_method=False)
         patches.everywhere(replacements)
 
@@ -46,7 +46,7 @@ class CheckpointsProbe:
 
 
 def _optimizer_api(tape: Tape, name: str, optimizer: Any) -> int:
-    return tape.method_api(type(optimizer), name, "checkpoint", Optimizer)
+    return tape.apis.method(type(optimizer), name, "checkpoint", Optimizer)
 
 
 def _itself(optimizer: Any, *_: Any) -> Any:

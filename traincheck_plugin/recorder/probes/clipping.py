@@ -16,7 +16,7 @@ class ClippingProbe:
         """Replace the functions in every namespace."""
         replacements = {}
         for name in ("clip_grad_norm_", "clip_grad_value_"):
-            api = tape.function_api(
+            api = tape.apis.function(
                 f"torch.nn.utils.{name}", "clip", f"torch.nn.utils.clip_grad.{name}"
             )
             function = getattr(clip_grad, name)

@@ -42,7 +42,7 @@ class DataProbe:
             with tape.problems:
                 if tape.is_training_thread():
                     tape.tracker.started_loader(loader)
-                api = tape.method_api(type(loader), "__iter__", "data", DataLoader)
+                api = tape.apis.method(type(loader), "__iter__", "data", DataLoader)
                 entry = tape.open("data", api, subject=loader)
             try:
                 iterator = function(loader)
@@ -68,7 +68,7 @@ class DataProbe:
                 reference = self._loaders.get(iterator)
                 loader = None if reference is None else reference()
                 cls = DataLoader if loader is None else type(loader)
-                api = tape.method_api(cls, "__next__", "data", DataLoader)
+                api = tape.apis.method(cls, "__next__", "data", DataLoader)
                 entry = tape.open("data", api, subject=loader)
             try:
                 batch = function(iterator)

@@ -53,7 +53,7 @@ class ModulesProbe:
         self._filter = warnings.filters[0]
         methods: dict[str, Role] = {"train": "mode", "eval": "mode", "zero_grad": "zero_grad"}
         for name, role in methods.items():
-            code = tape.function_api(
+            code = tape.apis.function(
                 f"torch.nn.Module.{name}", role, f"torch.nn.modules.module.Module.{name}"
             )
             patches.set(Module, name, recorded(tape, vars(Module)[name], role, code))
@@ -107,7 +107,7 @@ class ModulesProbe:
                 training = torch.is_grad_enabled() and module.training
             entry = tape.open(
                 "forward",
-                tape.method_api(type(module), "forward", "forward", Module),
+                tape.apis.method(type(module), "forward", "forward", Module),
                 subject=module,
                 training=training,
                 ends_with=sys._getframe(2),

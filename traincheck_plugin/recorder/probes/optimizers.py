@@ -68,7 +68,7 @@ class OptimizersProbe:
                 for cls in type(self_).__mro__:
                     if issubclass(cls, Optimizer) and "zero_grad" in vars(cls):
                         self._patch_zero_grad(cls)
-                api = tape.method_api(type(self_), "__init__", "construct", Optimizer)
+                api = tape.apis.method(type(self_), "__init__", "construct", Optimizer)
                 entry = tape.open("construct", api, subject=self_)
             try:
                 function(self_, *args, **kwargs)
@@ -101,7 +101,7 @@ class OptimizersProbe:
                     return function(self_, *args, **kwargs)
                 return tape.around(
                     "zero_grad",
-                    tape.method_api(type(optimizer), "zero_grad", "zero_grad", Optimizer),
+                    tape.apis.method(type(optimizer), "zero_grad", "zero_grad", Optimizer),
                     function,
                     (self_, *args),
                     kwargs,
@@ -126,7 +126,7 @@ class OptimizersProbe:
             has_closure = callable(closure)
             entry = tape.open(
                 "step",
-                tape.method_api(type(optimizer), "step", "step", Optimizer),
+                tape.apis.method(type(optimizer), "step", "step", Optimizer),
                 subject=optimizer,
                 optimizer=optimizer,
                 ends_with=sys._getframe(1),

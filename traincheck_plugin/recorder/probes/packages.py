@@ -74,7 +74,7 @@ class PackagesProbe:
 
     def _recorded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
         tape, problems = self._tape, self._problems
-        code = tape.function_api(name, "instrumented")
+        code = tape.apis.function(name, "instrumented")
 
         @functools.wraps(function)
         def traincheck_call(*args: Any, **kwargs: Any) -> Any:

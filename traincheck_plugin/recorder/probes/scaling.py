@@ -37,7 +37,7 @@ class ScalingProbe:
                     is_nesting=True,
                 )
                 patches.set(cls, name, method)
-        code = tape.function_api(
+        code = tape.apis.function(
             "torch.amp.autocast.__enter__",
             "autocast",
             "torch.autocast.__enter__",
@@ -51,7 +51,7 @@ class ScalingProbe:
 
 
 def _scaler_api(tape: Tape, name: str, scaler: Any) -> int:
-    return tape.method_api(type(scaler), name, "scaler", GradScaler)
+    return tape.apis.method(type(scaler), name, "scaler", GradScaler)
 
 
 def _optimizer(_: Any, optimizer: Any = None, *__: Any) -> Any:

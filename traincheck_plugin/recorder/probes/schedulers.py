@@ -43,7 +43,7 @@ class SchedulersProbe:
 
         def api(scheduler: Any) -> int:
             root = LRScheduler if isinstance(scheduler, LRScheduler) else ReduceLROnPlateau
-            return tape.method_api(type(scheduler), "step", "scheduler", root)
+            return tape.apis.method(type(scheduler), "step", "scheduler", root)
 
         observed = recorded(
             tape,

@@ -29,7 +29,7 @@ class SeedsProbe:
             functions["numpy.random.seed"] = numpy_random.seed
         replacements = {}
         for name, function in functions.items():
-            api = tape.function_api(name, "seed")
+            api = tape.apis.function(name, "seed")
             replacements[function] = recorded(tape, function, "seed", api, is_method=False)
         patches.everywhere(replacements)
 
