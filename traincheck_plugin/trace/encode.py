@@ -21,6 +21,7 @@ from traincheck_plugin.events import (
     Interner,
     Window,
 )
+from traincheck_plugin.trace.arrays import array_of, lists_of, numbers
 from traincheck_plugin.trace.schema import (
     CATALOG_OF_ATTRIBUTES,
     CATALOG_OF_CALLS,
@@ -72,25 +73,9 @@ def encode(
 def _encode_entries(stream: str, entries: Sequence[object]) -> pa.RecordBatch:
     schema = STREAMS[stream]
     columns = [
-        _encode_values([getattr(entry, field.name) for entry in entries], field.type)
-        for field in schema
+        array_of([getattr(entry, field.name) for entry in entries], field.type) for field in schema
     ]
     return pa.record_batch(columns, schema=schema)
-
-
-def _encode_values(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    try:
-        return pa.array(values, kind)
-    except UnicodeEncodeError:  # paths that are not UTF-8 reach Python as lone surrogates
-        return pa.array(_escape_surrogates(values), kind)
-
-
-def _escape_surrogates(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode()
-    if isinstance(value, list | tuple):
-        return [_escape_surrogates(item) for item in value]
-    return value
 
 
 def _encode_calls(windows: Sequence[Window]) -> pa.RecordBatch:
@@ -98,11 +83,11 @@ def _encode_calls(windows: Sequence[Window]) -> pa.RecordBatch:
     catalog = windows[0].catalog
     joined = _join_calls([window.calls for window in windows])
     counts = [len(window.calls) for window in windows]
-    columns = {"window": pa.array(np.repeat([w.index for w in windows], counts), pa.int32())}
+    columns = {"window": numbers(np.repeat([w.index for w in windows], counts), pa.int32())}
     for name, values in joined.items():
         part = CATALOG_OF_CALLS.get(name)
         columns[name] = (
-            pa.array(values, schema.field(name).type)
+            numbers(values, schema.field(name).type)
             if part is None
             else _encode_text(values, getattr(catalog, part))
         )
@@ -118,10 +103,8 @@ def _encode_text(codes: Array, interner: Interner[str]) -> pa.DictionaryArray:
     absent = codes < 0
     if len(distinct) and distinct[0] < 0:  # negative codes come first: NONE is the only one
         distinct, indices = distinct[1:], indices - 1
-    texts = _encode_values([interner[int(code)] for code in distinct], pa.string())
-    return pa.DictionaryArray.from_arrays(
-        pa.array(indices.astype(np.int32), mask=absent if absent.any() else None), texts
-    )
+    texts = array_of([interner[int(code)] for code in distinct], pa.string())
+    return pa.DictionaryArray.from_arrays(numbers(indices, pa.int32(), ~absent), texts)
 
 
 def _encode_frames(windows: Sequence[Window]) -> pa.RecordBatch:
@@ -130,13 +113,13 @@ def _encode_frames(windows: Sequence[Window]) -> pa.RecordBatch:
     frames = list(chain.from_iterable(window.frames for window in windows))
     counts = [len(window.frames) for window in windows]
     columns: dict[str, Any] = {
-        "window": np.repeat([window.index for window in windows], counts),
+        "window": np.repeat([window.index for window in windows], counts).tolist(),
         "call": [frame.call for frame in frames],
         "phase": [frame.phase for frame in frames],
         "sequence": [frame.sequence for frame in frames],
         "context": [frame.context for frame in frames],
     }
-    arrays = [pa.array(values, schema.field(name).type) for name, values in columns.items()]
+    arrays = [array_of(values, schema.field(name).type) for name, values in columns.items()]
     arrays.append(_encode_lists([frame.variables for frame in frames], np.int32))
     arrays.extend(_encode_attribute(frames, name, catalog) for name in ATTRIBUTES)
     return pa.record_batch(arrays, schema=schema)
@@ -154,13 +137,9 @@ def _encode_lists(
 ) -> pa.ListArray:
     present = [values for values in lists if values is not None]
     flat = np.concatenate(present) if present else np.empty(0, dtype)
-    lengths = [0 if values is None else len(values) for values in lists]
-    offsets = np.zeros(len(lists) + 1, np.int32)
-    np.cumsum(lengths, out=offsets[1:])
-    return pa.ListArray.from_arrays(
-        pa.array(offsets),
-        pa.array(flat.astype(dtype, copy=False))
+    items = (
+        numbers(flat, pa.from_numpy_dtype(dtype))
         if interner is None
-        else _encode_text(flat, interner),
-        mask=pa.array([values is None for values in lists], pa.bool_()),
+        else _encode_text(flat, interner)
     )
+    return lists_of(lists, items)
