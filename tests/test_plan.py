@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import pytest
 
@@ -54,3 +55,23 @@ def test_wants_names_the_attributes_of_one_kind():
     assert SOME.wants("mode", "module") == frozenset()
     assert Plan.full().wants("scheduler", "group") == {"value"}
     assert set(Plan.full().attributes) == set(FULL_ATTRIBUTES)
+
+
+@pytest.mark.parametrize("plan", [SOME, OTHER, Plan.full(), Plan.nothing()])
+def test_a_plan_survives_json_and_covers_itself(plan):
+    assert Plan.from_json(json.loads(json.dumps(plan.to_json()))) == plan
+    assert plan.covers(plan)
+    assert plan.covers(Plan.nothing())
+    assert Plan.full().covers(plan)
+
+
+def test_a_plan_does_not_cover_what_it_does_not_observe():
+    assert not SOME.covers(OTHER)
+    assert not SOME.covers(Plan.full())
+    assert SOME.union(OTHER).covers(OTHER)
+
+
+@pytest.mark.parametrize("data", [{}, {"functions": None}, {"functions": 3, "attributes": {}}])
+def test_a_foreign_object_is_no_plan(data):
+    with pytest.raises(ValueError, match="expected the plan of a recording"):
+        Plan.from_json(data)

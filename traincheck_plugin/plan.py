@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from traincheck_plugin.events import ATTRIBUTES, Role, VariableKind
 
@@ -62,6 +64,45 @@ class Plan:
             for role in {**self.attributes, **other.attributes}
         }
         return Plan(functions=functions, attributes=attributes)
+
+    def covers(self, other: Plan) -> bool:
+        """Return whether this observes all that *other* does."""
+        functions = self.functions is None or (
+            other.functions is not None and other.functions <= self.functions
+        )
+        nothing: frozenset[tuple[VariableKind, str]] = frozenset()
+        return functions and all(
+            wanted <= self.attributes.get(role, nothing)
+            for role, wanted in other.attributes.items()
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the plan as an object that JSON can hold."""
+        return {
+            "functions": None if self.functions is None else sorted(self.functions),
+            "attributes": {
+                role: sorted(map(list, pairs)) for role, pairs in sorted(self.attributes.items())
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Return the plan of an object made by `to_json`.
+
+        Raises:
+            ValueError: it is something else.
+        """
+        try:
+            functions, attributes = data["functions"], data["attributes"]
+            return cls(
+                functions=None if functions is None else frozenset(map(str, functions)),
+                attributes={
+                    role: frozenset((kind, name) for kind, name in pairs)
+                    for role, pairs in attributes.items()
+                },
+            )
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"expected the plan of a recording, got {data!r}") from error
 
     def wants(self, role: Role, kind: VariableKind) -> frozenset[str]:
         """Return the attributes of variables of *kind* that calls of *role* need."""

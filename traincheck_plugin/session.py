@@ -202,6 +202,7 @@ def _trace_writer(options: SessionOptions, directory: str) -> TraceWriter:
         script=options.script,
         world_size=options.world_size,
         command=options.command,
+        plan=options.plan.to_json(),
         options={
             **options.notes,
             "models_to_track": options.models_to_track,

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from tests.builders import training_run
 from traincheck_plugin.checker.checker import Checker
-from traincheck_plugin.checker.diagnosis import diagnose
+from traincheck_plugin.checker.diagnosis import News, diagnose
 from traincheck_plugin.checker.violation import Violation
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Invariant, Param, Severity, VarTypeParam
 from traincheck_plugin.invariants.precondition import Clause, Precondition
+from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Cause, Examples, Monitor
 
@@ -139,3 +142,24 @@ def test_different_causes_stay_apart_gravest_first() -> None:
         ("critical", 9, 1),
         ("warning", 0, 1),
     ]
+
+
+def test_what_was_not_observed_is_not_judged() -> None:
+    # Without the frames of steps, a step that updates nothing looks like one that updates.
+    unobserved = replace(Plan.full(), attributes={"zero_grad": FULL_ATTRIBUTES["zero_grad"]})
+    checker = Checker([UPDATES], plan=unobserved)
+    for window in training_run(3, updates=False):
+        checker.observe(window)
+    assert checker.num_unobserved == 1
+    assert checker.outcomes[0].status == "not_triggered"
+    assert Checker([UPDATES], plan=Plan.full()).num_unobserved == 0
+
+
+def test_news_are_told_once() -> None:
+    checker = Checker([UPDATES])
+    news = News()
+    told = []
+    for window in training_run(5, updates=False):
+        checker.observe(window)
+        told.append(news.of(v for outcome in checker.outcomes for v in outcome.violations))
+    assert [len(diagnoses) for diagnoses in told] == [1, 0, 0, 0, 0]

@@ -54,7 +54,7 @@ def check(
     for position, trace in enumerate(run.ranks):
         if progress is not None:
             progress(f"checking rank {trace.rank}", position / len(run.ranks))
-        rank = RankCheck(invariants, run.manifest.script)
+        rank = RankCheck(invariants, run.manifest.script, run.plan)
         for window in trace.windows():
             rank.observe(window)
         rank.finish()
@@ -66,17 +66,38 @@ def check(
 
 def combine(run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankCheck]) -> CheckResult:
     """Return what the checks of all ranks of *run*, now at their end, found together."""
-    outcomes = merge_outcomes(ranks, invariants)
     problems = list(run.problems)
     for trace in run.ranks:
         problems += trace.problems
         problems += trace.end.problems if trace.end is not None else ()
+    return conclude(str(run.path), invariants, ranks, problems)
+
+
+def conclude(
+    path: str, invariants: Sequence[Invariant], ranks: Sequence[RankCheck], problems: Sequence[str]
+) -> CheckResult:
+    """Return what the checks of some ranks came to.
+
+    Args:
+        path: of the trace; "" for a live run that writes none.
+        invariants: what was checked.
+        ranks: their checks.
+        problems: what else limits the result.
+    """
+    outcomes = merge_outcomes(ranks, invariants)
+    unobserved = max((rank.num_unobserved for rank in ranks), default=0)
+    if unobserved:
+        problems = [
+            f"{unobserved} of {len(invariants)} invariants were not checked: they need more than "
+            "was recorded of this run",
+            *problems,
+        ]
     return CheckResult(
-        run_path=str(run.path),
+        run_path=path,
         outcomes=tuple(outcomes),
         diagnoses=diagnose(v for outcome in outcomes for v in outcome.violations),
         num_windows=sum(rank.num_windows for rank in ranks),
         num_steps=len(set().union(*(rank.steps for rank in ranks))),
-        duration_ns=max(rank.duration_ns for rank in ranks),
+        duration_ns=max((rank.duration_ns for rank in ranks), default=0),
         problems=tuple(problems),
     )

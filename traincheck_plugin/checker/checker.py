@@ -14,6 +14,7 @@ from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import NONE, Bool, Catalog, Window
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Relation
 from traincheck_plugin.relations.registry import relations as known_relations
 
@@ -25,6 +26,7 @@ class Checker:
         outcomes: one for each invariant, in the order given; up to date after every window, but
             for invariants of other pipelines, which are known as such from the first training
             step on.
+        num_unobserved: invariants that need more than is observed.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Checker:
         invariants: Sequence[Invariant],
         *,
         script: str = "",
+        plan: Plan | None = None,
         relations: Mapping[str, Relation] | None = None,
     ) -> None:
         """Prepare a monitor for each invariant.
@@ -39,6 +42,8 @@ class Checker:
         Args:
             invariants: what to check.
             script: file name of the entry script, part of what makes a pipeline recognisable.
+            plan: what is observed; everything when None. An invariant that needs more is not
+                checked, since what was left out would be taken for what did not happen.
             relations: by name; those of the registry when None.
 
         Raises:
@@ -46,8 +51,10 @@ class Checker:
         """
         self._script = script
         known = known_relations() if relations is None else relations
-        self._watches = [_Watch(invariant, known) for invariant in invariants]
-        self.outcomes = [watch.outcome for watch in self._watches]
+        watches = [_Watch(invariant, known, plan or Plan.full()) for invariant in invariants]
+        self.outcomes = [watch.outcome for watch in watches]
+        self._watches = [watch for watch in watches if not watch.closed]
+        self.num_unobserved = len(watches) - len(self._watches)
         self._scoped = False
         self._catalog: Catalog | None = None
 
@@ -84,15 +91,16 @@ class Checker:
 class _Watch:
     """One invariant with its monitor, on one rank."""
 
-    def __init__(self, invariant: Invariant, known: Mapping[str, Relation]) -> None:
+    def __init__(self, invariant: Invariant, known: Mapping[str, Relation], plan: Plan) -> None:
         if invariant.relation not in known:
             raise InvariantError(
                 f"unknown relation {invariant.relation!r}; "
                 f"the relations are {', '.join(sorted(known))}"
             )
         self.outcome = Outcome(invariant=invariant)
-        self.closed = False
-        self._monitor = known[invariant.relation].monitor(invariant.params)
+        relation = known[invariant.relation]
+        self._monitor = relation.monitor(invariant.params)
+        self.closed = not plan.covers(relation.needs(invariant.params))
         self._violation: Violation | None = None
         self._met: list[bool] = []
 

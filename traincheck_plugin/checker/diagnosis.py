@@ -50,6 +50,26 @@ def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
     return tuple(sorted(map(_diagnosis, groups), key=lambda d: _order(d.violations[0])))
 
 
+class News:
+    """Tells which diagnoses of a run that goes on were not told before."""
+
+    def __init__(self) -> None:
+        self._told: set[int] = set()
+
+    def of(self, violations: Iterable[Violation]) -> list[Diagnosis]:
+        """Return the diagnoses of *violations*, all there are so far, that hold only new ones."""
+        found = list(violations)
+        if all(id(violation) in self._told for violation in found):
+            return []
+        new = []
+        for diagnosis in diagnose(found):
+            numbers = {id(violation) for violation in diagnosis.violations}
+            if not self._told & numbers:
+                new.append(diagnosis)
+            self._told |= numbers
+        return new
+
+
 def _order(violation: Violation) -> tuple[int, int, int, int, str]:
     gravity = -SEVERITIES.index(violation.invariant.severity)
     return gravity, violation.step, violation.sequence, violation.rank, violation.message

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from traincheck_plugin.checker.check import CheckResult, combine
-from traincheck_plugin.checker.diagnosis import Diagnosis, diagnose
+from traincheck_plugin.checker.diagnosis import Diagnosis, News
 from traincheck_plugin.checker.rank_check import RankCheck
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.trace.reader import RankTrace, Run
@@ -33,20 +33,16 @@ def follow(
     lock = threading.Lock()
     stop = threading.Event()
     ranks = [
-        _Follower(trace, RankCheck(invariants, run.manifest.script), lock, stop)
+        _Follower(trace, RankCheck(invariants, run.manifest.script, run.plan), lock, stop)
         for trace in run.ranks
     ]
-    told: set[int] = set()
+    news = News()
 
     def tell_new() -> None:
         with lock:
-            found = diagnose(v for rank in ranks for v in rank.check.violations)
+            found = news.of(v for rank in ranks for v in rank.check.violations)
         for diagnosis in found:
-            violations = {id(violation) for violation in diagnosis.violations}
-            is_new = not told & violations
-            told.update(violations)
-            if is_new:
-                tell(diagnosis)
+            tell(diagnosis)
 
     try:
         for rank in ranks:

@@ -8,6 +8,7 @@ from traincheck_plugin.checker.checker import Checker
 from traincheck_plugin.checker.violation import Outcome, Violation
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.plan import Plan
 
 
 class RankCheck:
@@ -19,8 +20,9 @@ class RankCheck:
         duration_ns: from the start of the recording to the last call seen.
     """
 
-    def __init__(self, invariants: Sequence[Invariant], script: str) -> None:
-        self._checker = Checker(invariants, script=script)
+    def __init__(self, invariants: Sequence[Invariant], script: str, plan: Plan) -> None:
+        """Prepare to check *invariants* on a run of *script* that *plan* tells what is seen of."""
+        self._checker = Checker(invariants, script=script, plan=plan)
         self.num_windows = 0
         self.steps: set[int] = set()
         self.duration_ns = 0
@@ -47,6 +49,11 @@ class RankCheck:
     def outcomes(self) -> Sequence[Outcome]:
         """One for each invariant, in the order given."""
         return self._checker.outcomes
+
+    @property
+    def num_unobserved(self) -> int:
+        """How many invariants need more than is observed, and are not checked."""
+        return self._checker.num_unobserved
 
     @property
     def violations(self) -> list[Violation]:

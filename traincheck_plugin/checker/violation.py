@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.invariants.model import Invariant, Severity
 from traincheck_plugin.relations.base import Cause
 
 __all__ = ["Cause", "Outcome", "Status", "Violation"]
@@ -36,6 +36,11 @@ class Violation:
     time_ns: int
     num_occurrences: int = 1
     last_step: int = 0
+
+    @property
+    def severity(self) -> Severity:
+        """How much it matters."""
+        return self.invariant.severity
 
 
 Status = Literal["failed", "passed", "not_triggered", "error"]

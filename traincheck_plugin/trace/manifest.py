@@ -38,6 +38,8 @@ class Manifest:
         host: of the rank that wrote the manifest.
         started: ISO time.
         world_size: number of processes.
+        plan: what was observed, as `traincheck_plugin.plan.Plan.to_json` tells it; empty when
+            everything was.
         options: what else the writer wants to tell its readers; anything that JSON can hold.
     """
 
@@ -50,6 +52,7 @@ class Manifest:
     host: str = ""
     started: str = ""
     world_size: int = 1
+    plan: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -60,6 +63,7 @@ class Manifest:
         script: str = "",
         world_size: int = 1,
         command: tuple[str, ...] | None = None,
+        plan: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> Manifest:
         """Describe this process, now. The version of *torch* comes from the caller."""
@@ -72,6 +76,7 @@ class Manifest:
             host=socket.gethostname(),
             started=now(),
             world_size=world_size,
+            plan=dict(plan or {}),
             options=dict(options or {}),
         )
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from traincheck_plugin.errors import TraceError
 from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.trace.decode import decode
 from traincheck_plugin.trace.manifest import END, MANIFEST, End, Manifest
 from traincheck_plugin.trace.schema import STREAMS, file_name
@@ -162,6 +163,23 @@ class Run:
     manifest: Manifest
     ranks: tuple[RankTrace, ...]
     problems: tuple[str, ...] = field(default=())
+
+    @property
+    def plan(self) -> Plan:
+        """What was observed.
+
+        Raises:
+            TraceError: the manifest tells it in a way that this version does not understand.
+        """
+        if not self.manifest.plan:
+            return Plan.full()
+        try:
+            return Plan.from_json(self.manifest.plan)
+        except ValueError as error:
+            raise TraceError(
+                f"the {MANIFEST} of {self.path} does not tell what was observed: {error}; "
+                "collect the trace again"
+            ) from error
 
 
 def open_run(path: str | Path) -> Run:
