@@ -10,7 +10,7 @@ from traincheck_plugin.errors import ConfigError
 
 def test_an_empty_environment_gives_the_defaults():
     assert Settings.from_environment({}) == Settings(
-        disabled=False, invariants=("default",), output_dir=None, rank=0, world_size=1
+        disabled=False, invariants=(), output_dir=None, rank=0, world_size=1
     )
 
 

@@ -22,12 +22,11 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_listed_and_importable_names_agree():
-    importable = {
-        name
-        for name, value in vars(traincheck_plugin).items()
-        if not name.startswith("_") and not isinstance(value, type(sys))
-    }
-    assert set(traincheck_plugin.__all__) == importable | {"__version__"}
+    assert all(getattr(traincheck_plugin, name) for name in traincheck_plugin.__all__)
+    public = {name for name in dir(traincheck_plugin) if not name.startswith("_")}
+    assert set(traincheck_plugin.__all__) == public | {"__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'wotch'"):
+        _ = traincheck_plugin.wotch
     assert list(traincheck_plugin.__all__) == sorted(traincheck_plugin.__all__)
 
 

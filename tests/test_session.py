@@ -9,7 +9,7 @@ import torch
 from traincheck_plugin.errors import TraceError
 from traincheck_plugin.events import Window
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.session import Session, SessionOptions, outcome_of
+from traincheck_plugin.session.session import Session, SessionOptions, outcome_of
 from traincheck_plugin.trace.manifest import Outcome
 from traincheck_plugin.trace.reader import open_run
 

@@ -26,14 +26,15 @@ class Settings:
 
     Attributes:
         disabled: the kill switch is on: nothing may be recorded or checked.
-        invariants: files, or the word ``default`` for the bundled ones; at least one.
+        invariants: files, or the word ``default`` for the bundled ones; empty when the environment
+            names none.
         output_dir: a path or URI; None when the environment names none.
         rank: of this process in its launcher's world; 0 when there is no launcher.
         world_size: number of processes that the launcher started; 1 when there is none.
     """
 
     disabled: bool = False
-    invariants: tuple[str, ...] = ("default",)
+    invariants: tuple[str, ...] = ()
     output_dir: str | None = None
     rank: int = 0
     world_size: int = 1
@@ -57,7 +58,7 @@ class Settings:
             )
         return cls(
             disabled=_switch(environment, "TRAINCHECK_DISABLE"),
-            invariants=_names(environment, "TRAINCHECK_INVARIANTS") or ("default",),
+            invariants=_names(environment, "TRAINCHECK_INVARIANTS"),
             output_dir=environment.get("TRAINCHECK_OUTPUT_DIR") or None,
             rank=rank,
             world_size=world_size,

@@ -15,6 +15,10 @@ from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.invariants.model import SEVERITIES, APIParam, Invariant
 from traincheck_plugin.relations.registry import relations
 
+STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
+CLEAR = APIParam(api_full_name="torch.optim.Optimizer.zero_grad", role="zero_grad")
+RULE = Invariant(relation="FunctionCoverRelation", params=(CLEAR, STEP))
+
 
 @pytest.fixture(scope="module")
 def invariants(healthy_trace):
@@ -166,7 +170,7 @@ def test_a_cut_trace_is_told(invariants, tmp_path, capsys):
 def test_what_cannot_be_read_is_one_line_and_2(
     healthy_trace, tmp_path, capsys, trace, rules, message
 ):
-    dump_invariants([], tmp_path / "rules.json")
+    dump_invariants([RULE], tmp_path / "rules.json")
     (tmp_path / "broken.json").write_text("oops", encoding="utf-8")
     dump_invariants([Invariant(relation="Surprise", params=())], tmp_path / "unknown.json")
     path = healthy_trace if trace is None else tmp_path / trace

@@ -12,6 +12,7 @@ from torch import nn
 from tests.recorder.recording import batches, make_model, record
 from traincheck_plugin.events import ATTRIBUTES, NONE, GradState
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.recorder import Selection
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 
@@ -273,7 +274,7 @@ def test_models_to_track_limits_what_is_tracked():
         assert net is not other
 
     everything = record(train)
-    only_one = record(train, models_to_track=("net",))
+    only_one = record(train, selection=Selection(model_names=("net",)))
 
     for recording, number in ((everything, 2), (only_one, 1)):
         step = recording.of_role("step")[0]
@@ -290,7 +291,7 @@ def test_a_name_that_holds_no_model_is_said_once():
             net(batch).sum().backward()
             optimizer.step()
 
-    recording = record(train, models_to_track=("nothing",), problems=True)
+    recording = record(train, selection=Selection(model_names=("nothing",)), problems=True)
 
     assert len(recording.problems) == 1
     assert "no variable named nothing" in recording.problems[0]

@@ -18,7 +18,7 @@ from traincheck_plugin.cli.command import (
     run_command,
 )
 from traincheck_plugin.cli.progress import Progress, show_progress
-from traincheck_plugin.errors import ConfigError, InvariantError
+from traincheck_plugin.errors import ConfigError
 from traincheck_plugin.version import __version__
 
 if TYPE_CHECKING:
@@ -93,11 +93,12 @@ def _check(arguments: argparse.Namespace) -> int:
     # jinja2 take longer to import than the rest of the command.
     from rich.console import Console
 
+    from traincheck_plugin.relations.loading import load_checkable
     from traincheck_plugin.report.console import print_results
     from traincheck_plugin.report.results import create_results_directory, write_results
 
     console = Console(highlight=False)
-    invariants, left_out = _load(arguments.invariants or ["default"])
+    invariants, left_out = load_checkable(arguments.invariants or ["default"])
     if arguments.follow:
         results = [_followed(arguments, invariants, console)]
     else:
@@ -107,28 +108,6 @@ def _check(arguments: argparse.Namespace) -> int:
     write_results(directory, results, invariants)
     print_results(results, console, arguments.min_severity, directory)
     return EXIT_OK if arguments.exit_zero else _exit_code(results, arguments.min_severity)
-
-
-def _load(sources: Sequence[str]) -> tuple[tuple[Invariant, ...], tuple[str, ...]]:
-    """Return the invariants, and what has to be said about those that were left out."""
-    from traincheck_plugin.invariants.sources import load_sources
-    from traincheck_plugin.relations.registry import relations
-
-    known = relations()
-    left_out: list[str] = []
-    invariants = []
-    for invariant in load_sources(sources, known.keys(), left_out.append):
-        try:
-            known[invariant.relation].monitor(invariant.params)
-        except InvariantError as error:
-            left_out.append(str(error))
-        else:
-            invariants.append(invariant)
-    if not left_out:
-        return tuple(invariants), ()
-    number = len(left_out)
-    said = f"{number} invariant{'s were' if number > 1 else ' was'} left out: {left_out[0]}"
-    return tuple(invariants), (said,)
 
 
 def _results(folders: Sequence[str], invariants: Sequence[Invariant]) -> list[CheckResult]:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from traincheck_plugin.cli.collect_options import CollectOptions
 from traincheck_plugin.cli.script import ScriptEnd
 from traincheck_plugin.config import Settings
-from traincheck_plugin.errors import ConfigError, InvariantError, TraceError, TrainCheckError
+from traincheck_plugin.errors import ConfigError, TraceError, TrainCheckError
 
 if TYPE_CHECKING:
     from traincheck_plugin.events import Role
     from traincheck_plugin.plan import Plan
-    from traincheck_plugin.session import Session
+    from traincheck_plugin.session.session import Session
     from traincheck_plugin.trace.manifest import Outcome
 
 
@@ -128,7 +128,8 @@ class Recording:
         # The script has just imported torch: from here on everything may be imported.
         from traincheck_plugin.plan import Plan
         from traincheck_plugin.recorder.sampling import Sampling
-        from traincheck_plugin.session import Session, SessionOptions
+        from traincheck_plugin.recorder.variables import Selection
+        from traincheck_plugin.session.session import Session, SessionOptions
 
         options, settings = self._options, self._settings
         return Session(
@@ -140,7 +141,7 @@ class Recording:
                 sampling=Sampling(
                     interval=options.sampling_interval, warm_up_steps=options.warm_up_steps
                 ),
-                models_to_track=options.models_to_track,
+                selection=Selection(model_names=options.models_to_track),
                 modules_to_instrument=options.modules_to_instr,
                 command=self._command,
                 script=Path(options.pyscript).name,
@@ -187,21 +188,13 @@ def _prepare(directory: str, rank: int) -> str:
 
 
 def _plan_of(sources: Sequence[str], remarks: list[str]) -> Plan:
-    from traincheck_plugin.invariants.sources import load_sources
+    from traincheck_plugin.relations.loading import load_checkable
     from traincheck_plugin.relations.needs import plan_for
     from traincheck_plugin.relations.registry import relations
 
-    known = relations()
-    left_out: list[str] = []
-    invariants = load_sources(sources, known.keys(), left_out.append)
-    if left_out:
-        remarks.append(f"{len(left_out)} invariants left out ({left_out[0]})")
-    if not invariants:
-        raise InvariantError(
-            f"expected invariants in {', '.join(sources)}, got none; "
-            "give a file made by traincheck-infer, or leave --invariants out to record everything"
-        )
-    return plan_for(invariants, known)
+    invariants, left_out = load_checkable(sources)
+    remarks += left_out
+    return plan_for(invariants, relations())
 
 
 def _outcome(end: ScriptEnd) -> Outcome:

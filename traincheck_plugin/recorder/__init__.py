@@ -2,5 +2,6 @@
 
 from traincheck_plugin.recorder.recorder import Recorder
 from traincheck_plugin.recorder.sampling import Sampling
+from traincheck_plugin.recorder.variables import Selection
 
-__all__ = ["Recorder", "Sampling"]
+__all__ = ["Recorder", "Sampling", "Selection"]

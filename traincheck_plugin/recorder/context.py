@@ -19,15 +19,17 @@ class ContextTracker:
     """Follows the run and hands out the code of the present context.
 
     Attributes:
-        step: training windows completed.
+        step: training windows completed, those before a resumed run's start included.
+        num_steps: training windows completed since the start of this recording.
         micro_step: backward calls completed since the last optimizer step.
     """
 
-    def __init__(self, catalog: Catalog, rank: int, world_size: int) -> None:
+    def __init__(self, catalog: Catalog, rank: int, world_size: int, first_step: int = 0) -> None:
         self._catalog = catalog
         self._rank = rank
         self._world_size = world_size
-        self.step = 0
+        self.step = first_step
+        self.num_steps = 0
         self.micro_step = 0
         self._stage = "init"
         self._saving = 0
@@ -92,6 +94,12 @@ class ContextTracker:
     def completed_window(self) -> None:
         """Count a training window."""
         self.step += 1
+        self.num_steps += 1
+        self._codes.clear()
+
+    def resume_at(self, step: int) -> None:
+        """Count steps on from *step*."""
+        self.step = step
         self._codes.clear()
 
     def completed_backward(self) -> None:

@@ -29,6 +29,7 @@ from traincheck_plugin.recorder.probes.seeds import SeedsProbe
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.sampling import Sampling
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.variables import Selection
 
 _active: set[Recorder] = set()
 
@@ -45,9 +46,9 @@ class Recorder:
         rank: global rank of this process.
         world_size: number of processes of the run.
         sampling: which steps are observed.
-        models_to_track: names of variables of the user's code that hold the models; empty for
-            every root module.
+        selection: which models and variables are tracked.
         modules_to_instrument: packages whose public functions and methods are recorded too.
+        first_step: index of the first step: that of a run that was resumed.
 
     Attributes:
         catalog: what the codes of the windows point into.
@@ -62,8 +63,9 @@ class Recorder:
         rank: int = 0,
         world_size: int = 1,
         sampling: Sampling = Sampling(),  # noqa: B008  # frozen
-        models_to_track: tuple[str, ...] = (),
+        selection: Selection = Selection(),  # noqa: B008  # frozen
         modules_to_instrument: tuple[str, ...] = (),
+        first_step: int = 0,
     ) -> None:
         self._problems = Problems()
         self._tape = Tape(
@@ -72,8 +74,9 @@ class Recorder:
             rank=rank,
             world_size=world_size,
             sampling=sampling,
-            models_to_track=models_to_track,
+            selection=selection,
             problems=self._problems,
+            first_step=first_step,
         )
         self._patches = Patches(self._problems)
         self._probes: list[Probe] = [
@@ -136,6 +139,48 @@ class Recorder:
         """Track the variables of *model*, which need not be found then."""
         with self._problems:
             self._tape.variables.add_root(model)
+
+    def track_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Learn of an optimizer that exists already; others are found when they step."""
+        with self._problems:
+            self._tape.variables.add_optimizer(optimizer)
+
+    @property
+    def step(self) -> int:
+        """Index of the present training step."""
+        return self._tape.tracker.step
+
+    @property
+    def num_steps(self) -> int:
+        """How many training steps were completed since the start."""
+        return self._tape.tracker.num_steps
+
+    @property
+    def spent_ns(self) -> int:
+        """Time that recording took from the training thread, sinks included."""
+        return self._tape.spent_ns
+
+    def end_batch(self) -> None:
+        """Say that a batch is over: if an optimizer stepped in it, its window is complete."""
+        self._tape.end_batch()
+
+    def attend(self) -> None:
+        """Observe every step for a while, whatever it costs."""
+        self._tape.sampler.attend(self._tape.tracker.step)
+
+    def resume_at(self, step: int) -> None:
+        """Count on from *step*: a checkpoint was loaded."""
+        self._tape.tracker.resume_at(step)
+        self.attend()
+
+    def withdraw_interruption(self) -> BaseException | None:
+        """Return what `interrupt` would have raised, which it then does not."""
+        error, self._tape.interruption = self._tape.interruption, None
+        return error
+
+    def interrupt(self, error: BaseException) -> None:
+        """Raise *error* into the training at the next recorded call."""
+        self._tape.interruption = error
 
     def observe(self, owner: Any, method: str, *, name: str, role: Role = "framework") -> None:
         """Record calls of a framework's method too, until `stop`.

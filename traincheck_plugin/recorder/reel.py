@@ -10,7 +10,7 @@ from traincheck_plugin.events import Calls, Catalog, Frame, Window
 from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
-from traincheck_plugin.recorder.sampling import Sampling
+from traincheck_plugin.recorder.sampling import Sampler
 from traincheck_plugin.recorder.windows import Mark
 
 Row = tuple[int, ...]
@@ -43,7 +43,8 @@ class Reel:
         sink: Callable[[Window], None],
         *,
         rank: int,
-        sampling: Sampling,
+        sampler: Sampler,
+        clock: Callable[[], tuple[int, int]],
         tracker: ContextTracker,
         readings: DeviceReadings,
         problems: Problems,
@@ -51,12 +52,13 @@ class Reel:
     ) -> None:
         self.rows: list[Row] = []
         self.frames: list[Frame] = []
-        self.is_observed = sampling.observes(0)
+        self.is_observed = sampler.observes(tracker.step, 0, 0)
         self.num_left_out = 0
         self._catalog = catalog
         self._sink = sink
         self._rank = rank
-        self._sampling = sampling
+        self._sampler = sampler
+        self._clock = clock
         self._tracker = tracker
         self._readings = readings
         self._problems = problems
@@ -98,7 +100,7 @@ class Reel:
             self._tracker.completed_window()
             later_rows = [self._moved(row) for row in later_rows]
             later_frames = [self._moved_frame(frame) for frame in later_frames]
-        self.is_observed = self._sampling.observes(self._tracker.step)
+        self.is_observed = self._sampler.observes(self._tracker.step, *self._clock())
         if mark is not None and not was_observed:
             # The first calls of the window that begins were not recorded.
             self.is_observed = False

@@ -7,16 +7,61 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sampling:
-    """Observe the first steps, then one in every *interval*.
+    """Observe the first steps, then one in every *interval*, or as many as the budget allows.
 
     Attributes:
-        interval: 1 observes every step.
-        warm_up_steps: how many first steps are all observed.
+        interval: 1 observes every step; None: as many as *max_overhead* allows.
+        warm_up_steps: how many first steps are all observed, whatever they cost.
+        max_overhead: the share of the training's time that observing may take, where *interval* is
+            None.
     """
 
-    interval: int = 1
+    interval: int | None = 1
     warm_up_steps: int = 0
+    max_overhead: float = 0.01
 
-    def observes(self, step: int) -> bool:
-        """Return whether the windows of *step* are observed."""
-        return step < self.warm_up_steps or step % self.interval == 0
+
+class Sampler:
+    """Decides before each step whether to observe it.
+
+    With a budget, a step is observed when its expected cost fits in what the budget has gathered
+    since the steps that are observed in any case: time passes and fills it, observing empties it.
+    So the share holds whatever steps take, and however that changes during the run.
+    """
+
+    def __init__(self, sampling: Sampling, first_step: int = 0) -> None:
+        self._sampling = sampling
+        self._attentive_until = first_step + sampling.warm_up_steps
+        self._expected_ns = 0.0
+        self._start_spent_ns = self._start_ns = 0
+        self._last_spent_ns = 0
+        self._was_observed = False
+
+    def attend(self, step: int) -> None:
+        """Observe every step for a while from *step* on: something is going on."""
+        self._attentive_until = max(self._attentive_until, step + self._sampling.warm_up_steps)
+
+    def observes(self, step: int, spent_ns: int, now_ns: int) -> bool:
+        """Return whether the windows of *step* are observed.
+
+        Args:
+            step: index of the training step.
+            spent_ns: time taken by observing so far.
+            now_ns: time since the start.
+        """
+        if self._was_observed:
+            cost = spent_ns - self._last_spent_ns
+            # A slowly moving mean; the first step, which imports and compiles, is soon forgotten.
+            self._expected_ns += (cost - self._expected_ns) * (0.3 if self._expected_ns else 1.0)
+        self._last_spent_ns = spent_ns
+        self._was_observed = self._decide(step, spent_ns, now_ns)
+        return self._was_observed
+
+    def _decide(self, step: int, spent_ns: int, now_ns: int) -> bool:
+        if step < self._attentive_until:
+            self._start_spent_ns, self._start_ns = spent_ns, now_ns
+            return True
+        if self._sampling.interval is not None:
+            return step % self._sampling.interval == 0
+        spent = spent_ns - self._start_spent_ns + self._expected_ns
+        return spent <= self._sampling.max_overhead * (now_ns - self._start_ns)

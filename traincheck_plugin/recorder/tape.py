@@ -25,10 +25,10 @@ from traincheck_plugin.recorder.naming import Apis, Labels
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.reel import Reel
-from traincheck_plugin.recorder.sampling import Sampling
+from traincheck_plugin.recorder.sampling import Sampler, Sampling
 from traincheck_plugin.recorder.signatures import Signatures
 from traincheck_plugin.recorder.sources import Sources
-from traincheck_plugin.recorder.variables import Variables
+from traincheck_plugin.recorder.variables import Selection, Variables
 from traincheck_plugin.recorder.windows import Segmenter
 
 
@@ -38,6 +38,8 @@ class Tape:
     Attributes:
         is_active: whether anything is recorded; probes pass everything through when not.
         num_backwards_open: backward calls under way on any thread.
+        spent_ns: time that recording took from the training thread, sinks included.
+        interruption: raised into the training at the next recorded call, once.
     """
 
     def __init__(
@@ -48,8 +50,9 @@ class Tape:
         rank: int,
         world_size: int,
         sampling: Sampling,
-        models_to_track: tuple[str, ...],
+        selection: Selection,
         problems: Problems,
+        first_step: int = 0,
     ) -> None:
         self.catalog = Catalog()
         self.problems = problems
@@ -57,10 +60,14 @@ class Tape:
         self.labels = Labels(self.catalog)
         self.sources = Sources(self.catalog.sources)
         self.signatures = Signatures(self.catalog.signatures)
-        self.tracker = ContextTracker(self.catalog, rank, world_size)
-        self.variables = Variables(self.catalog, self.labels, models_to_track, problems)
+        self.tracker = ContextTracker(self.catalog, rank, world_size, first_step)
+        self.variables = Variables(self.catalog, self.labels, selection, problems)
         self.next_sequence: Callable[[], int] = itertools.count().__next__
         self.next_call: Callable[[], int] = itertools.count().__next__
+        self.spent_ns = 0
+        self.start_ns = 0
+        self.sampler = Sampler(sampling, first_step)
+        self.interruption: BaseException | None = None
         readings = DeviceReadings()
         self.frames = FrameTaker(
             plan, self.catalog, self.variables, readings, problems, self.next_sequence
@@ -69,7 +76,8 @@ class Tape:
             self.catalog,
             sink,
             rank=rank,
-            sampling=sampling,
+            sampler=self.sampler,
+            clock=lambda: (self.spent_ns, time.perf_counter_ns() - self.start_ns),
             tracker=self.tracker,
             readings=readings,
             problems=problems,
@@ -82,7 +90,6 @@ class Tape:
         self.silencer = Silencer()
         self.is_active = False
         self.num_backwards_open = 0
-        self.start_ns = 0
         self._training_thread = 0
         self._thread_numbers = itertools.count(1)
 
@@ -133,6 +140,10 @@ class Tape:
         entry = self.open(
             role, api, subject=subject, optimizer=optimizer, inputs=inputs, counts=counts
         )
+        if self.interruption is not None and self.is_training_thread():
+            self.discard(entry)
+            error, self.interruption = self.interruption, None
+            raise error
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
@@ -172,6 +183,7 @@ class Tape:
         """
         if not self.is_active:
             return None
+        start_ns = time.perf_counter_ns()
         with self.problems:
             thread = self.threads
             if thread.stack:
@@ -196,7 +208,10 @@ class Tape:
             if entry.is_muting and role in LISTENING:
                 entry.is_muting = False
                 self.silencer.unmute()
-            entry.begin_ns = time.perf_counter_ns() - self.start_ns
+            now_ns = time.perf_counter_ns()
+            entry.begin_ns = now_ns - self.start_ns
+            if thread.ident == self._training_thread:
+                self.spent_ns += now_ns - start_ns
             return entry
         return None
 
@@ -220,7 +235,8 @@ class Tape:
         """End a call, and whatever began in it and is still open."""
         if entry is None:
             return
-        end_ns = time.perf_counter_ns() - self.start_ns
+        now_ns = time.perf_counter_ns()
+        end_ns = now_ns - self.start_ns
         with self.problems:
             thread = self.threads
             stack = thread.stack
@@ -229,6 +245,8 @@ class Tape:
             while stack[-1] is not entry:
                 self._finish(thread, stack.pop(), exception or "BaseException", NONE, end_ns)
             self._finish(thread, stack.pop(), exception, outputs, end_ns)
+            if thread.ident == self._training_thread:
+                self.spent_ns += time.perf_counter_ns() - now_ns
 
     def discard(self, entry: OpenCall | None) -> None:
         """Forget a call that turned out not to be one."""
@@ -243,6 +261,17 @@ class Tape:
                     self.reel.drop_frames(entry.call)
                 else:
                     self.reel.num_left_out -= 1
+
+    def end_batch(self) -> None:
+        """End the window if an optimizer stepped in it: a framework says that the batch is over."""
+        if not self.is_active or not self.is_training_thread() or self.threads.num_opaque:
+            return
+        start_ns = time.perf_counter_ns()
+        with self.problems:
+            self.silencer.mute()
+            self.segmenter.end_batch()
+            self.silencer.unmute()
+        self.spent_ns += time.perf_counter_ns() - start_ns
 
     def is_training_thread(self) -> bool:
         """Return whether the calling thread is the one that trains."""

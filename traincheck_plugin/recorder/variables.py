@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -21,15 +23,43 @@ Optimizer = torch.optim.Optimizer
 Tensor = torch.Tensor
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """Which models and variables to track.
+
+    Attributes:
+        model_names: names of variables of the user's code that hold the models; empty for every
+            model that trains.
+        discovers_models: whether models are looked for at all, besides those that are given.
+        variables: patterns, as in a shell, of names of parameters and buffers; empty for all.
+    """
+
+    model_names: tuple[str, ...] = ()
+    discovers_models: bool = True
+    variables: tuple[str, ...] = ()
+
+    def takes(self, name: str) -> bool:
+        """Return whether the parameter or buffer *name* is tracked."""
+        return not self.variables or any(fnmatchcase(name, one) for one in self.variables)
+
+
 class Variables:
-    """The tracked models and known optimizers."""
+    """The tracked models and known optimizers.
+
+    Args:
+        catalog: gets the variables.
+        labels: names the objects.
+        selection: which models and variables to track.
+        problems: takes remarks.
+    """
 
     def __init__(
-        self, catalog: Catalog, labels: Labels, names: tuple[str, ...], problems: Problems
+        self, catalog: Catalog, labels: Labels, selection: Selection, problems: Problems
     ) -> None:
+        self._selection = selection
         self._catalog = catalog
         self._labels = labels
-        self._names = names
+        self._names = selection.model_names
         self._problems = problems
         self._roots: list[weakref.ref[Any]] = []
         self._optimizers: list[weakref.ref[Any]] = []
@@ -56,13 +86,13 @@ class Variables:
         held = [p for group in optimizer.param_groups for p in group["params"]]
         known = {id(p) for root in self.roots() for p in root.parameters()}
         missing = [p for p in held if id(p) not in known]
-        if missing:
+        if missing and self._selection.discovers_models:
             for model in models_of(missing, (), self._names):
                 self.add_root(model)
 
     def add_forward(self, module: Any) -> None:
         """Learn of a module whose forward was called from outside any other forward."""
-        if module in self._seen_modules:
+        if module in self._seen_modules or not self._selection.discovers_models:
             return
         self._seen_modules.add(module)
         module = unwrapped(module)
@@ -135,6 +165,8 @@ class Variables:
 
     def _build(self) -> Structure:
         result = Structure()
+        takes = self._selection.takes
+        owned: set[int] = set()
         parameters: list[tuple[int, Tensor]] = []
         buffers: list[tuple[int, Tensor]] = []
         modules: list[tuple[int, Any]] = []
@@ -151,11 +183,16 @@ class Variables:
                         if tensor is None or _is_uninitialized(tensor):
                             continue
                         full = f"{path}.{name}" if path else name
+                        owned.add(id(tensor))
+                        if not takes(full):
+                            continue
                         code = self._tensor_code(kind, full, owner, tensor, module_type)
                         rows.append((code, tensor))
                         result.names.setdefault(id(tensor), full)
         num_owned = len(parameters)
-        for name, owner, tensor in self._orphans({id(tensor) for _, tensor in parameters}):
+        for name, owner, tensor in self._orphans(owned):
+            if not takes(name):
+                continue
             parameters.append((self._tensor_code("parameter", name, owner, tensor, ""), tensor))
             result.names.setdefault(id(tensor), name)
         result.modules = [weakref.ref(module) for _, module in modules]

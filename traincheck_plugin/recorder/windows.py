@@ -133,6 +133,11 @@ class Segmenter:
         """Return whether the window has so many calls that it is to be cut at once."""
         return calls >= (MAX_CALLS_WITHOUT_STEP if self._is_training else MAX_CALLS)
 
+    def end_batch(self) -> None:
+        """Cut the window if it is a completed one: the batch is known to be over."""
+        if self._stepped:
+            self._cut(self._mark, completed=True)
+
     def cut_here(self) -> None:
         """Cut the window: it became too long, or the recording ends."""
         was_training = self._is_training

@@ -24,8 +24,12 @@ def count_of(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-def diagnosis_block(diagnosis: Diagnosis, width: int = 80) -> list[tuple[str, str]]:
+def diagnosis_block(
+    diagnosis: Diagnosis, width: int = 80, *, is_final: bool = True
+) -> list[tuple[str, str]]:
     """Return the lines of a diagnosis as (label, text), the label empty where a line goes on.
+
+    How often it was seen is only told when it is *is_final*.
 
     Words are kept whole, so that names and ``file:line`` can be copied; a word longer than
     *width* makes its line longer.
@@ -34,7 +38,8 @@ def diagnosis_block(diagnosis: Diagnosis, width: int = 80) -> list[tuple[str, st
     if diagnosis.cause:
         rows.append(("  cause", diagnosis.cause))
     rows.append(("  first", first_occurrence(diagnosis)))
-    rows.append(("  seen", occurrences(diagnosis)))
+    if is_final:
+        rows.append(("  seen", occurrences(diagnosis)))
     lines = [line for label, text in rows for line in _wrapped(label, text, width)]
     if diagnosis.source:
         # Never wrapped: a path may hold spaces.

@@ -135,6 +135,7 @@ class _Listener(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         # This runs hundreds of times in a step, so with plain `try` in place of the guard.
         tape = self._tape
+        start_ns = _clock()
         inputs = outputs = context = source = exception = NONE
         try:
             api = self._apis.get(func, _UNKNOWN)
@@ -166,7 +167,7 @@ class _Listener(TorchFunctionMode):
                 except Exception as error:  # noqa: BLE001  # likewise
                     tape.problems.note_failure(error)
             stack = self._stack
-            start_ns = tape.start_ns
+            origin_ns = tape.start_ns
             rows = tape.reel.rows
             rows.append(
                 (
@@ -176,8 +177,8 @@ class _Listener(TorchFunctionMode):
                     NONE,
                     begin,
                     tape.next_sequence(),
-                    begin_ns - start_ns,
-                    end_ns - start_ns,
+                    begin_ns - origin_ns,
+                    end_ns - origin_ns,
                     context,
                     source,
                     inputs,
@@ -186,6 +187,7 @@ class _Listener(TorchFunctionMode):
                     0,
                 )
             )
+            tape.spent_ns += begin_ns - start_ns + _clock() - end_ns
             if len(rows) >= MAX_CALLS:
                 tape.cut_if_too_long()
         return result

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -171,7 +172,9 @@ class OptimizersProbe:
                 with tape.problems:
                     tape.refresh(entry)
                     if entry.is_observed:
+                        start_ns = time.perf_counter_ns()
                         tape.take_begin_frames(entry)
+                        tape.spent_ns += time.perf_counter_ns() - start_ns
             return result
 
         return watched

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -15,6 +16,7 @@ from traincheck_plugin.events import Role, Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.recorder import Recorder
 from traincheck_plugin.recorder.sampling import Sampling
+from traincheck_plugin.recorder.variables import Selection
 from traincheck_plugin.trace.manifest import Manifest, Outcome
 from traincheck_plugin.trace.writer import TraceWriter
 
@@ -41,7 +43,8 @@ class SessionOptions:
         trace: directory or URI of the trace; None to write none.
         rank, world_size: of this process.
         sampling: which steps to observe.
-        models_to_track: names of variables that hold models; none: whatever trains.
+        selection: which models and variables to track.
+        first_step: index of the first step: that of a run that was resumed.
         modules_to_instrument: packages whose functions are observed besides those of torch.
         command, script: for the manifest: as typed, and the entry script.
         notes: what else the manifest should tell; anything that JSON can hold.
@@ -52,7 +55,8 @@ class SessionOptions:
     rank: int = 0
     world_size: int = 1
     sampling: Sampling = field(default_factory=Sampling)
-    models_to_track: tuple[str, ...] = ()
+    selection: Selection = field(default_factory=Selection)
+    first_step: int = 0
     modules_to_instrument: tuple[str, ...] = ()
     command: tuple[str, ...] | None = None
     script: str = ""
@@ -101,13 +105,15 @@ class Session:
         self._process = os.getpid()
         self._problems: list[str] = []
         self._is_over = False
+        self._start_ns = self._end_ns = 0
         self._recorder = Recorder(
             options.plan,
             self._deliver,
             rank=options.rank,
             world_size=options.world_size,
             sampling=options.sampling,
-            models_to_track=options.models_to_track,
+            selection=options.selection,
+            first_step=options.first_step,
             modules_to_instrument=options.modules_to_instrument,
         )
         self._sinks: tuple[Sink, ...] = tuple(sinks)
@@ -120,13 +126,26 @@ class Session:
         """What could not be observed or written, a sentence each."""
         return (*self._recorder.problems, *self._problems)
 
+    @property
+    def recorder(self) -> Recorder:
+        """What observes."""
+        return self._recorder
+
+    @property
+    def overhead(self) -> float:
+        """The share that observing and checking took of the time from start to end, or to now."""
+        elapsed = (self._end_ns or time.perf_counter_ns()) - self._start_ns
+        return self._recorder.spent_ns / elapsed if self._start_ns and elapsed > 0 else 0.0
+
     def start(self) -> None:
         """Begin to observe."""
+        self._start_ns = time.perf_counter_ns()
         self._guarded("the recorder could not start", self._recorder.start)
 
     def close(self, outcome: Outcome) -> None:
         """Stop observing and finish every sink. Again: does nothing."""
         if os.getpid() == self._process:
+            self._end_ns = self._end_ns or time.perf_counter_ns()
             self._guarded("the recorder could not be stopped", self._recorder.stop)
             self.abandon(outcome)
 
@@ -205,7 +224,7 @@ def _trace_writer(options: SessionOptions, directory: str) -> TraceWriter:
         plan=options.plan.to_json(),
         options={
             **options.notes,
-            "models_to_track": options.models_to_track,
+            "models_to_track": options.selection.model_names,
             "modules_to_instrument": options.modules_to_instrument,
             "sampling_interval": options.sampling.interval,
             "warm_up_steps": options.sampling.warm_up_steps,

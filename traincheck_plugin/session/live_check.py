@@ -1,0 +1,59 @@
+"""Checks a live run with the core that checks traces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from traincheck_plugin.checker.check import CheckResult, conclude
+from traincheck_plugin.checker.diagnosis import Diagnosis, News
+from traincheck_plugin.checker.rank_check import RankCheck
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.trace.manifest import Outcome
+
+
+class LiveCheck:
+    """A sink of a session that checks each window as it comes.
+
+    Args:
+        invariants: what to check.
+        script: file name of the entry script.
+        plan: what is observed.
+        tell: called with each diagnosis, once, in the thread that trains.
+    """
+
+    def __init__(
+        self,
+        invariants: Sequence[Invariant],
+        script: str,
+        plan: Plan,
+        tell: Callable[[Diagnosis], None],
+    ) -> None:
+        self._invariants = invariants
+        self._check = RankCheck(invariants, script, plan)
+        self._news = News()
+        self._tell = tell
+
+    def write(self, window: Window) -> None:
+        """Check the next window."""
+        self._check.observe(window)
+        self._tell_news()
+
+    def close(self, outcome: Outcome, *, problems: Sequence[str]) -> None:
+        """End the check."""
+        self._check.finish()
+        self._tell_news()
+
+    def result(self, path: str, problems: Sequence[str]) -> CheckResult:
+        """Return what was found so far.
+
+        Args:
+            path: of the trace, "" where none is written.
+            problems: what could not be observed.
+        """
+        return conclude(path, self._invariants, [self._check], problems)
+
+    def _tell_news(self) -> None:
+        for diagnosis in self._news.of(self._check.violations):
+            self._tell(diagnosis)
