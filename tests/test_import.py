@@ -22,7 +22,7 @@ def modules_after(statement: str) -> set[str]:
 
 
 def test_listed_and_importable_names_agree():
-    assert all(getattr(traincheck_plugin, name) for name in traincheck_plugin.__all__)
+    assert all(hasattr(traincheck_plugin, name) for name in traincheck_plugin.__all__)
     public = {name for name in dir(traincheck_plugin) if not name.startswith("_")}
     assert set(traincheck_plugin.__all__) == public | {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'wotch'"):
