@@ -27,7 +27,6 @@ def test_listed_and_importable_names_agree():
     assert set(traincheck_plugin.__all__) == public | {"__version__"}
     with pytest.raises(AttributeError, match="no attribute 'wotch'"):
         _ = traincheck_plugin.wotch
-    assert list(traincheck_plugin.__all__) == sorted(traincheck_plugin.__all__)
 
 
 def test_the_import_loads_nothing_heavy():
