@@ -12,7 +12,7 @@ ClauseType = Literal["constant", "consistent", "unequal", "exist"]
 
 PREFIX = "meta_vars."
 
-GENERAL_VALUES = ("zero", "non_zero", "above_zero", "below_zero", "none", "non_empty")
+GENERAL_VALUES = ("zero", "non_zero", "above_zero", "below_zero", "non_empty")
 """Values of a clause that stand for a set of values."""
 
 
@@ -25,6 +25,9 @@ def _matches(value: object, expected: object) -> bool:
         ]
     if expected == "non_empty":
         return bool(value)
+    if isinstance(value, str):
+        # Whatever the script put into META_VARS is recorded as text: None as "None".
+        return value == str(expected)
     return bool(value == expected)
 
 
@@ -38,7 +41,8 @@ class Clause:
             known.
         prop_name: ``meta_vars.stage``: a property of `Context` or an annotation.
         prop_dtype: ``str``, ``int`` or ``bool``.
-        values: literal values, or one of `GENERAL_VALUES`.
+        values: literal values, or one of `GENERAL_VALUES`; an annotation, which is recorded as
+            text, has a literal as value if it is the text of it.
     """
 
     type: ClauseType
