@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Role
 from traincheck_plugin.invariants.codec import SCHEMA_VERSION, decode_invariant, encode_invariant
 from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.invariants.model import (
@@ -52,6 +54,7 @@ params = st.one_of(
         span=st.sampled_from(["call", "cycle"]),
         argument=st.none() | texts,
         attribute=st.none() | texts,
+        role=st.none() | st.sampled_from(get_args(Role)),
     ),
     st.builds(
         VarTypeParam,
@@ -202,6 +205,15 @@ def test_values_are_translated_from_traincheck():
     (decoded,) = decode_invariant(upstream_with(params=[param])).params
     assert isinstance(decoded, VarTypeParam)
     assert (decoded.pre_value, decoded.post_value) == (ANY, "not_null")
+
+
+@pytest.mark.parametrize(
+    ("given", "role"), [({}, None), ({"role": None}, None), ({"role": "step"}, "step")]
+)
+def test_a_role_that_is_null_is_as_unknown_as_one_that_is_absent(given, role):
+    param = {"param_type": "APIParam", "api_full_name": "f"} | given
+    (decoded,) = decode_invariant(upstream_with(params=[param])).params
+    assert decoded == APIParam(api_full_name="f", role=role)
 
 
 UNSUPPORTED = {

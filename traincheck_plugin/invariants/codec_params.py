@@ -90,12 +90,13 @@ def decode_param(value: object) -> Param:
 
 
 def _decode_api(obj: Mapping[str, Any]) -> Param:
+    is_given = obj.get("role") is not None
     return APIParam(
         api_full_name=take(obj, "api_full_name", str),
         span=take_one_of(obj, "span", ("call", "cycle"), "call"),
         argument=take(obj, "argument", str, None),
         attribute=take(obj, "attribute", str, None),
-        role=take_one_of(obj, "role", get_args(Role), "function") if "role" in obj else None,
+        role=take_one_of(obj, "role", get_args(Role), "function") if is_given else None,
     )
 
 
