@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels
+from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, VarNameParam
 from traincheck_plugin.relations.base import Relation
@@ -55,6 +59,15 @@ def test_untied_weights_are_named() -> None:
     assert explanation.message == "`embedding.weight` and `head.weight` differ in data"
     assert explanation.cause is not None
     assert "separate tensors" in explanation.cause.text
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attr_name": "grad_hash"}, {"var_type": "torch.nn.Buffer"}], ids=str
+)
+def test_variables_are_compared_in_one_attribute_only(changes: dict[str, str]) -> None:
+    params = (TIED[0], replace(TIED[1], **changes))
+    with pytest.raises(InvariantError, match="compares one attribute of two variables of one type"):
+        ConsistencyRelation().monitor(params)
 
 
 def test_a_gradient_of_another_dtype_is_seen() -> None:

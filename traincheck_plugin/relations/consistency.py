@@ -57,7 +57,13 @@ class ConsistencyRelation(Relation):
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         if len(params) == 2 and isinstance(params[0], VarNameParam):
-            return _TiedMonitor(*pair(self.name, params, VarNameParam, VarNameParam))
+            v, w = pair(self.name, params, VarNameParam, VarNameParam)
+            if (v.var_type, v.attr_name) != (w.var_type, w.attr_name):
+                raise InvariantError(
+                    f"{self.name} compares one attribute of two variables of one type, "
+                    f"got {v.attr_name} of {v.var_type} and {w.attr_name} of {w.var_type}"
+                )
+            return _TiedMonitor(v, w)
         first, second = pair(self.name, params, VarTypeParam, VarTypeParam)
         if first.var_type != second.var_type:
             raise InvariantError(
