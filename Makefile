@@ -14,7 +14,7 @@ DEMO  := demo_output
 # Tests run small models in many processes: more threads each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test check bench clean
+.PHONY: help install demo test check bench defaults clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ bench: $(STAMP) ## run the benchmarks and print their numbers
 	@set -e; for script in benchmarks/bench_*.py; do \
 		echo "== $$script"; $(BIN)/python $$script; \
 	done
+
+defaults: $(STAMP) ## learn the bundled invariants anew from the healthy pipelines of this repository
+	$(BIN)/python tools/default_invariants.py
 
 clean: ## remove the environment, caches and everything generated
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .hypothesis .import_linter_cache \

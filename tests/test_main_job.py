@@ -16,6 +16,7 @@ from traincheck_plugin.checker.diagnosis import Diagnosis
 from traincheck_plugin.cli import infer as infer_command
 from traincheck_plugin.invariants.jsonl import load_invariants
 from traincheck_plugin.invariants.model import APIParam, Invariant
+from traincheck_plugin.invariants.sources import load_sources
 from traincheck_plugin.trace.reader import open_run
 
 TUTORIAL = Path(__file__).parent.parent / "examples" / "tutorial"
@@ -122,13 +123,39 @@ def test_other_runs_of_the_reference_are_silent(reference, tmp_path, arguments) 
     assert not failures(check(open_run(trace), reference))
 
 
+SPARING = ("adapters", "stochastic_depth")
+"""Healthy scripts whose optimizers hold parameters without gradients: a reference in which every
+one has a gradient does not speak of them, the bundled invariants do."""
+
+
 @pytest.mark.parametrize("name", BUGS)
 def test_other_healthy_scripts_are_silent_and_checked(reference, tmp_path, name) -> None:
-    trace = collect(script(name), tmp_path / "trace")
-    result = check(open_run(trace), reference)
-    assert not failures(result)
+    run = open_run(collect(script(name), tmp_path / "trace"))
     wanted = {"step", "backward"} | ({"zero_grad"} if name in ("vae", "lstm", "gan") else set())
-    assert triggered_roles(result) >= wanted
+    for invariants in (load_sources(["default"]), *([reference] * (name not in SPARING))):
+        result = check(run, invariants)
+        assert not failures(result)
+        assert triggered_roles(result) >= wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "bug"),
+    [
+        ("adapters", "adapters_frozen"),
+        ("adapters", "no_zero_grad"),
+        ("finetune", "optimizer_before_replacement"),
+        ("lstm", "step_before_backward"),
+        ("stochastic_depth", "detached_output"),
+        ("vae", "other_model_optimizer"),
+    ],
+)
+def test_the_bundled_invariants_find_a_bug_in_the_first_step(tmp_path, name, bug) -> None:
+    trace = collect(script(name), tmp_path / "trace", "--epochs", "1", "--bug", bug)
+    found = reported(check(open_run(trace), load_sources(["default"])))
+    assert found
+    assert found[0].severity == "critical"
+    assert found[0].first.step <= 1
+    assert found[0].cause
 
 
 @pytest.mark.parametrize("name", ["vae", "lstm"])
