@@ -151,6 +151,11 @@ class Recorder:
         return self._tape.tracker.step
 
     @property
+    def next_step(self) -> int:
+        """Index of the step that a run which goes on from the present state begins with."""
+        return self.step + self._tape.segmenter.is_complete
+
+    @property
     def num_steps(self) -> int:
         """How many training steps were completed since the start."""
         return self._tape.tracker.num_steps

@@ -61,6 +61,11 @@ class Segmenter:
         self._has_completed = False
         self.has_stepped = False
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether an optimizer stepped in the present window, which lacks only its end."""
+        return bool(self._stepped)
+
     def before(self, role: Role, optimizer: Any | None, training: bool | None, calls: int) -> None:
         """Cut, if needed, before an outermost call.
 

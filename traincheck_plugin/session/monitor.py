@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -66,6 +66,7 @@ class Monitor:
         self._models = tuple(models)
         self._optimizers = tuple(optimizers)
         self._ends_block = ends_block
+        self._listeners: list[Callable[[Diagnosis], None]] = []
         self._first_step = 0
         self._session: Session | None = None
         self._check: LiveCheck | None = None
@@ -169,6 +170,10 @@ class Monitor:
         if self._session is not None:
             self._session.recorder.observe(owner, method, name=name)
 
+    def add_listener(self, listener: Callable[[Diagnosis], None]) -> None:
+        """Have *listener*, which must not raise, called with each diagnosis when it is told."""
+        self._listeners.append(listener)
+
     def end_batch(self) -> None:
         """Say that a batch is over, so that its step is judged at once.
 
@@ -186,8 +191,8 @@ class Monitor:
         """Stop watching and say what was found; *error* is what ended the run, if anything did."""
         if not self._is_watching or self._session is None:
             return
-        self._first_step = self._session.recorder.step
         self._session.close(outcome or outcome_of(error))
+        self._first_step = self._session.recorder.step
         self._is_watching = False
         if self.options.log:
             self._conclude()
@@ -196,7 +201,7 @@ class Monitor:
         """Return what a resumed run should go on from: plain numbers."""
         step = self._first_step
         if self._is_watching and self._session is not None:
-            step = self._session.recorder.step
+            step = self._session.recorder.next_step
         return {"step": step}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -249,6 +254,8 @@ class Monitor:
         ):
             lines = diagnosis_block(diagnosis, width=100, is_final=False)
             say("\n".join(label + text for label, text in lines))
+        for listener in self._listeners:
+            listener(diagnosis)
         answer = self.options.on_violation
         if answer == "raise":
             self._session.recorder.interrupt(ViolationError(message_of([diagnosis])))
