@@ -15,6 +15,7 @@ from typing import get_args
 import pyarrow as pa
 import pytest
 
+from tests.report.examples import buggy, unchecked
 from traincheck_plugin.cli import check as check_command
 from traincheck_plugin.cli import infer as infer_command
 from traincheck_plugin.cli.collect_options import build_parser as collect_parser
@@ -26,6 +27,7 @@ from traincheck_plugin.invariants.model import VAR_TYPES, Evidence, Invariant, P
 from traincheck_plugin.invariants.precondition import ClauseType
 from traincheck_plugin.plan import FULL_ATTRIBUTES
 from traincheck_plugin.relations.registry import BUILT_IN
+from traincheck_plugin.report.results import write_results
 from traincheck_plugin.trace import schema
 from traincheck_plugin.trace.manifest import End, Manifest
 
@@ -175,15 +177,12 @@ def test_every_page_is_linked_from_the_readme() -> None:
     assert {f"docs/{page.name}" for page in DOCS.glob("*.md")} <= set(links)
 
 
-NOT_YET = pytest.mark.xfail(reason="docs/commands.md has no section on it yet", strict=False)
-
-
 @pytest.mark.parametrize(
     ("command", "parser"),
     [
         ("traincheck-collect", collect_parser()),
-        pytest.param("traincheck-infer", infer_command._parser(), marks=NOT_YET),
-        pytest.param("traincheck-check", check_command._parser(), marks=NOT_YET),
+        ("traincheck-infer", infer_command._parser()),
+        ("traincheck-check", check_command._parser()),
     ],
 )
 def test_every_option_is_told(command, parser) -> None:
@@ -192,6 +191,28 @@ def test_every_option_is_told(command, parser) -> None:
         if action.dest not in ("help", "version"):
             names = [re.escape(name) for name in action.option_strings]
             assert all(re.search(rf"(?<![\w-]){name}(?![\w-])", told) for name in names), names
+
+
+def test_the_results_directory_is_told_file_by_file_and_field_by_field(tmp_path) -> None:
+    told = section(page_text("commands.md"), "### The results directory")
+    entries = {}
+    for name, result in (("buggy", buggy()), ("unchecked", unchecked())):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_results(folder, [result], [outcome.invariant for outcome in result.outcomes])
+        assert all(f"| `{path.name}` |" in told for path in folder.iterdir())
+        for path in folder.glob("*.log"):
+            for line in path.read_text(encoding="utf-8").splitlines():
+                entries |= json.loads(line)
+
+    lines, _, rest = told.partition("The logs hold")[2].partition("`violations_summary.json` is")
+    assert set(first_cells(lines)) == set(entries)
+    summary = json.loads((tmp_path / "buggy" / "violations_summary.json").read_text())
+    (violation, *_) = entries["violations"]
+    (diagnosis, *_) = summary["diagnoses"]
+    assert all(f"`{name}`" in lines for name in violation)
+    assert all(f"`{name}`" in rest for name in (*summary, *diagnosis))
+    assert all(f"`{name}`" in rest for name in diagnosis["violations"][0].keys() - violation.keys())
 
 
 def shown_type(kind):
