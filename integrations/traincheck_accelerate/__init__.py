@@ -1,4 +1,5 @@
-"""Will watch training with Hugging Face Accelerate: `watch(accelerator)` around a training loop.
+"""Watches training with Hugging Face Accelerate: ``with watch(accelerator):`` around the loop."""
 
-Nothing is public yet.
-"""
+from traincheck_accelerate.watching import watch
+
+__all__ = ["watch"]
