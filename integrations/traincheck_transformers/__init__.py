@@ -1,4 +1,5 @@
-"""Will watch training with the Hugging Face Trainer: one callback for `Trainer(callbacks=[...])`.
+"""Watches training with the Hugging Face Trainer: one callback for `Trainer(callbacks=[...])`."""
 
-Nothing is public yet.
-"""
+from traincheck_transformers.callback import TrainCheckCallback
+
+__all__ = ["TrainCheckCallback"]
