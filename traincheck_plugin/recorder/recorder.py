@@ -220,6 +220,11 @@ class Recorder:
         self.stop()
 
 
+def is_recording() -> bool:
+    """Return whether a recording is under way in this process."""
+    return bool(_active)
+
+
 def _leave_child() -> None:
     """Make recorders inactive in a forked child: a worker's calls are not the run's."""
     for recorder in list(_active):

@@ -165,6 +165,12 @@ class Monitor:
         for optimizer in (*self._optimizers, *optimizers):
             self._session.recorder.track_optimizer(optimizer)
 
+    def track_optimizers(self, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """Learn of optimizers that came to be after the start; others are found when they step."""
+        if self._is_watching and self._session is not None:
+            for optimizer in optimizers:
+                self._session.recorder.track_optimizer(optimizer)
+
     def observe(self, owner: Any, method: str, name: str) -> None:
         """Record the calls of a framework's method too; see `Recorder.observe`."""
         if self._session is not None:
