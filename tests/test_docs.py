@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from tests.report.examples import buggy, unchecked
+from traincheck_plugin import config
 from traincheck_plugin.cli import check as check_command
 from traincheck_plugin.cli import infer as infer_command
 from traincheck_plugin.cli.collect_options import build_parser as collect_parser
@@ -28,6 +29,7 @@ from traincheck_plugin.invariants.precondition import ClauseType
 from traincheck_plugin.plan import FULL_ATTRIBUTES
 from traincheck_plugin.relations.registry import BUILT_IN
 from traincheck_plugin.report.results import write_results
+from traincheck_plugin.session.options import WatchOptions
 from traincheck_plugin.trace import schema
 from traincheck_plugin.trace.manifest import End, Manifest
 
@@ -41,6 +43,9 @@ LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
 NUMBER = re.compile(r"\d[\d,.:_-]*\d")
 """What differs from machine to machine: sizes, losses, times. Single digits do not."""
+
+ANY_NUMBER = re.compile(r"\d[\d,.:_-]*")
+"""For pages that show a rule or two, and not how many there are."""
 
 by_name = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
@@ -80,6 +85,7 @@ def run(command, folder):
     environment |= {
         "COLUMNS": "80",
         "OMP_NUM_THREADS": "1",
+        "PYTHONUNBUFFERED": "1",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
     done = subprocess.run(
@@ -94,29 +100,39 @@ def run(command, folder):
     return done.returncode, done.stdout
 
 
-def assert_shows(printed, shown):
+def assert_shows(printed, shown, number):
     """Assert that the lines of *shown* were printed, in order; others may stand between them."""
-    lines = iter([NUMBER.sub("N", line).rstrip() for line in printed.splitlines()])
+    lines = iter([number.sub("N", line).rstrip() for line in printed.splitlines()])
     for line in shown.splitlines():
-        wanted = NUMBER.sub("N", line).rstrip()
+        wanted = number.sub("N", line).rstrip()
         assert wanted in lines, f"not printed, or not in this place: {line!r}\n{printed}"
+
+
+def assert_goes_as_it_says(page, scripts, folder, number=NUMBER):
+    """Assert that the commands of a page print what it shows, in a folder with *scripts*."""
+    bash = shutil.which("bash")
+    if bash is None:
+        pytest.skip("there is no bash to run the blocks of the page with")
+    for script in scripts.glob("*.py"):
+        shutil.copy(script, folder)
+    before, printed = "", ""
+    for language, body in FENCE.findall(page_text(page)):
+        if language == "bash":
+            code, printed = run([bash, "-c", body], folder)
+            assert code == 0, f"{body}\n{printed}"
+        elif language == "text" and before == "bash":
+            assert_shows(printed.replace(str(folder), "/home/me"), body, number)
+        before = language
+
+
+@pytest.mark.slow
+def test_guarding_a_run_goes_as_it_says(tmp_path) -> None:
+    assert_goes_as_it_says("live.md", ROOT / "examples" / "plain", tmp_path, ANY_NUMBER)
 
 
 @pytest.mark.slow
 def test_the_tutorial_goes_as_it_says(tmp_path) -> None:
-    bash = shutil.which("bash")
-    if bash is None:
-        pytest.skip("there is no bash to run the blocks of the tutorial with")
-    for script in SCRIPTS.glob("*.py"):
-        shutil.copy(script, tmp_path)
-    before, printed = "", ""
-    for language, body in FENCE.findall(page_text("tutorial.md")):
-        if language == "bash":
-            code, printed = run([bash, "-c", body], tmp_path)
-            assert code == 0, f"{body}\n{printed}"
-        elif language == "text" and before == "bash":
-            assert_shows(printed, body)
-        before = language
+    assert_goes_as_it_says("tutorial.md", SCRIPTS, tmp_path)
 
     (results,) = {path.parent for path in tmp_path.rglob("failed.log") if path.stat().st_size}
     listed = section(page_text("tutorial.md"), "## What the results directory holds")
@@ -213,6 +229,15 @@ def test_the_results_directory_is_told_file_by_file_and_field_by_field(tmp_path)
     assert all(f"`{name}`" in lines for name in violation)
     assert all(f"`{name}`" in rest for name in (*summary, *diagnosis))
     assert all(f"`{name}`" in rest for name in diagnosis["violations"][0].keys() - violation.keys())
+
+
+def test_the_options_of_a_live_run_are_told() -> None:
+    told = section(page_text("live.md"), "## Options")
+    options, _, environment = told.partition("| environment variable |")
+    assert first_cells(options) == [field.name for field in fields(WatchOptions)]
+    assert set(re.findall(r"`([A-Z_]+)`", environment)) == set(
+        re.findall(r"`([A-Z_]+)`", config.__doc__)
+    )
 
 
 def shown_type(kind):
