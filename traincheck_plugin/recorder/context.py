@@ -21,7 +21,7 @@ class ContextTracker:
     Attributes:
         step: training windows completed, those before a resumed run's start included.
         num_steps: training windows completed since the start of this recording.
-        micro_step: backward calls completed since the last optimizer step.
+        micro_step: backward calls completed since the last optimizer step, a skipped one included.
     """
 
     def __init__(self, catalog: Catalog, rank: int, world_size: int, first_step: int = 0) -> None:
@@ -114,6 +114,11 @@ class ContextTracker:
         """Count a step of *optimizer*."""
         self.micro_step = 0
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
+        self._codes.clear()
+
+    def attempted_step(self) -> None:
+        """Note a step that was made or skipped: the micro-batches so far are used up."""
+        self.micro_step = 0
         self._codes.clear()
 
     def steps_since_clear(self, optimizer: Any) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -28,9 +30,10 @@ class ScalingProbe:
         """Patch the base classes and what overrides their methods."""
         for name in ("step", "unscale_", "update"):
             for cls in subclasses_overriding(GradScaler, name):
+                function = vars(cls)[name]
                 method = recorded(
                     tape,
-                    vars(cls)[name],
+                    _attempting(tape, function) if name == "step" else function,
                     "scaler",
                     partial(_scaler_api, tape, name),
                     optimizer=_optimizer,
@@ -48,6 +51,17 @@ class ScalingProbe:
 
     def detach(self) -> None:
         """Nothing beyond the patches."""
+
+
+def _attempting(tape: Tape, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def step(*args: Any, **kwargs: Any) -> Any:
+        result = function(*args, **kwargs)
+        if tape.is_training_thread():
+            tape.tracker.attempted_step()
+        return result
+
+    return step
 
 
 def _scaler_api(tape: Tape, name: str, scaler: Any) -> int:
