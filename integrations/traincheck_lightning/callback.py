@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from traincheck_lightning.base import callback_base
+from traincheck_plugin.annotations import annotate_stage
 from traincheck_plugin.report.report import Report
 from traincheck_plugin.session.console import say
 from traincheck_plugin.session.monitor import PREFIX, Monitor
@@ -75,6 +76,7 @@ class TrainCheckCallback(Callback):
         self._trainer: Any = None
         self._has_begun = False
         self._num_logged = 0.0
+        self._annotation: annotate_stage | None = None
 
     @property
     def report(self) -> Report:
@@ -128,9 +130,17 @@ class TrainCheckCallback(Callback):
             # Goes on after another fit, or from a checkpoint that was saved without this callback.
             self._monitor.load_state_dict({"step": _num_steps(self._trainer)})
 
+    def on_train_batch_start(self, *_: Any) -> None:
+        trainer = self._trainer
+        if self._monitor.is_watching and trainer is not None and trainer.fit_loop._skip_backward:
+            # `StochasticWeightAveraging` ends with an epoch that only renews the statistics of
+            # batch normalisation. The optimizer steps in it, without gradients.
+            self._annotation = annotate_stage("statistics")
+
     def on_train_batch_end(self, *_: Any) -> None:
         if not self._monitor.is_watching:
             return
+        self._end_annotation()
         try:
             self._monitor.end_batch()
         finally:
@@ -198,9 +208,15 @@ class TrainCheckCallback(Callback):
         atexit.register(self._end_at_exit)
 
     def _end(self, error: BaseException | None = None) -> None:
+        self._end_annotation()
         self._monitor.stop(error)
         self._log_metrics(is_over=True)
         self._trainer = None
+
+    def _end_annotation(self) -> None:
+        if self._annotation is not None:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
 
     def _end_at_exit(self) -> None:
         self._end(getattr(sys, "last_value", None))
