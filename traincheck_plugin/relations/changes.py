@@ -104,13 +104,13 @@ class ChangeMonitor(Monitor):
         if self._variables.quantifier == "every":
             failing = change.subject & ~change.did
             if moved:
-                failing &= ~_inert(window, change.begin, normalised=False)
+                failing &= ~inert(window, change.begin, normalised=False)
                 if not failing.any() and not change.did.any():
                     return None
             return not failing.any()
         if change.did.any():
             return True
-        if moved and (change.subject & _inert(window, change.begin, normalised=True)).any():
+        if moved and (change.subject & inert(window, change.begin, normalised=True)).any():
             return None
         return False
 
@@ -149,7 +149,7 @@ def _value(value: Any) -> str:
     return "anything" if value == ANY else str(value).replace("_", " ")
 
 
-def _inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
+def inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
     """Return which parameters an optimizer cannot be expected to move.
 
     The size of an update is bounded with the learning rate and the gradient norm, as it is in

@@ -11,6 +11,7 @@ from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 
 P = TypeVar("P", bound=Param)
 Q = TypeVar("Q", bound=Param)
+R = TypeVar("R", bound=Param)
 
 
 def pair(relation: str, params: tuple[Param, ...], first: type[P], second: type[Q]) -> tuple[P, Q]:
@@ -24,6 +25,22 @@ def pair(relation: str, params: tuple[Param, ...], first: type[P], second: type[
     raise InvariantError(
         f"{relation} expects the parameters {first.__name__} and {second.__name__}, "
         f"got {', '.join(type(p).__name__ for p in params) or 'none'}"
+    )
+
+
+def three(
+    relation: str, params: tuple[Param, ...], first: type[P], second: type[Q], third: type[R]
+) -> tuple[P, Q, R]:
+    """Return the three parameters of a relation that takes so many; see `pair`.
+
+    Raises:
+        InvariantError: there are not three, or they are of other types.
+    """
+    if len(params) == 3 and isinstance(params[2], third):
+        return *pair(relation, params[:2], first, second), params[2]
+    raise InvariantError(
+        f"{relation} expects the parameters {first.__name__}, {second.__name__} and "
+        f"{third.__name__}, got {', '.join(type(p).__name__ for p in params) or 'none'}"
     )
 
 

@@ -9,11 +9,14 @@ from importlib.metadata import entry_points
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Relation
+from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
+from traincheck_plugin.relations.var_state import VarStateRelation
 
 ENTRY_POINTS = "traincheck_plugin.relations"
 """The entry-point group under which other packages add relations."""
@@ -23,8 +26,11 @@ BUILT_IN: tuple[Relation, ...] = (
     ConsistencyRelation(),
     ConsistentOutputRelation(),
     ConsistentInputOutputRelation(),
+    CallCountRelation(),
     FunctionCoverRelation(),
     FunctionLeadRelation(),
+    VarPeriodicChangeRelation(),
+    VarStateRelation(),
 )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Array, Bool, Frame, GradState, Window
+from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, VarTypeParam
 
 
@@ -16,8 +16,8 @@ def matches(attribute: str, expected: Any, column: Array, before: Array | None =
 
     Args:
         attribute: the attribute that the column holds.
-        expected: a literal, None, ``non_zero``, ``not_null``, ``changed`` or `ANY`. For gradients
-            None means cleared: absent or all zero, as `zero_grad` leaves either.
+        expected: a literal, None, ``non_zero``, ``not_null``, ``finite``, ``changed`` or `ANY`.
+            For gradients None means cleared: absent or all zero, as `zero_grad` leaves either.
         column: values of one frame.
         before: values of the same variables in the frame that ``changed`` compares with.
 
@@ -35,6 +35,11 @@ def matches(attribute: str, expected: Any, column: Array, before: Array | None =
             return np.asarray(column >= GradState.NON_ZERO)
         if expected == "not_null":
             return np.asarray(column > GradState.NULL)
+        if expected == "finite":
+            return np.asarray(column != GradState.NON_FINITE)
+    elif attribute == "optimizer":
+        if expected == "not_null":
+            return np.asarray(column != NONE)
     elif expected == "non_zero":
         return np.asarray(column != 0)
     elif isinstance(expected, bool | int | float):

@@ -1,0 +1,248 @@
+"""VarStateRelation: what variables are when a call begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Array, Bool, Frame, Role, Variable, Window
+from traincheck_plugin.invariants.model import (
+    ANY,
+    VAR_TYPES,
+    APIParam,
+    Hypothesis,
+    Param,
+    Scope,
+    Severity,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.naming import describe_variables, short
+from traincheck_plugin.relations.params import pair, variable_plan
+from traincheck_plugin.relations.values import is_about, matches, select
+
+PARAMETER, MODULE = VAR_TYPES["parameter"], VAR_TYPES["module"]
+
+TRAINABLE = (("requires_grad", True), ("in_model", True))
+HELD = (("held", True),)
+
+OPTIMIZED = VarTypeParam(
+    var_type=PARAMETER,
+    attr_name="optimizer",
+    pre_value="not_null",
+    quantifier="every",
+    where=TRAINABLE,
+)
+IN_MODEL = VarTypeParam(
+    var_type=PARAMETER, attr_name="in_model", pre_value=True, quantifier="every", where=HELD
+)
+LEARNING = VarTypeParam(
+    var_type=PARAMETER, attr_name="lr", pre_value="non_zero", quantifier="every", where=HELD
+)
+FINITE = VarTypeParam(
+    var_type=PARAMETER, attr_name="grad", pre_value="finite", quantifier="every", where=HELD
+)
+TRAIN_MODE = VarTypeParam(var_type=MODULE, attr_name="value", pre_value=True, quantifier="every")
+ACCUMULATED = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero")
+
+STATES: dict[Role, tuple[VarTypeParam, ...]] = {
+    "step": (OPTIMIZED, IN_MODEL, LEARNING, FINITE),
+    "backward": (TRAIN_MODE, ACCUMULATED),
+}
+"""What may hold of variables when a call of the role begins."""
+
+_SENTENCES = {
+    OPTIMIZED: (
+        "every parameter that requires gradients is in an optimizer when {name} runs",
+        "{who} {require} gradients and {be} in no optimizer when {name} runs",
+    ),
+    IN_MODEL: (
+        "every parameter that {name} holds is in a model that ran",
+        "{count} of {total} parameters that {name} holds are in no model that ran",
+    ),
+    LEARNING: (
+        "every parameter that {name} holds has a learning rate above 0",
+        "the learning rate of {count} of {total} parameters that {name} holds is 0",
+    ),
+    FINITE: (
+        "every gradient that {name} uses is finite",
+        "the gradients of {count} of {total} parameters are NaN or infinite when {name} runs",
+    ),
+    TRAIN_MODE: (
+        "every module is in training mode when {name} runs",
+        "{count} of {total} modules are in eval mode when {name} runs",
+    ),
+    ACCUMULATED: (
+        "gradients are there to add to when {name} runs",
+        "no gradients were left to add to when {name} ran",
+    ),
+}
+"""For the rules that are proposed: the rule, and what happened instead."""
+
+
+class VarStateRelation(Relation):
+    """When A is called, *some* / *every* variable that the rule speaks of has a value.
+
+    ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``.
+
+    Catches a model that an evaluation left in eval mode, and a layer that is in no optimizer.
+    Cannot see what happens between the calls.
+    """
+
+    name = "VarStateRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        api, variables = pair(self.name, params, APIParam, VarTypeParam)
+        if variables.var_type not in VAR_TYPES.values():
+            raise InvariantError(
+                f"expected a var_type that is one of {', '.join(VAR_TYPES.values())}, "
+                f"got {variables.var_type!r}"
+            )
+        if variables.pre_value == ANY or variables.post_value != ANY:
+            raise InvariantError(f"{self.name} needs a pre_value and no post_value")
+        return _Monitor(api, variables)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        api, variables = pair(self.name, params, APIParam, VarTypeParam)
+        name = short(api.api_full_name)
+        if variables in _SENTENCES:
+            return _SENTENCES[variables][0].format(name=name)
+        return (
+            f"{variables.attr_name} of {variables.quantifier} {variables.var_type} is "
+            f"{variables.pre_value} when {name} runs"
+        )
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return variable_plan(*pair(self.name, params, APIParam, VarTypeParam))
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "critical" if params[1] == FINITE else "warning"
+
+    def scope(self, params: tuple[Param, ...]) -> Scope:
+        # Healthy pipelines leave parts out of the optimizer, freeze normalisation, start at lr 0.
+        return "universal" if params[1] == FINITE else "pipeline"
+
+
+class _Monitor(Monitor):
+    def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
+        self._api = api
+        self._variables = variables
+
+    def observe(self, window: Window) -> Examples:
+        rows: list[int] = []
+        holds: list[bool] = []
+        seen: list[tuple[Frame, Bool, Bool]] = []
+        param = self._variables
+        for row in window.rows_of_name(self._api.api_full_name).tolist():
+            for frame in window.frames_of_call.get(int(window.calls.call[row]), ()):
+                if frame.phase != "begin" or not is_about(window, frame, param):
+                    continue
+                subject = select(param, frame, int(window.calls.object[row]))
+                if subject is None or not subject.any():
+                    continue
+                met = subject & matches(param.attr_name, param.pre_value, _column(frame, param))
+                rows.append(row)
+                holds.append(bool((met == subject).all() if _is_every(param) else met.any()))
+                seen.append((frame, subject & ~met, met))
+        if not rows:
+            return NO_EXAMPLES
+        where = np.array(rows, np.int64)
+
+        def explain(index: int) -> Explanation:
+            return self._explain(window, int(where[index]), *seen[index])
+
+        return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+
+    def _explain(
+        self, window: Window, row: int, frame: Frame, failing: Bool, met: Bool
+    ) -> Explanation:
+        param = self._variables
+        name = short(window.catalog.apis[int(window.calls.api[row])].name)
+        names = [window.catalog.variables[int(code)] for code in frame.variables[failing]]
+        one = len(names) == 1
+        who = describe_variables(names)
+        happened = _SENTENCES.get(param, ("", "{who} did not have {attr} {value} at {name}"))[1]
+        text = happened.format(
+            name=name,
+            who=who,
+            count=len(names),
+            total=len(names) + int(met.sum()),
+            be="is" if one else "are",
+            require="requires" if one else "require",
+            attr=param.attr_name,
+            value=param.pre_value,
+        )
+        labels = tuple(sorted(v.label for v in names))
+        if param == OPTIMIZED:
+            cause = Cause(
+                fact="in no optimizer",
+                subjects=labels,
+                text=f"{who} {'was' if one else 'were'} not given to an optimizer, "
+                "or replaced after one was built",
+            )
+        elif param == TRAIN_MODE:
+            cause = Cause(
+                fact="in eval mode",
+                subjects=labels,
+                text=f"{_modules(names)} {'is' if one else 'are'} in eval mode while training: "
+                "eval() was called, and no train() after it",
+            )
+        elif param == ACCUMULATED:
+            cause = Cause(
+                fact="accumulated gradients were cleared",
+                subjects=(name,),
+                text="the gradients of the earlier micro-batches were cleared before the step",
+            )
+        else:
+            return Explanation(message=text, cause=find_cause(window, row, frame, failing, met))
+        return Explanation(message=text, cause=cause)
+
+
+def _is_every(param: VarTypeParam) -> bool:
+    return param.quantifier == "every"
+
+
+def _column(frame: Frame, param: VarTypeParam) -> Array:
+    return frame.columns[param.attr_name]
+
+
+def _modules(names: Sequence[Variable]) -> str:
+    if len(names) <= 3:
+        return ", ".join(f"`{v.label}`" for v in names)
+    return f"{len(names)} modules (`{names[0].label}`, `{names[1].label}`, ...)"
+
+
+class _Proposer(Proposer):
+    """Proposes every state that held at least once."""
+
+    def __init__(self) -> None:
+        self._found: dict[Hypothesis, None] = {}
+
+    def observe(self, window: Window) -> None:
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            for state in STATES.get(api.role, ()):
+                params = (APIParam(api_full_name=api.general, role=api.role), state)
+                hypothesis = Hypothesis(relation=VarStateRelation.name, params=params)
+                if hypothesis in self._found:
+                    continue
+                if _Monitor(*params).observe(window).holds.any():
+                    self._found[hypothesis] = None
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        return tuple(self._found)
