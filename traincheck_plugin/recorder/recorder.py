@@ -184,8 +184,12 @@ class Recorder:
         return error
 
     def interrupt(self, error: BaseException) -> None:
-        """Raise *error* into the training at the next recorded call."""
-        self._tape.interruption = error
+        """Raise *error* into the training at the next recorded call, unless another waits there.
+
+        What comes first says most: diagnoses come gravest first.
+        """
+        if self._tape.interruption is None:
+            self._tape.interruption = error
 
     def observe(self, owner: Any, method: str, *, name: str, role: Role = "framework") -> None:
         """Record calls of a framework's method too, until `stop`.
