@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-from pathlib import Path
-
 import torch
 from transformers import (
     BertConfig,
@@ -106,10 +102,17 @@ def trainer(folder, *callbacks, model=None, data=None, cls=Trainer, others=None,
     )
 
 
-def plain_loop(model, data, *, num_epochs=1, accumulate=1):
-    """Train the way that a script without a framework does."""
+def plain_loop(model, data, *, num_epochs=2, accumulate=1, warm_up=0):
+    """Train the way that a script without a framework does.
+
+    The learning rate goes down, or with *warm_up* from 0 up to where it then stays.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=100)
+    if warm_up:
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: min(1.0, step / warm_up)
+        )
     loader = torch.utils.data.DataLoader(data, batch_size=BATCH, shuffle=True)
     for _ in range(num_epochs):
         model.train()
@@ -133,9 +136,18 @@ def learn(path, *traces):
     return path
 
 
-def watched_plain_loop(folder, make_model, data, **options):
+def watched_plain_loop(trace, make_model, data, **options):
     """Return the trace of a plain loop."""
-    with watch(output_dir=folder / "plain", log=False) as monitor:
-        plain_loop(make_model(), data, num_epochs=2, **options)
+    with watch(output_dir=trace, log=False) as monitor:
+        plain_loop(make_model(), data, **options)
     assert monitor.report.problems == ()
-    return folder / "plain"
+    return trace
+
+
+def learn_from_plain_loops(folder, make_model, data):
+    """Write what two plain loops have in common that differ in what users change most."""
+    simple = watched_plain_loop(folder / "simple", make_model, data)
+    other = watched_plain_loop(
+        folder / "other", make_model, data, accumulate=5, warm_up=3, num_epochs=6
+    )
+    return learn(folder / "rules.json", simple, other)
