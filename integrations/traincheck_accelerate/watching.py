@@ -58,9 +58,8 @@ def watch(
     Every process of a distributed run enters the block.
 
     Args:
-        accelerator: of the training; what it has prepared is watched, and what it prepares inside
-            the block is found.
-        *trained: models and optimizers to watch instead; without a model, those of *accelerator*.
+        accelerator: of the training; it may have prepared the models or prepare them in the block.
+        *trained: models and optimizers to watch; without a model every model that trains.
         invariants: files of invariants to check; None: the bundled ones, unless a trace is written.
         output_dir: where to write a trace to learn invariants from.
         on_violation: ``warn`` says so in the log; ``stop`` also leaves the block; ``raise`` leaves
@@ -90,25 +89,24 @@ def watch(
         parameters=parameters,
         log=log,
     )
-    are_models_given = any(isinstance(one, torch.nn.Module) for one in trained)
-    return _Block(accelerator, monitor, adds_models=not are_models_given)
+    return _Block(accelerator, monitor)
 
 
 class _Block(AbstractContextManager[Monitor]):
     """Drives a monitor with the events of an accelerator."""
 
-    def __init__(self, accelerator: Accelerator, monitor: Monitor, *, adds_models: bool) -> None:
+    def __init__(self, accelerator: Accelerator, monitor: Monitor) -> None:
         self._accelerator = accelerator
         self._monitor = monitor
-        self._adds_models = adds_models
         self._checkpoints = Checkpoints(accelerator, monitor)
         self._trackers = Trackers(accelerator, monitor)
         self._patches = Patches(Problems())
 
     def __enter__(self) -> Monitor:
         accelerator, monitor = self._accelerator, self._monitor
+        # Models are found by the optimizers that hold their parameters, and when they run: what
+        # was prepared need not be all that trains.
         monitor.start(
-            models=accelerator._models if self._adds_models else (),
             optimizers=[inner_optimizer(one) for one in accelerator._optimizers],
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,

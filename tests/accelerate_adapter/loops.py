@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
+from traincheck_accelerate import watch
 
 import traincheck_plugin
 from traincheck_plugin.inference.infer import infer
-from traincheck_plugin.invariants.jsonl import dump_invariants
+from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.trace.reader import open_run
 
 NUM_BATCHES = 10
@@ -74,12 +75,16 @@ def accelerated(
     bug=None,
     prepares_inside=False,
     num_batches=NUM_BATCHES,
-    on_batch=lambda number: None,
-    logs=False,
+    on_batch=lambda accelerator, number: None,
+    scaler=None,
     **options,
 ):
     """Train with Accelerate; return the losses and the final weights."""
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate, **options)
+    if scaler is not None:
+        # Accelerate gives fp16 on the CPU no scaler of its own.
+        accelerator.native_amp = True
+        accelerator.scaler = scaler
     model, optimizer, scheduler = parts()
     loader = batches(num_batches)
     losses = []
@@ -106,7 +111,7 @@ def accelerated(
         number = 0
         for _ in range(epochs):
             for inputs, labels in loader:
-                on_batch(number)
+                on_batch(accelerator, number)
                 number += 1
                 with accelerator.accumulate(model):
                     if bug == "zero_grad_first":
@@ -122,13 +127,31 @@ def accelerated(
                     if bug not in ("zero_grad_first", "model_zero_grad", "no_zero_grad"):
                         optimizer.zero_grad()
                 losses.append(loss.item())
-                if logs:
-                    accelerator.log({"loss": loss.item()}, step=number)
     return losses, weights(accelerator.unwrap_model(model))
 
 
 def weights(model):
     return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def watching(**options):
+    """Return what makes a block that watches every step, and the list of its monitors."""
+    monitors = []
+
+    @contextmanager
+    def block(accelerator):
+        with watch(accelerator, every_n_steps=1, **options) as monitor:
+            monitors.append(monitor)
+            yield
+
+    return block, monitors
+
+
+def report_of(invariants, log=False, **training):
+    """Train with Accelerate, watched, and return the report."""
+    block, monitors = watching(invariants=invariants, log=log)
+    accelerated(block, **training)
+    return monitors[0].report
 
 
 def learned(trace, path):
@@ -137,7 +160,23 @@ def learned(trace, path):
     return path
 
 
-def recording_plain(path, **options):
-    """Train without Accelerate, recorded, and learn from it."""
-    plain(lambda: traincheck_plugin.watch(output_dir=path / "trace", log=False), **options)
-    return learned(path / "trace", path / "invariants.json")
+def without_counts(path):
+    """Return a file of the rules in *path* that do not count calls per step."""
+    kept = [i for i in load_invariants(path) if i.relation != "CallCountRelation"]
+    chosen = path.with_name(f"{path.stem}_without_counts.json")
+    dump_invariants(kept, chosen)
+    return chosen
+
+
+def learned_from_plain(folder, **training):
+    """Train without Accelerate, recorded; return the file of what was learned."""
+    trace = folder / "plain"
+    plain(lambda: traincheck_plugin.watch(output_dir=trace, log=False), **training)
+    return learned(trace, folder / "plain.json")
+
+
+def learned_from_accelerated(folder, **training):
+    """Train with Accelerate, recorded; return the file of what was learned."""
+    trace = folder / "accelerated"
+    accelerated(lambda accelerator: watch(accelerator, output_dir=trace, log=False), **training)
+    return learned(trace, folder / "accelerated.json")
