@@ -27,6 +27,7 @@ _WRAPPERS = {
     "DataParallel": "module",
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "OptimizedModule": "_orig_mod",
+    "_FabricModule": "_forward_module",
 }
 _OPTIMIZED = 0x0001  # CO_OPTIMIZED: the code of a function, whose locals are no dict
 
