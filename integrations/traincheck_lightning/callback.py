@@ -83,13 +83,10 @@ class TrainCheckCallback(Callback):
         """What was found in the run that is watched, or was watched last."""
         return self._monitor.report
 
-    @property
-    def should_stop(self) -> bool:
-        """Whether a violation was found and training is to end."""
-        return self._monitor.should_stop
-
     def watch(self) -> Monitor:
         """Watch what happens inside a ``with`` block: for Fabric.
+
+        With *on_violation* ``stop`` a violation leaves the block.
 
         Example:
             >>> callback = TrainCheckCallback(log=False)

@@ -18,7 +18,9 @@ from traincheck_plugin.inference.infer import infer
 from traincheck_plugin.invariants.jsonl import dump_invariants
 from traincheck_plugin.trace.reader import open_run
 
-SET_BY_TESTS = ("PYTEST_", "TRAINCHECK_")
+SET_BY_OTHERS = ("PYTEST_", "TRAINCHECK_", "WORLD_SIZE", "PL_")
+"""The tests set them, or Lightning."""
+
 PATCHED = (
     torch.optim.Optimizer,
     torch.optim.AdamW,
@@ -61,7 +63,7 @@ def world():
         "finders": list(map(id, sys.meta_path)),
         "threads": {t for t in threading.enumerate() if t.name != "tqdm_monitor"},
         "handlers": [list(logging.getLogger(name).handlers) for name in names],
-        "environment": {k: v for k, v in os.environ.items() if not k.startswith(SET_BY_TESTS)},
+        "environment": {k: v for k, v in os.environ.items() if not k.startswith(SET_BY_OTHERS)},
     }
 
 
