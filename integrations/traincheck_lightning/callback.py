@@ -52,7 +52,8 @@ class TrainCheckCallback(Callback):
 
     def __init__(
         self,
-        invariants: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] | None = None,
+        # The order counts for jsonargparse, which would take a list for a path.
+        invariants: str | Sequence[str | os.PathLike[str]] | os.PathLike[str] | None = None,
         output_dir: str | os.PathLike[str] | None = None,
         on_violation: OnViolation = "warn",
         max_overhead: float = 0.01,

@@ -67,7 +67,7 @@ def run(monkeypatch, tmp_path, *arguments, invariants="default", on_violation="w
     return callback
 
 
-@pytest.mark.parametrize("invariants", ["default", "[default]", "null"])
+@pytest.mark.parametrize("invariants", ["default", "[default, default]", "null"])
 def test_a_config_with_every_option(monkeypatch, tmp_path, invariants):
     callback = run(monkeypatch, tmp_path, invariants=invariants)
     options = callback._options
