@@ -80,11 +80,7 @@ HEALTHY = {
     "decay": {"weight_decay": 0.1, "optim": "sgd", "learning_rate": 0.1},
 }
 
-healthy = pytest.mark.parametrize(
-    "changes",
-    HEALTHY.values(),
-    ids=HEALTHY,
-)
+healthy = pytest.mark.parametrize("changes", HEALTHY.values(), ids=HEALTHY)
 
 
 @healthy
