@@ -64,11 +64,12 @@ def test_a_resumed_run_counts_on(run, tmp_path, bug):
 
 @pytest.mark.parametrize("is_saving", [True, False])
 @pytest.mark.parametrize("is_loading", [True, False])
-def test_checkpoints_load_with_and_without_watching(run, tmp_path, is_saving, is_loading):
+def test_checkpoints_load_with_and_without_watching(run, tmp_path, caplog, is_saving, is_loading):
     run(is_saving, 6, save="first")
     assert (tmp_path / "first" / FILE).exists() == is_saving
     losses, monitor = run(is_loading, 5, load="first")
     assert losses == run(False, 5, load="first")[0]
+    assert not [record for record in caplog.records if record.name == "traincheck"]
     if is_loading:
         assert monitor.state_dict() == {"step": 11 if is_saving else 5}
         assert monitor.report.diagnoses == ()

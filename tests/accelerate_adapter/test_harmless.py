@@ -196,7 +196,11 @@ def test_given_models_are_watched_instead_of_the_prepared(tmp_path):
     held = [*watched.parameters(), *other.parameters()]
     watched, other, optimizer = accelerator.prepare(watched, other, torch.optim.SGD(held, lr=0.1))
     trace = tmp_path / "trace"
-    with watch(accelerator, watched, optimizer, parameters="w*", output_dir=trace, log=False):
+    options = {"parameters": "w*", "output_dir": trace, "log": False}
+    with watch(accelerator, watched, optimizer, **options) as monitor:
+        # The optimizer that steps, not the one that Accelerate puts around it.
+        (known,) = monitor._session.recorder._tape.variables.optimizers()
+        assert type(known) is torch.optim.SGD
         for _ in range(2):
             accelerator.backward(other(watched(torch.randn(4, 3))).sum())
             optimizer.step()

@@ -149,7 +149,8 @@ def test_several_models_and_optimizers(from_plain, tmp_path):
 def test_what_trains_without_being_prepared(tmp_path):
     def train(watch_plainly):
         torch.manual_seed(0)
-        model, head = nn.Linear(4, 3), nn.Linear(3, 1)
+        model = nn.Sequential(*(nn.Linear(size, size + 1) for size in range(4, 10)))
+        head = nn.Linear(10, 1)
         optimizer = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
         accelerator = Accelerator(cpu=True)
         if watch_plainly:
