@@ -120,7 +120,7 @@ class TrainCheckCallback(Callback):
 
     def on_train_start(self, *_: Any) -> None:
         if self._trainer is None:
-            if not self._monitor.is_watching:
+            if not self._monitor.is_watching and not self._yields(()):
                 self._begin_fabric()
             return
         self._monitor.track_optimizers(self._trainer.optimizers)
@@ -166,7 +166,7 @@ class TrainCheckCallback(Callback):
 
     def on_after_optimizer_step(self, strategy: Any, optimizer: Any) -> None:
         """Begin to watch: the first step with Fabric, and nothing told of a start before."""
-        if not self._has_begun:
+        if not self._has_begun and not self._yields(()):
             self._begin_fabric()
 
     def state_dict(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ class TrainCheckCallback(Callback):
         return {**self.__dict__, "_monitor": monitor}
 
     def _yields(self, callbacks: Sequence[Any]) -> bool:
-        """Return whether to leave the watching to another of *callbacks*."""
+        """Return whether to leave the watching to another of *callbacks*, or to what watches."""
         return False
 
     def _begin(self, monitor: Monitor, **run: Any) -> None:

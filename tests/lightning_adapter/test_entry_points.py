@@ -86,6 +86,22 @@ def test_it_leaves_the_watching_to_what_watches_already(monkeypatch, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["own"]
 
 
+def test_it_leaves_the_watching_to_a_callback_of_the_user_in_fabric(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRAINCHECK_OUTPUT_DIR", str(tmp_path / "environment"))
+    own = TrainCheckCallback(output_dir=tmp_path / "own", log=False)
+    fabric = Fabric(accelerator="cpu", devices=1, callbacks=[own])
+    module = Classifier()
+    model, optimizer = fabric.setup(module.net, module.configure_optimizers())
+    fabric.call("on_train_start")
+    for x, _ in loader(3):
+        optimizer.zero_grad()
+        fabric.backward(model(x).square().mean())
+        optimizer.step()
+    fabric.call("on_train_end")
+    assert own.report.num_steps == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["own"]
+
+
 def test_it_keeps_nothing_in_checkpoints(monkeypatch, tmp_path):
     monkeypatch.setenv("TRAINCHECK_INVARIANTS", "default")
     fitting = trainer(ModelCheckpoint(tmp_path), enable_checkpointing=True, max_epochs=1)
