@@ -39,6 +39,20 @@ def test_cover_is_what_the_formula_says(names: list[str], cut: set[int]) -> None
     assert labels(FunctionCoverRelation(), PARAMS, _windows(names, cut)) == expected
 
 
+STEP = "torch.optim.Adam.step"
+
+
+@given(st.lists(st.sampled_from([A, B, STEP]), max_size=20), cuts)
+def test_what_came_before_the_last_step_does_not_cover(names: list[str], cut: set[int]) -> None:
+    expected = []
+    fences = [i for i, name in enumerate(names) if name == B]
+    for first, second in itertools.pairwise(fences):
+        steps = [i for i in range(second) if names[i] == STEP]
+        start = max(first, steps[-1] if steps else 0)
+        expected.append((_begin(second), A in names[start:second]))
+    assert labels(FunctionCoverRelation(), PARAMS, _windows(names, cut)) == expected
+
+
 @given(sequences, cuts)
 def test_lead_is_what_the_formula_says(names: list[str], cut: set[int]) -> None:
     expected = []

@@ -12,11 +12,13 @@ from traincheck_plugin.relations.params import api_plan, pair
 
 
 class FunctionCoverRelation(Relation):
-    """Every call of B was preceded by a call of A since the previous B.
+    """Every call of B was preceded by a call of A since the previous B and the previous step.
 
-    ``forall consecutive b1, b2 of B: exists a of A: end(b1) < end(a) < end(b2)``.
+    ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
+    s the last optimizer step before b2, unless A or B is the step itself.
 
-    Catches a `zero_grad` that was dropped from the loop. Cannot see that the call had no effect.
+    Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
+    they are unscaled. Cannot see that the call had no effect.
     """
 
     name = "FunctionCoverRelation"
@@ -35,8 +37,11 @@ class FunctionCoverRelation(Relation):
         return api_plan(*pair(self.name, params, APIParam, APIParam))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
-        # An order is a means; whether the state came out right is judged by other relations.
-        return "info"
+        # An order is a means; whether the state came out right is judged by other relations. But
+        # that gradients were clipped too early shows in no state that one could know in advance.
+        before, call = pair(self.name, params, APIParam, APIParam)
+        is_clipping = call.role == "clip" and before.role in ("backward", "scaler")
+        return "warning" if is_clipping else "info"
 
     def scope(self, params: tuple[Param, ...]) -> Scope:
         return "pipeline"
@@ -45,7 +50,7 @@ class FunctionCoverRelation(Relation):
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
-        self._gaps = Gaps(fence=call.api_full_name, wanted=before.api_full_name)
+        self._gaps = Gaps(call.api_full_name, before.api_full_name, restarts=True)
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
@@ -55,8 +60,8 @@ class _Monitor(Monitor):
         def explain(index: int) -> Explanation:
             name = window.catalog.apis[int(window.calls.api[rows[index]])].name
             return Explanation(
-                message=f"{short(name)} was called again without a call of "
-                f"{short(self._before.api_full_name)} in between"
+                message=f"{short(name)} was called and no "
+                f"{short(self._before.api_full_name)} had come before it in this step"
             )
 
         return Examples.of_calls(window, rows, holds, explain)

@@ -37,11 +37,19 @@ class Gaps:
 
     Calls are ordered by their *end*, so that a zero_grad and backward inside ``step(closure)``
     come before the step, as they do in a plain loop.
+
+    Args:
+        fence: name of the calls that end a gap.
+        wanted: name of the calls that are looked for.
+        restarts: whether a gap begins anew where an optimizer stepped: what happened before the
+            previous step does not count.
     """
 
-    def __init__(self, fence: str, wanted: str) -> None:
+    def __init__(self, fence: str, wanted: str, *, restarts: bool = False) -> None:
         self._fence = fence
         self._wanted = wanted
+        self._restarts = restarts
+        self._last_step = -1
         self._last_fence = -1
         self._last_wanted = -1
 
@@ -53,9 +61,11 @@ class Gaps:
         calls = window.calls
         rows = window.rows_of_name(self._fence)
         ends = calls.end[rows]
+        steps = self._steps(window) if self._restarts else ends[:0]
         wanted = calls.end[window.rows_of_name(self._wanted)]
         if not len(rows):
             self._last_wanted = int(wanted[-1]) if len(wanted) else self._last_wanted
+            self._last_step = int(steps[-1]) if len(steps) else self._last_step
             return rows, np.empty(0, np.bool_)
         starts = np.concatenate([[self._last_fence], ends[:-1]])
         # The last wanted call before each end, from this window or an earlier one.
@@ -63,16 +73,32 @@ class Gaps:
         latest = np.where(
             index >= 0, wanted[np.maximum(index, 0)] if len(wanted) else -1, self._last_wanted
         )
-        holds = latest > starts
         known = starts >= 0
+        if self._restarts:
+            before = np.concatenate([[self._last_step], steps])
+            starts = np.maximum(starts, before[np.searchsorted(steps, ends)])
+        holds = latest > starts
         self._last_fence = int(ends[-1])
         if len(wanted):
             self._last_wanted = int(wanted[-1])
+        if len(steps):
+            self._last_step = int(steps[-1])
         return rows[known], holds[known]
+
+    def _steps(self, window: Window) -> Int64:
+        """Return when optimizers ended their steps, but for those that are the calls themselves."""
+        calls, apis = window.calls, window.catalog.apis
+        own = {self._fence, self._wanted}
+        found = [
+            calls.end[window.rows_of_api(code)]
+            for code in window.api_codes
+            if apis[code].role == "step" and own.isdisjoint(apis[code].names)
+        ]
+        return np.sort(np.concatenate(found)) if found else calls.end[:0]
 
     def forget(self) -> None:
         """Start anew after a stretch that was not observed."""
-        self._last_fence = self._last_wanted = -1
+        self._last_fence = self._last_wanted = self._last_step = -1
 
 
 class PairProposer(Proposer):
