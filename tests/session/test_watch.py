@@ -161,11 +161,11 @@ def test_raise_raises_within_the_next_step(rules):
     model, optimizer = build()
     num_done = 0
     with (
-        pytest.raises(ViolationError, match="never cleared between two calls of Adam.step"),
+        pytest.raises(ViolationError, match=r"never cleared between two calls of Adam\.step"),
         watch(model, optimizer, invariants=rules, on_violation="raise", log=False),
     ):
-        for _ in steps(model, optimizer, bug="no_zero_grad"):
-            num_done += 1
+        for num_done, _ in enumerate(steps(model, optimizer, bug="no_zero_grad"), 1):
+            pass
     assert num_done == 2
 
 
@@ -173,8 +173,8 @@ def test_stop_leaves_the_block(rules):
     model, optimizer = build()
     num_done = 0
     with watch(model, optimizer, invariants=rules, on_violation="stop", log=False) as monitor:
-        for _ in steps(model, optimizer, bug="no_zero_grad"):
-            num_done += 1
+        for num_done, _ in enumerate(steps(model, optimizer, bug="no_zero_grad"), 1):
+            pass
     assert num_done == 2
     assert monitor.should_stop
     assert monitor.report.violations

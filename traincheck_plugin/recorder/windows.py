@@ -108,17 +108,23 @@ class Segmenter:
             self._set_mark()
 
     def _after_a_step(self, role: Role, optimizer: Any | None, training: bool | None) -> None:
+        clears_again = role == "zero_grad" and optimizer in self._stepped
         is_next = (
             role == "data"
             or (role == "forward" and training is False)
-            or (role in ("zero_grad", "step") and optimizer in self._stepped)
+            or (role == "step" and optimizer in self._stepped)
         )
         if is_next:
             self._cut(self._mark, completed=True)
-        elif (role == "zero_grad" and optimizer is None) or (role == "forward" and training):
+        elif (
+            clears_again
+            or (role == "zero_grad" and optimizer is None)
+            or (role == "forward" and training)
+        ):
             # The next batch, unless another optimizer is still to step in this one. In the first
             # window there may be some that are not known yet.
-            if self._has_completed and all(one in self._stepped for one in self._optimizers()):
+            is_sure = self._has_completed or clears_again
+            if is_sure and all(one in self._stepped for one in self._optimizers()):
                 self._cut(self._mark, completed=True)
             elif self._mark is None:
                 self._set_mark()

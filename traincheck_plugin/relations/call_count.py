@@ -27,25 +27,36 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.naming import short
-from traincheck_plugin.relations.params import api_plan, three
+from traincheck_plugin.relations.params import api_plan, pair, three
 
-COUNTED: frozenset[Role] = frozenset({"backward", "zero_grad", "clip", "scheduler"})
-"""Roles of which a step of an optimizer has a number."""
+FIXED: frozenset[Role] = frozenset({"clip", "scheduler"})
+"""Roles whose number for each step is that of the reference."""
+
+FREE: frozenset[Role] = frozenset({"backward"})
+"""Roles whose number is everybody's choice, and stays what it was chosen to be."""
+
+SETTLING_CYCLES = 2
+"""Cycles of a run that show what was chosen: one of them may be a short one."""
 
 SCALER_STEP = "torch.amp.GradScaler.step"
 
 
 class CallCountRelation(Relation):
-    """Between two calls of A, B is called at most n times, and fewer at most once in a row.
+    """Between two calls of A, B is called n times, and fewer at most once in a row.
 
     ``forall consecutive a1, a2, a3 of A: #B(a1, a2) <= n`` and
     ``#B(a1, a2) < n -> #B(a2, a3) = n``. The last, shorter accumulation window of an epoch is
-    healthy; two in a row are not. Fewer calls of zero_grad are no matter, since there are many ways
-    to clear gradients: whether they are is judged by their state. A step that a gradient scaler
-    skipped counts as a step, but for schedulers, which must not move on without one.
+    healthy; two in a row are not.
+
+    With a constant n the number is that of the reference: one step of the scheduler for each step
+    of the optimizer. Without, it is that of the first steps of the run itself: how many
+    micro-batches make a step is everybody's choice, but not to be changed on the way. Calls of a
+    scheduler with no backward in between count once, since frameworks step it once for each
+    process. A step that a gradient scaler skipped counts as a step, but for schedulers, which must
+    not move on without one.
 
     Catches a scheduler that is stepped with every micro-batch, or never, and an accumulation that
-    steps too early. Cannot see what the calls do.
+    steps too early at the end of an epoch. Cannot see what the calls do.
     """
 
     name = "CallCountRelation"
@@ -54,16 +65,23 @@ class CallCountRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        if len(params) == 2:
+            return _Monitor(*pair(self.name, params, APIParam, APIParam), None)
         step, counted, number = three(self.name, params, APIParam, APIParam, ConstantParam)
         if isinstance(number.value, bool) or not isinstance(number.value, int) or number.value < 1:
             raise InvariantError(f"{self.name} needs a number of calls, got {number.value!r}")
         return _Monitor(step, counted, number.value)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        step, counted, number = three(self.name, params, APIParam, APIParam, ConstantParam)
-        times = "once" if number.value == 1 else f"{number.value} times"
-        name = short(step.api_full_name)
-        return f"{short(counted.api_full_name)} is called {times} for each {name}"
+        if len(params) == 2:
+            step, counted = pair(self.name, params, APIParam, APIParam)
+            how = "equally often"
+        else:
+            step, counted, number = three(self.name, params, APIParam, APIParam, ConstantParam)
+            how = _times(number.value)
+        return (
+            f"{short(counted.api_full_name)} is called {how} for each {short(step.api_full_name)}"
+        )
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return api_plan(*(param for param in params if isinstance(param, APIParam)))
@@ -81,9 +99,10 @@ class _Counter:
     def __init__(self, step: APIParam, counted: APIParam) -> None:
         self._step = step.api_full_name
         self._counted = counted.api_full_name
-        self._skips_count = counted.role != "scheduler"
+        self._is_scheduler = counted.role == "scheduler"
         self._total = 0
         self._at_last: dict[int, int] = {}
+        self._last_counted = self._last_backward = -1
 
     def forget(self) -> None:
         """Start anew after a stretch that was not observed."""
@@ -92,10 +111,10 @@ class _Counter:
     def observe(self, window: Window) -> tuple[Int64, Int64, Int64]:
         """Return the rows of A that end a cycle, their objects, and the counts of the cycles."""
         calls = window.calls
-        counted = calls.end[window.rows_of_name(self._counted)]
+        counted = self._ends(window)
         rows = window.rows_of_name(self._step)
         rows = rows[calls.exception[rows] == NONE]
-        skipped = self._skipped(window, rows) if self._skips_count else rows[:0]
+        skipped = rows[:0] if self._is_scheduler else self._skipped(window, rows)
         attempts = np.concatenate([rows, skipped])
         attempts = attempts[np.argsort(calls.end[attempts])]
         is_skipped = np.isin(attempts, skipped)
@@ -123,6 +142,26 @@ class _Counter:
             np.array(counts, np.int64),
         )
 
+    def _ends(self, window: Window) -> Int64:
+        """Return when the calls that count ended."""
+        calls, apis = window.calls, window.catalog.apis
+        ends = calls.end[window.rows_of_name(self._counted)]
+        if not self._is_scheduler:
+            return ends
+        backwards = [
+            calls.end[window.rows_of_api(code)]
+            for code in window.api_codes
+            if apis[code].role == "backward"
+        ]
+        marks = np.sort(np.concatenate([[self._last_backward], *backwards]))
+        # The first call after a backward counts, those that follow it do not.
+        previous = np.concatenate([[self._last_counted], ends[:-1]])[: len(ends)]
+        is_first = marks[np.searchsorted(marks, ends) - 1] > previous
+        self._last_backward = int(marks[-1])
+        if len(ends):
+            self._last_counted = int(ends[-1])
+        return ends[is_first]
+
     def _skipped(self, window: Window, steps: Int64) -> Int64:
         """Return the calls of a scaler's step in which no optimizer stepped."""
         calls = window.calls
@@ -133,10 +172,11 @@ class _Counter:
 
 
 class _Monitor(Monitor):
-    def __init__(self, step: APIParam, counted: APIParam, number: int) -> None:
+    def __init__(self, step: APIParam, counted: APIParam, number: int | None) -> None:
         self._counted = counted
         self._number = number
         self._counter = _Counter(step, counted)
+        self._usual: dict[int, list[int]] = {}
         self._was_short: dict[int, bool] = {}
 
     def observe(self, window: Window) -> Examples:
@@ -145,33 +185,49 @@ class _Monitor(Monitor):
             self._was_short.clear()
             return NO_EXAMPLES
         rows, objects, counts = self._counter.observe(window)
-        if not len(rows):
+        judged = [
+            (int(row), int(count), expected)
+            for row, target, count in zip(rows, objects.tolist(), counts.tolist(), strict=True)
+            if (expected := self._expected(target, count)) is not None
+        ]
+        if not judged:
             return NO_EXAMPLES
-        holds = np.ones(len(rows), np.bool_)
-        for index, (target, count) in enumerate(
-            zip(objects.tolist(), counts.tolist(), strict=True)
-        ):
-            is_short = count < self._number and self._counted.role != "zero_grad"
-            holds[index] = count <= self._number and not (
-                is_short and self._was_short.get(target, False)
+        target_of = dict(zip(rows.tolist(), objects.tolist(), strict=True))
+        holds = []
+        for row, count, expected in judged:
+            target = target_of[row]
+            is_short = count < expected
+            holds.append(
+                count <= expected and not (is_short and self._was_short.get(target, False))
             )
             self._was_short[target] = is_short
 
         def explain(index: int) -> Explanation:
-            step = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
+            row, count, expected = judged[index]
+            step = short(window.catalog.apis[int(window.calls.api[row])].name)
             counted = short(self._counted.api_full_name)
-            number = int(counts[index])
-            times = "not called" if number == 0 else f"called {_times(number)}"
+            times = "not called" if count == 0 else f"called {_times(count)}"
             return Explanation(
-                message=f"{counted} was {times} for one {step}, expected {_times(self._number)}",
+                message=f"{counted} was {times} for one {step}, expected {_times(expected)}",
                 cause=Cause(
                     fact=f"calls of {counted} for each step",
                     subjects=(counted,),
-                    text=_why(self._counted.role, number, self._number),
+                    text=_why(self._counted.role, count, expected),
                 ),
             )
 
-        return Examples.of_calls(window, rows, holds, explain)
+        where = np.array([row for row, _, _ in judged], np.int64)
+        return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+
+    def _expected(self, target: int, count: int) -> int | None:
+        """Return how many calls a cycle should have; None while that is not known."""
+        if self._number is not None:
+            return self._number
+        usual = self._usual.setdefault(target, [])
+        if len(usual) < SETTLING_CYCLES:
+            usual.append(count)
+            return None
+        return max(usual)
 
 
 def _times(number: int) -> str:
@@ -182,13 +238,11 @@ def _why(role: Role | None, number: int, expected: int) -> str:
     if role == "backward":
         if number < expected:
             return "steps are taken before their micro-batches are complete"
-        return "more micro-batches than expected add up before a step is taken"
+        return "more micro-batches than before add up until a step is taken"
     if role == "scheduler":
         if number < expected:
             return "the learning rate does not follow its schedule: the scheduler is not stepped"
         return "the learning rate runs through its schedule too fast"
-    if role == "zero_grad" and number > expected:
-        return "gradients of earlier micro-batches are thrown away before the step uses them"
     return f"called {'more' if number > expected else 'less'} often than in a healthy run"
 
 
@@ -206,20 +260,20 @@ class _Proposer(Proposer):
             api = window.catalog.apis[code]
             if api.role == "step":
                 self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
-            elif api.role in COUNTED:
+            elif api.role in FIXED | FREE:
                 self._counted[APIParam(api_full_name=api.general, role=api.role)] = None
-        for pair in ((step, counted) for step in self._steps for counted in self._counted):
-            counter = self._counters.setdefault(pair, _Counter(*pair))
+        for both in ((step, counted) for step in self._steps for counted in self._counted):
+            counter = self._counters.setdefault(both, _Counter(*both))
             if not window.observed:
                 counter.forget()
                 continue
             _, _, counts = counter.observe(window)
             if len(counts):
-                self._most[pair] = max(self._most.get(pair, 0), int(counts.max()))
+                self._most[both] = max(self._most.get(both, 0), int(counts.max()))
 
     def hypotheses(self) -> Iterable[Hypothesis]:
-        return [
-            Hypothesis(relation=CallCountRelation.name, params=(*pair, ConstantParam(value=most)))
-            for pair, most in self._most.items()
-            if most > 0
-        ]
+        for (step, counted), most in self._most.items():
+            if most > 0:
+                number = (ConstantParam(value=most),) if counted.role in FIXED else ()
+                params: tuple[Param, ...] = (step, counted, *number)
+                yield Hypothesis(relation=CallCountRelation.name, params=params)

@@ -40,20 +40,29 @@ class ChangeMonitor(Monitor):
     that have pre_value before; calls without such a variable are no example.
 
     A parameter that the update cannot move is no evidence against the call: its gradient is all
-    zeros, its learning rate is 0, or the update is below the resolution of its dtype.
+    zeros, its learning rate is 0, or the update is below the resolution of its dtype. Nor is a step
+    of an optimizer that searches: one that goes backward several times in a step may find that no
+    move is better than none.
     """
 
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
+        self._searching: set[int] = set()
 
     def observe(self, window: Window) -> Examples:
         rows: list[int] = []
         holds: list[bool] = []
         changes: list[Change] = []
+        steps = self._api.role == "step"
         for row in window.rows_of_name(self._api.api_full_name).tolist():
+            if steps and _num_backwards_in(window, row) > 1:
+                self._searching.add(int(window.calls.object[row]))
             change = self._change(window, row)
-            if change is not None and (held := self._holds(window, change)) is not None:
+            held = None if change is None else self._holds(window, change)
+            if held is False and int(window.calls.object[row]) in self._searching:
+                continue
+            if change is not None and held is not None:
                 rows.append(row)
                 holds.append(held)
                 changes.append(change)
@@ -124,6 +133,17 @@ class ChangeMonitor(Monitor):
             message=f"{name} {verb} {done} of {total} {noun}{one}",
             cause=find_cause(window, row, change.begin, failing, change.did),
         )
+
+
+def _num_backwards_in(window: Window, row: int) -> int:
+    """Return how many backward passes a call contains."""
+    calls, apis = window.calls, window.catalog.apis
+    begin, end = calls.begin[row], calls.end[row]
+    return sum(
+        int(((calls.begin[inner] > begin) & (calls.end[inner] < end)).sum())
+        for code in window.api_codes
+        if apis[code].role == "backward" and len(inner := window.rows_of_api(code))
+    )
 
 
 def verbs(param: VarTypeParam) -> tuple[str, str, str]:

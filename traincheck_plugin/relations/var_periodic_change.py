@@ -153,7 +153,7 @@ def _compare(window: Window, row: int, begin: Frame, end: Frame, seen: _Seen) ->
         # Of a step: what it holds and could move, and what nothing will ever move.
         owners = begin.columns["optimizer"]
         held = owners == window.calls.object[row]
-        is_shown = (held & ~inert(window, begin, normalised=True)) | (owners == NONE)
+        is_shown = (held & ~inert(window, begin, normalised=False)) | (owners == NONE)
     codes = begin.variables[first]
     state = np.where(changed, CHANGED, UNCHANGED).astype(np.int8)
     shown = is_shown[first]

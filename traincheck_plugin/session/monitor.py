@@ -233,6 +233,11 @@ class Monitor:
         trace: TracebackType | None,
     ) -> bool:
         self.stop(error)
+        if error is None and self._session is not None:
+            # Found in the last step: there was no later call to raise it from.
+            late = self._session.recorder.withdraw_interruption()
+            if late is not None and not isinstance(late, TrainingStopped):
+                raise late
         return isinstance(error, TrainingStopped)
 
     def write(self, window: Window) -> None:
