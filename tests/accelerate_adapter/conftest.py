@@ -7,7 +7,6 @@ from accelerate.state import AcceleratorState, GradientState
 from tests.accelerate_adapter.loops import (
     learned_from_accelerated,
     learned_from_plain,
-    without_counts,
 )
 
 
@@ -40,14 +39,3 @@ def from_accumulating(tmp_path_factory):
     path = learned_from_accelerated(folder, accumulate=4, epochs=12)
     forget()
     return path
-
-
-@pytest.fixture(scope="session")
-def state_from_plain(from_plain):
-    """What of it speaks of any number of micro-batches and processes."""
-    return without_counts(from_plain)
-
-
-@pytest.fixture(scope="session")
-def state_from_accumulating(from_accumulating):
-    return without_counts(from_accumulating)

@@ -12,7 +12,7 @@ from traincheck_accelerate import watch
 
 import traincheck_plugin
 from traincheck_plugin.inference.infer import infer
-from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
+from traincheck_plugin.invariants.jsonl import dump_invariants
 from traincheck_plugin.trace.reader import open_run
 
 NUM_BATCHES = 10
@@ -158,14 +158,6 @@ def learned(trace, path):
     """Infer the invariants of a trace into a file."""
     dump_invariants(infer([open_run(trace)]).invariants, path)
     return path
-
-
-def without_counts(path):
-    """Return a file of the rules in *path* that do not count calls per step."""
-    kept = [i for i in load_invariants(path) if i.relation != "CallCountRelation"]
-    chosen = path.with_name(f"{path.stem}_without_counts.json")
-    dump_invariants(kept, chosen)
-    return chosen
 
 
 def learned_from_plain(folder, **training):

@@ -14,12 +14,12 @@ BROKEN_STEP = 1
 
 
 @pytest.fixture
-def train(state_from_plain):
+def train(from_plain):
     """Trains with a bug; the numbers of the batches and the monitor are its attributes."""
 
     def run(on_violation, **training):
         run.batches = []
-        block, monitors = watching(invariants=state_from_plain, on_violation=on_violation)
+        block, monitors = watching(invariants=from_plain, on_violation=on_violation)
         try:
             accelerated(
                 block,

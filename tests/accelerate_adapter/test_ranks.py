@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def found(state_from_plain, from_plain, tmp_path_factory):
+def found(from_plain, tmp_path_factory):
     """What both processes tell, and the folder they wrote to."""
     folder = tmp_path_factory.mktemp("ranks")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, WORKER, folder, state_from_plain, from_plain],
+        [*command, WORKER, folder, from_plain],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -51,10 +51,10 @@ def test_the_numbers_are_the_same(found):
             assert of_rank["clean"][fact] == of_rank["unwatched"][fact]
 
 
-def test_both_write_traces(found, state_from_plain):
+def test_both_write_traces(found, from_plain):
     run = open_run(found[1] / "trace")
     assert [rank.rank for rank in run.ranks] == [0, 1]
-    result = check(run, load_invariants(state_from_plain))
+    result = check(run, load_invariants(from_plain))
     assert [d.message for d in result.diagnoses if d.severity != "info"] == []
     # Ten batches are five for each process, three times.
     assert result.num_steps == 15
@@ -75,12 +75,3 @@ def test_both_stop_at_the_same_step(found):
     assert first["num_batches"] == second["num_batches"] < 15
     assert first["causes"]
     assert second["causes"]
-
-
-@pytest.mark.xfail(
-    strict=True,
-    reason="CallCountRelation takes it for a violation that AcceleratedScheduler steps the "
-    "schedule once for each process",
-)
-def test_a_schedule_that_steps_once_per_process_is_no_violation(found):
-    assert [of_rank["counted"]["causes"] for of_rank in found[0]] == [[], []]

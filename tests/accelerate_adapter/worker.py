@@ -15,12 +15,12 @@ from traincheck_accelerate import watch
 from tests.accelerate_adapter.loops import accelerated
 
 
-def main(folder, of_state, with_counts):
+def main(folder, invariants):
     found = {}
 
     def train(name, is_watched=True, ends=False, **options):
         training = {key: options.pop(key) for key in ("bug", "accumulate") if key in options}
-        options = {"invariants": of_state, "every_n_steps": 1, **options}
+        options = {"invariants": invariants, "every_n_steps": 1, **options}
         monitors, batches, said = [], [], io.StringIO()
 
         @contextmanager
@@ -54,7 +54,6 @@ def main(folder, of_state, with_counts):
     train("clean", output_dir=Path(folder, "trace"))
     train("warn", bug="no_zero_grad")
     train("stop", bug="no_zero_grad", on_violation="stop")
-    train("counted", invariants=with_counts)
     GradientState._reset_state()
     train("accumulating", accumulate=4, ends=True)
     Path(folder, f"found_{rank}.json").write_text(json.dumps(found))

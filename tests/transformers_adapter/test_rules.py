@@ -154,12 +154,6 @@ def test_a_model_that_is_no_pretrained_one(tmp_path, of_plain_loops):
     assert callback.report.violations == ()
 
 
-NOT_ALLOWED = {
-    "warm-up": "schedules of transformers warm up from 0: a step in which every learning rate is 0 "
-    "is healthy",
-    "constant": "the Trainer has a LambdaLR for a constant rate too: that a scheduler moves an "
-    "option is what the user set, not of the pipeline",
-}
 OTHER_SETTINGS = {
     "accumulation": {"gradient_accumulation_steps": 4},
     "tiny updates": {"optim": "sgd", "num_train_epochs": 2},
@@ -168,17 +162,7 @@ OTHER_SETTINGS = {
 }
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        pytest.param(
-            changes,
-            id=name,
-            marks=[pytest.mark.xfail(reason=NOT_ALLOWED[name])] if name in NOT_ALLOWED else (),
-        )
-        for name, changes in OTHER_SETTINGS.items()
-    ],
-)
+@pytest.mark.parametrize("changes", OTHER_SETTINGS.values(), ids=OTHER_SETTINGS)
 def test_rules_of_one_plain_loop_allow_other_settings(tmp_path, changes):
     data = sentences(are_targets=True)
     rules = learn(tmp_path / "rules.json", watched_plain_loop(tmp_path / "plain", gpt2, data))

@@ -26,9 +26,9 @@ BUILT_IN: tuple[Relation, ...] = (
     ConsistencyRelation(),
     ConsistentOutputRelation(),
     ConsistentInputOutputRelation(),
-    CallCountRelation(),
     FunctionCoverRelation(),
     FunctionLeadRelation(),
+    CallCountRelation(),
     VarPeriodicChangeRelation(),
     VarStateRelation(),
 )

@@ -95,7 +95,8 @@ _SENTENCES = {
 class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
 
-    ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``.
+    ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. A learning rate
+    may be 0 for one step, since a warm-up may start there: only the second in a row fails.
 
     Catches a model that an evaluation left in eval mode, and a layer that is in no optimizer.
     Cannot see what happens between the calls.
@@ -142,12 +143,15 @@ class _Monitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
+        self._excused: set[int] = set()
 
     def observe(self, window: Window) -> Examples:
         rows: list[int] = []
         holds: list[bool] = []
         seen: list[tuple[Frame, Bool, Bool]] = []
         param = self._variables
+        if not window.observed:
+            self._excused.clear()
         for row in window.rows_of_name(self._api.api_full_name).tolist():
             for frame in window.frames_of_call.get(int(window.calls.call[row]), ()):
                 if frame.phase != "begin" or not is_about(window, frame, param):
@@ -156,8 +160,11 @@ class _Monitor(Monitor):
                 if subject is None or not subject.any():
                     continue
                 met = subject & matches(param.attr_name, param.pre_value, _column(frame, param))
+                held = bool((met == subject).all() if _is_every(param) else met.any())
+                if param == LEARNING:
+                    held = self._excuse_once(int(window.calls.object[row]), held)
                 rows.append(row)
-                holds.append(bool((met == subject).all() if _is_every(param) else met.any()))
+                holds.append(held)
                 seen.append((frame, subject & ~met, met))
         if not rows:
             return NO_EXAMPLES
@@ -167,6 +174,15 @@ class _Monitor(Monitor):
             return self._explain(window, int(where[index]), *seen[index])
 
         return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+
+    def _excuse_once(self, target: int, held: bool) -> bool:
+        """Return whether a call on *target* held, or is the first in a row that did not."""
+        if held:
+            self._excused.discard(target)
+            return True
+        is_first = target not in self._excused
+        self._excused.add(target)
+        return is_first
 
     def _explain(
         self, window: Window, row: int, frame: Frame, failing: Bool, met: Bool
