@@ -53,7 +53,12 @@ def _rate(group: dict[str, Any]) -> float:
 
 
 class Structure:
-    """A snapshot of which variables there are; `Variables.structure` keeps it up to date."""
+    """A snapshot of which variables there are; `Variables.structure` keeps it up to date.
+
+    Attributes:
+        in_model: for each parameter, whether it is in a tracked model that ran; as long as none
+            did, whether it is in any.
+    """
 
     def __init__(self) -> None:
         self.identity: list[int] | None = None

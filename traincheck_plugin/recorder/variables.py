@@ -92,10 +92,15 @@ class Variables:
 
     def add_forward(self, module: Any) -> None:
         """Learn of a module whose forward was called from outside any other forward."""
-        if module in self._seen_modules or not self._selection.discovers_models:
+        if module in self._seen_modules:
             return
         self._seen_modules.add(module)
         module = unwrapped(module)
+        self._seen_modules.add(module)
+        # What ran is in a model that ran, from now on.
+        self._structure.identity = None
+        if not self._selection.discovers_models:
+            return
         if any(inner is module for root in self.roots() for inner in root.modules()):
             return
         models = models_of((), (module,), self._names)
@@ -170,8 +175,11 @@ class Variables:
         parameters: list[tuple[int, Tensor]] = []
         buffers: list[tuple[int, Tensor]] = []
         modules: list[tuple[int, Any]] = []
+        have_run, owned_by = [], []
         for root in self.roots():
             owner = self._labels.text(root)
+            have_run.append(any(module in self._seen_modules for module in root.modules()))
+            num_before = len(parameters)
             for path, module in root.named_modules(remove_duplicate=False):
                 module_type = class_path(type(module))
                 modules.append((self._code("module", path, owner, module_type), module))
@@ -189,7 +197,12 @@ class Variables:
                         code = self._tensor_code(kind, full, owner, tensor, module_type)
                         rows.append((code, tensor))
                         result.names.setdefault(id(tensor), full)
-        num_owned = len(parameters)
+            owned_by.append(len(parameters) - num_before)
+        is_owned = [True] * len(parameters)
+        if any(have_run):
+            is_owned = [
+                ran for ran, number in zip(have_run, owned_by, strict=True) for _ in range(number)
+            ]
         for name, owner, tensor in self._orphans(owned):
             if not takes(name):
                 continue
@@ -199,7 +212,8 @@ class Variables:
         result.module_rows = np.array([code for code, _ in modules], np.int32)
         result.parameters = Tensors(parameters)
         result.buffers = Tensors(buffers)
-        result.in_model = np.arange(len(parameters)) < num_owned
+        orphans = [False] * (len(parameters) - len(is_owned))
+        result.in_model = np.array(is_owned + orphans, np.bool_)
         rows_of: dict[int, list[int]] = {}
         for row, (_, tensor) in enumerate(parameters):
             rows_of.setdefault(id(tensor), []).append(row)

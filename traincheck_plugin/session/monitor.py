@@ -88,7 +88,13 @@ class Monitor:
         session, task = self._session, self._task
         problems = [self._failure] if self._failure else []
         problems += task.remarks if task is not None else ()
-        problems += session.problems if session is not None else ()
+        if session is not None:
+            problems += session.problems
+            if "backward" in session.tally.roles and "step" not in session.tally.roles:
+                problems.append(
+                    "gradients were computed and no optimizer step was seen: steps inside compiled "
+                    "code cannot be observed"
+                )
         invariants = task.invariants if task is not None else ()
         if self._check is None:
             result = conclude(self._trace, invariants, [], problems)
