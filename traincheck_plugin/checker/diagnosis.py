@@ -87,11 +87,11 @@ def _related(first: Violation, second: Violation) -> bool:
 def _diagnosis(group: Sequence[Violation]) -> Diagnosis:
     ordered = sorted(group, key=_order)
     gravest = ordered[0]
-    messages = dict.fromkeys(
-        v.message for v in ordered if v.invariant.severity == gravest.invariant.severity
-    )
+    grave = [v for v in ordered if v.severity == gravest.severity]
+    messages = dict.fromkeys(v.message for v in grave)
     # The longest cause of the gravest violations tells most: it includes who was left out.
-    causes = [v.cause.text for v in ordered if v.cause is not None]
+    causes = [v.cause.text for v in grave if v.cause is not None]
+    causes = causes or [v.cause.text for v in ordered if v.cause is not None]
     return Diagnosis(
         message="; ".join(list(messages)[:MAX_MESSAGES]),
         cause=max(causes, key=len, default=""),

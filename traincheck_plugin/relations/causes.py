@@ -35,6 +35,9 @@ class _Fact:
     sentence: str
 
 
+MAX_PARTS = 2
+"""Facts that are told together; more of them explain nothing."""
+
 NO_GRADIENT = _Fact(
     "gradient is None", "grad", lambda c: c == GradState.NULL, "{who} {have} no gradient"
 )
@@ -61,7 +64,7 @@ FACTS = (
 
 
 def find_cause(window: Window, row: int, frame: Frame, failing: Bool, others: Bool) -> Cause | None:
-    """Return what the failing variables have in common.
+    """Return what the failing variables have in common; at worst, what two parts of them have.
 
     Args:
         window: where it happened.
@@ -73,15 +76,23 @@ def find_cause(window: Window, row: int, frame: Frame, failing: Bool, others: Bo
     if not failing.any():
         return None
     fact = next((f for f in FACTS if _explains(f, frame, failing, others)), None)
-    if fact is None:
+    parts = [(fact, failing)] if fact is not None else _parts(frame, failing, others)
+    if not parts:
         return None
-    names = _variables(window, frame, failing)
-    one = len(names) == 1
-    text = fact.sentence.format(
-        who=_who(names, others), be="is" if one else "are", have="has" if one else "have"
-    )
-    if fact is NO_GRADIENT:
-        text += _why_no_gradient(window, row, frame.variables[failing])
+    texts = []
+    for fact, mask in parts:
+        names = _variables(window, frame, mask)
+        one = len(names) == 1
+        who = _who(names, others if len(parts) == 1 else mask)
+        text = fact.sentence.format(
+            who=who, be="is" if one else "are", have="has" if one else "have"
+        )
+        if fact is NO_GRADIENT:
+            text += _why_no_gradient(window, row, frame.variables[mask])
+        texts.append(text)
+    fact, mask = parts[0]
+    names = _variables(window, frame, mask)
+    text = "; ".join(texts)
     left_out, only_these = _left_out(window, frame, failing)
     if left_out:
         described = describe_variables(left_out)
@@ -125,6 +136,23 @@ def accumulation(window: Window, row: int, frame: Frame, filled: Bool) -> Cause:
     )
 
 
+def frozen_parameters(window: Window) -> Cause | None:
+    """Return the cause that parameters do not require gradients, where some do not."""
+    frame = next((f for f in window.frames if "requires_grad" in f.columns), None)
+    if frame is None:
+        return None
+    frozen = ~frame.columns["requires_grad"]
+    if not frozen.any():
+        return None
+    names = _variables(window, frame, frozen)
+    have = "has" if len(names) == 1 else "have"
+    return Cause(
+        fact="requires_grad=False",
+        subjects=tuple(sorted(v.label for v in names)),
+        text=f"{_who(names, ~frozen)} {have} requires_grad=False",
+    )
+
+
 def _variables(window: Window, frame: Frame, mask: Bool) -> list[Variable]:
     return [window.catalog.variables[int(code)] for code in frame.variables[mask]]
 
@@ -136,6 +164,23 @@ def _explains(fact: _Fact, frame: Frame, failing: Bool, others: Bool) -> bool:
         return False
     met = fact.test(column)
     return bool(met[failing].all()) and not (others.any() and bool(met[others].all()))
+
+
+def _parts(frame: Frame, failing: Bool, others: Bool) -> list[tuple[_Fact, Bool]]:
+    """Return two facts that explain all that failed together, the greater part first; or none."""
+    parts: list[tuple[_Fact, Bool]] = []
+    remaining = failing
+    for fact in FACTS:
+        column = frame.columns.get(fact.attribute)
+        if column is None or not remaining.any():
+            continue
+        met = fact.test(column)
+        if (met & remaining).any() and not (met & others).any():
+            parts.append((fact, met & remaining))
+            remaining = remaining & ~met
+    if remaining.any() or len(parts) > MAX_PARTS:
+        return []
+    return sorted(parts, key=lambda part: -int(part[1].sum()))
 
 
 def _who(names: Sequence[Variable], others: Bool) -> str:

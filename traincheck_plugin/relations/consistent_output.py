@@ -26,6 +26,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.causes import frozen_parameters
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
@@ -99,7 +100,10 @@ class _Monitor(Monitor):
             name = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
             return Explanation(
                 message=f"{result(self._api)} of {name} has {self._api.attribute} "
-                f"{actual[seen[index]]}, expected {self._value}"
+                f"{actual[seen[index]]}, expected {self._value}",
+                cause=frozen_parameters(window)
+                if self._api.attribute == "requires_grad" and self._value is True
+                else None,
             )
 
         return Examples.of_calls(window, rows, holds, explain)
