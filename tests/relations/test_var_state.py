@@ -1,0 +1,378 @@
+"""The state that variables have when a call begins, against naive references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels, told
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import GradState, Window
+from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
+from traincheck_plugin.invariants.model import (
+    APIParam,
+    ConstantParam,
+    Hypothesis,
+    Invariant,
+    Param,
+    VarTypeParam,
+)
+from traincheck_plugin.relations.base import Explanation
+from traincheck_plugin.relations.var_state import (
+    ACCUMULATED,
+    FINITE,
+    IN_MODEL,
+    LEARNING,
+    OPTIMIZED,
+    STATES,
+    TRAIN_MODE,
+    VarStateRelation,
+)
+
+RELATION = VarStateRelation()
+STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
+BACKWARD = APIParam(api_full_name="torch.Tensor.backward", role="backward")
+FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"
+
+# What a row of a frame is: requires_grad, in_model, optimizer, lr, grad.
+Row = tuple[bool, bool, str, float, GradState]
+rows = st.lists(
+    st.tuples(
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from([FIRST, SECOND, ""]),
+        st.sampled_from([0.0, 0.1]),
+        st.sampled_from(list(GradState)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+# A step is the optimizer that is called and the rows that it meets.
+steps = st.lists(st.tuples(st.sampled_from([FIRST, SECOND]), rows), max_size=8)
+cuts = st.sets(st.integers(0, 8), max_size=4)
+
+
+def _step(target: str, met: Sequence[Row]) -> Callable[[RunBuilder], object]:
+    def tell(run: RunBuilder) -> None:
+        parameters = run.parameters(*(f"p{i}" for i in range(len(met))))
+        names = ("requires_grad", "in_model", "optimizer", "lr", "grad")
+        columns = {name: [row[i] for row in met] for i, name in enumerate(names)}
+        with run.calling("torch.optim.SGD.step", object=target):
+            run.frame("begin", parameters, **columns)
+            # What is true at the end is another rule's business.
+            run.frame("end", parameters, **(columns | {"grad": GradState.NON_FINITE, "lr": 0.0}))
+
+    return tell
+
+
+SUBJECTS: dict[VarTypeParam, Callable[[Row, str], bool]] = {
+    OPTIMIZED: lambda row, target: row[0] and row[1],
+    IN_MODEL: lambda row, target: row[2] == target,
+    LEARNING: lambda row, target: row[2] == target,
+    FINITE: lambda row, target: row[2] == target,
+}
+"""Which rows a rule about steps speaks of."""
+
+MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
+    OPTIMIZED: lambda row: row[2] != "",
+    IN_MODEL: lambda row: row[1],
+    LEARNING: lambda row: row[3] != 0,
+    FINITE: lambda row: row[4] != GradState.NON_FINITE,
+}
+"""Which of them are as the rule wants them."""
+
+
+def _reference(rule: VarTypeParam, run: Sequence[tuple[str, list[Row]]]) -> list[bool]:
+    found = []
+    previous: dict[str, bool] = {}
+    for target, met in run:
+        subject = [row for row in met if SUBJECTS[rule](row, target)]
+        if not subject:
+            continue
+        held = all(MEETS[rule](row) for row in subject)
+        # A learning rate of 0 is excused unless it was 0 in the step before.
+        found.append(held or (rule == LEARNING and previous.get(target, True)))
+        previous[target] = held
+    return found
+
+
+@given(st.sampled_from(STATES["step"]), steps, cuts)
+def test_steps_are_judged_as_the_formula_says(
+    rule: VarTypeParam, run: list[tuple[str, list[Row]]], cut: set[int]
+) -> None:
+    windows = told([_step(*step) for step in run], sorted(cut))
+    assert [h for _, h in labels(RELATION, (STEP, rule), windows)] == _reference(rule, run)
+
+
+# A backward meets the training flag of each module and the gradient of each parameter.
+backwards = st.lists(
+    st.tuples(
+        st.lists(st.booleans(), max_size=3),
+        st.lists(st.sampled_from(list(GradState)), max_size=3),
+    ),
+    max_size=8,
+)
+
+
+def _backward(flags: Sequence[bool], grads: Sequence[GradState]) -> Callable[[RunBuilder], object]:
+    def tell(run: RunBuilder) -> None:
+        modules = run.parameters(*(f"m{i}" for i in range(len(flags))), kind="module")
+        parameters = run.parameters(*(f"p{i}" for i in range(len(grads))))
+        with run.calling("torch.Tensor.backward"):
+            run.frame("begin", modules, value=list(flags))
+            run.frame("begin", parameters, grad=list(grads))
+            run.frame("end", parameters, grad=GradState.NON_ZERO)
+
+    return tell
+
+
+@given(backwards, cuts)
+def test_backwards_are_judged_as_the_formula_says(
+    run: list[tuple[list[bool], list[GradState]]], cut: set[int]
+) -> None:
+    windows = told([_backward(*backward) for backward in run], sorted(cut))
+    found = [h for _, h in labels(RELATION, (BACKWARD, TRAIN_MODE), windows)]
+    assert found == [all(flags) for flags, _ in run if flags]
+    found = [h for _, h in labels(RELATION, (BACKWARD, ACCUMULATED), windows)]
+    assert found == [any(g >= GradState.NON_ZERO for g in grads) for _, grads in run if grads]
+
+
+GOOD: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO)
+STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO)
+
+
+def test_the_place_is_the_call() -> None:
+    windows = told([_backward([True], []), _step(FIRST, [GOOD])], [])
+    # The backward takes a begin, three frames and an end.
+    assert labels(RELATION, (STEP, FINITE), windows) == [(6, True)]
+
+
+def test_a_learning_rate_may_be_0_for_one_step_of_each_optimizer() -> None:
+    other = (True, True, SECOND, 0.0, GradState.NON_ZERO)
+    run = [
+        _step(FIRST, [STILL]),
+        _step(SECOND, [other]),
+        _step(FIRST, [STILL]),
+        _step(FIRST, [GOOD]),
+        _step(FIRST, [STILL]),
+    ]
+    found = [h for _, h in labels(RELATION, (STEP, LEARNING), told(run, [1, 2, 3, 4]))]
+    assert found == [True, True, False, True, True]
+
+
+def test_a_stretch_that_was_not_observed_excuses_anew() -> None:
+    run = RunBuilder()
+    windows = []
+    for _ in range(2):
+        _step(FIRST, [STILL])(run)
+        windows += [run.window(), run.window(observed=False)]
+    assert [h for _, h in labels(RELATION, (STEP, LEARNING), windows)] == [True, True]
+
+
+def test_a_frame_that_cannot_tell_is_no_example() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a")
+    with run.calling("torch.optim.SGD.step", object=FIRST):
+        run.frame("begin", parameters, grad=GradState.NON_FINITE)
+    with run.calling("torch.optim.SGD.step"):
+        run.frame("begin", parameters, grad=GradState.NON_FINITE, optimizer="")
+    with run.calling("torch.optim.SGD.step", object=FIRST):
+        run.frame("begin", parameters, optimizer=FIRST, requires_grad=True, in_model=True)
+        run.frame("end", parameters, optimizer=FIRST, grad=GradState.NON_FINITE)
+    windows = [run.window()]
+    assert labels(RELATION, (STEP, FINITE), windows) == []
+    assert [h for _, h in labels(RELATION, (STEP, OPTIMIZED), windows)] == [True]
+
+
+def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) -> Explanation:
+    monitor = RELATION.monitor(params)
+    (window,) = told(run, [])
+    examples = monitor.observe(window)
+    return examples.explain(int(np.flatnonzero(~examples.holds)[0]))
+
+
+@pytest.mark.parametrize(
+    ("rule", "bad", "message", "fact"),
+    [
+        (
+            OPTIMIZED,
+            (True, True, "", 0.1, GradState.NON_ZERO),
+            "`p1` requires gradients and is in no optimizer when SGD.step runs",
+            "in no optimizer",
+        ),
+        (
+            IN_MODEL,
+            (True, False, FIRST, 0.1, GradState.NON_ZERO),
+            "1 of 2 parameters that SGD.step holds are in no model that ran",
+            "in no model that ran",
+        ),
+        (
+            LEARNING,
+            STILL,
+            "the learning rate of 1 of 2 parameters that SGD.step holds is 0",
+            "learning rate is 0",
+        ),
+        (
+            FINITE,
+            (True, True, FIRST, 0.1, GradState.NON_FINITE),
+            "the gradients of 1 of 2 parameters are NaN or infinite when SGD.step runs",
+            "gradient is not finite",
+        ),
+    ],
+    ids=["optimized", "in_model", "learning", "finite"],
+)
+def test_the_explanation_of_a_step_names_the_parameter(
+    rule: VarTypeParam, bad: Row, message: str, fact: str
+) -> None:
+    # Twice, since a learning rate of 0 is excused once.
+    explanation = _explained((STEP, rule), *[_step(FIRST, [GOOD, bad])] * 2)
+    assert explanation.message == message
+    assert explanation.cause is not None
+    assert explanation.cause.fact == fact
+    assert explanation.cause.subjects == ("p1",)
+    assert "`p1`" in explanation.cause.text
+
+
+def test_several_parameters_in_no_optimizer() -> None:
+    left: Row = (True, True, "", 0.1, GradState.NON_ZERO)
+    explanation = _explained((STEP, OPTIMIZED), _step(FIRST, [GOOD, left, left]))
+    assert explanation.message == (
+        "`p1`, `p2` require gradients and are in no optimizer when SGD.step runs"
+    )
+    assert explanation.cause is not None
+    assert explanation.cause.subjects == ("p1", "p2")
+    assert explanation.cause.text.startswith("`p1`, `p2` were not given to an optimizer")
+
+
+def test_modules_in_eval_mode_are_named_or_counted() -> None:
+    explanation = _explained((BACKWARD, TRAIN_MODE), _backward([True, False], []))
+    assert explanation.message == "1 of 2 modules are in eval mode when Tensor.backward runs"
+    assert explanation.cause is not None
+    assert (explanation.cause.fact, explanation.cause.subjects) == ("in eval mode", ("m1",))
+    assert explanation.cause.text.startswith("`m1` is in eval mode while training")
+    cause = _explained((BACKWARD, TRAIN_MODE), _backward([False] * 4, [])).cause
+    assert cause is not None
+    assert cause.text.startswith("4 modules (`m0`, `m1`, ...) are in eval mode")
+    assert cause.subjects == ("m0", "m1", "m2", "m3")
+
+
+def test_gradients_that_were_cleared_between_micro_batches_are_told() -> None:
+    explanation = _explained((BACKWARD, ACCUMULATED), _backward([], [GradState.ZERO]))
+    assert explanation.message == "no gradients were left to add to when Tensor.backward ran"
+    assert explanation.cause is not None
+    assert explanation.cause.fact == "accumulated gradients were cleared"
+    assert explanation.cause.subjects == ("Tensor.backward",)
+
+
+def test_a_rule_that_is_not_proposed_is_explained_too() -> None:
+    rule = VarTypeParam(var_type="torch.nn.Module", attr_name="value", pre_value=False)
+    assert RELATION.describe((BACKWARD, rule)) == (
+        "value of some torch.nn.Module is False when Tensor.backward runs"
+    )
+    explanation = _explained((BACKWARD, rule), _backward([True], []))
+    assert explanation.message == "`m0` did not have value False at Tensor.backward"
+
+
+def _proposed(windows: Sequence[Window]) -> list[Hypothesis]:
+    proposer = RELATION.proposer()
+    for window in windows:
+        proposer.observe(window)
+    return list(proposer.hypotheses())
+
+
+@given(steps, cuts)
+def test_what_held_once_in_a_step_is_proposed(
+    run: list[tuple[str, list[Row]]], cut: set[int]
+) -> None:
+    proposed = {h.params for h in _proposed(told([_step(*step) for step in run], sorted(cut)))}
+    # One step with a learning rate of 0 holds, as far as one step can tell.
+    for rule in STATES["step"]:
+        assert ((STEP, rule) in proposed) == any(_reference(rule, run))
+    assert proposed <= {(STEP, rule) for rule in STATES["step"]}
+
+
+@given(backwards, cuts)
+def test_what_held_once_in_a_backward_is_proposed(
+    run: list[tuple[list[bool], list[GradState]]], cut: set[int]
+) -> None:
+    windows = told([_backward(*backward) for backward in run], sorted(cut))
+    accumulates = any(g >= GradState.NON_ZERO for _, grads in run for g in grads)
+    trains = any(flags and all(flags) for flags, _ in run)
+    assert {h.params for h in _proposed(windows)} == {
+        (BACKWARD, rule)
+        for rule, holds in ((TRAIN_MODE, trains), (ACCUMULATED, accumulates))
+        if holds
+    }
+
+
+def test_each_is_proposed_once() -> None:
+    windows = told([_step(FIRST, [GOOD])] * 3, [1, 2])
+    assert len(_proposed(windows)) == len(STATES["step"])
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (replace(FINITE, var_type="numpy.ndarray"), "expected a var_type that is one of"),
+        (replace(FINITE, pre_value="any"), "needs a pre_value and no post_value"),
+        (replace(FINITE, post_value="changed"), "needs a pre_value and no post_value"),
+        (ConstantParam(value=1), "VarStateRelation expects the parameters APIParam and VarType"),
+    ],
+    ids=str,
+)
+def test_parameters_that_do_not_fit_are_refused(rule: Any, message: str) -> None:
+    with pytest.raises(InvariantError, match=message):
+        RELATION.monitor((STEP, rule))
+
+
+def test_parameters_of_another_relation_are_refused() -> None:
+    for params in ((), (STEP,), (STEP, BACKWARD), (FINITE, STEP), (STEP, FINITE, FINITE)):
+        with pytest.raises(InvariantError, match="VarStateRelation expects the parameters"):
+            RELATION.monitor(params)
+
+
+def test_a_value_that_the_attribute_cannot_have_is_refused() -> None:
+    rule = replace(FINITE, pre_value="huge")
+    with pytest.raises(InvariantError, match="expected a value that 'grad' can have, got 'huge'"):
+        labels(RELATION, (STEP, rule), told([_step(FIRST, [GOOD])], []))
+
+
+def test_a_file_keeps_what_was_proposed(tmp_path: Path) -> None:
+    told_run = [_backward([True], [GradState.NON_ZERO]), _step(FIRST, [GOOD])]
+    windows = told(told_run * 3, [2, 4])
+    written = [
+        Invariant(
+            relation=h.relation,
+            params=h.params,
+            severity=RELATION.severity(h.params),
+            scope=RELATION.scope(h.params),
+            text_description=RELATION.describe(h.params),
+        )
+        for h in _proposed(windows)
+    ]
+    rules = [rule for states in STATES.values() for rule in states]
+    assert {invariant.params[1] for invariant in written} == set(rules)
+    assert len({invariant.text_description for invariant in written}) == len(rules)
+    dump_invariants(written, tmp_path / "rules.jsonl")
+    read = load_invariants(tmp_path / "rules.jsonl", {RELATION.name})
+    assert read == tuple(written)
+    for invariant in read:
+        # Read from a file it is the rule that was proposed, with its sentences.
+        assert RELATION.describe(invariant.params) == invariant.text_description
+        assert [h for _, h in labels(RELATION, invariant.params, windows)] == [True] * 3
+
+
+def test_only_gradients_that_are_not_finite_are_wrong_everywhere() -> None:
+    for role, states in STATES.items():
+        for rule in states:
+            params = (APIParam(api_full_name="a.b", role=role), rule)
+            is_universal = RELATION.scope(params) == "universal"
+            assert is_universal == (RELATION.severity(params) == "critical") == (rule == FINITE)
