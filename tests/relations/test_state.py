@@ -121,6 +121,64 @@ def test_a_step_is_judged_by_what_it_could_change(
     assert [h for _, h in labels(RELATION, (STEP, EVERY), [window])] == every
 
 
+def _searching(numbers: list[int], after: list[int], run: RunBuilder | None = None) -> Window:
+    """Tell steps with so many backward passes inside each, which change `a` by what *after* has."""
+    run = run or RunBuilder()
+    parameters = run.parameters("a", shape=(4,))
+    held = {"optimizer": "torch.optim.LBFGS#0", "lr": 1.0, "grad": GradState.NON_ZERO}
+    for number, value in zip(numbers, after, strict=True):
+        with run.calling("torch.optim.LBFGS.step", object="torch.optim.LBFGS#0"):
+            for _ in range(number):
+                run.call("torch.Tensor.backward")
+            run.frame("begin", parameters, data=[1], **held)
+            run.frame("end", parameters, data=[value], **held)
+    return run.window()
+
+
+@pytest.mark.parametrize("param", [SOME, EVERY], ids=["some", "every"])
+@pytest.mark.parametrize(
+    ("numbers", "after", "expected"),
+    [
+        ([0], [1], [False]),
+        ([1], [1], [False]),
+        ([2], [1], []),
+        ([2, 2], [1, 3], [True]),
+        # Once seen to search, it may stay with a single backward too.
+        ([3, 1, 1], [3, 1, 3], [True, True]),
+        ([1, 3, 1], [1, 1, 1], [False]),
+    ],
+)
+def test_an_optimizer_that_searches_may_stay(
+    param: VarTypeParam, numbers: list[int], after: list[int], expected: list[bool]
+) -> None:
+    together = _searching(numbers, after)
+    assert [h for _, h in labels(RELATION, (STEP, param), [together])] == expected
+    run = RunBuilder()
+    apart = [_searching([n], [a], run) for n, a in zip(numbers, after, strict=True)]
+    assert [h for _, h in labels(RELATION, (STEP, param), apart)] == expected
+
+
+def test_backwards_beside_a_step_are_no_search() -> None:
+    run = RunBuilder()
+    run.call("torch.Tensor.backward")
+    run.call("torch.Tensor.backward")
+    window = _searching([1], [1], run)
+    assert [h for _, h in labels(RELATION, (STEP, SOME), [window])] == [False]
+
+
+def test_another_optimizer_that_searches_excuses_none() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("b", shape=(4,))
+    windows = [_searching([2], [3], run)]
+    held = {"optimizer": "torch.optim.LBFGS#1", "lr": 1.0, "grad": GradState.NON_ZERO}
+    with run.calling("torch.optim.LBFGS.step", object="torch.optim.LBFGS#1"):
+        run.call("torch.Tensor.backward")
+        run.frame("begin", parameters, data=[1], **held)
+        run.frame("end", parameters, data=[1], **held)
+    windows.append(run.window())
+    assert [h for _, h in labels(RELATION, (STEP, SOME), windows)] == [True, False]
+
+
 def _explained(window: Window, param: VarTypeParam, api: APIParam = STEP) -> Explanation:
     examples = RELATION.monitor((api, param)).observe(window)
     return examples.explain(int(np.flatnonzero(~examples.holds)[0]))
