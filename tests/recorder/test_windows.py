@@ -153,6 +153,37 @@ def test_two_optimizers_of_one_batch_are_one_window(with_loader):
     assert [call.context.step for call in recording.of_role("step")] == [0, 0, 1, 1, 2, 2]
 
 
+@pytest.mark.parametrize("with_loader", [True, False])
+@pytest.mark.parametrize("cleared", ["module", "optimizer"])
+def test_two_optimizers_that_clear_after_their_steps(cleared, with_loader):
+    def train():
+        torch.manual_seed(0)
+        generator, discriminator = nn.Linear(4, 4), nn.Linear(4, 1)
+        for_d = torch.optim.Adam(discriminator.parameters())
+        for_g = torch.optim.Adam(generator.parameters())
+        data = (batch for (batch,) in make_loader(4)) if with_loader else iter(batches(4))
+        for batch in data:
+            discriminator(batch).mean().backward()
+            fake = generator(batch)
+            discriminator(fake.detach()).mean().backward()
+            for_d.step()
+            (discriminator if cleared == "module" else for_d).zero_grad()
+            discriminator(fake).mean().backward()
+            for_g.step()
+            (generator if cleared == "module" else for_g).zero_grad()
+
+    recording = windows(train)
+
+    batch = "forward backward forward forward backward step zero_grad forward backward step"
+    assert recording.roles_by_window("data") == [
+        "seed construct construct",
+        batch,
+        *[f"zero_grad {batch}"] * 3,
+        "zero_grad",
+    ]
+    assert [call.context.step for call in recording.of_role("step")] == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
 def test_a_generator_that_is_trained_less_often():
     def train():
         torch.manual_seed(0)
