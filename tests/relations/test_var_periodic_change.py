@@ -209,8 +209,30 @@ def test_what_was_not_observed_is_not_judged() -> None:
 
 
 def test_variables_that_come_later_are_judged_too() -> None:
-    batches = [[Step([Row()])], [Step([Row(), Row(changes=False)])]]
-    assert _holds(UPDATED, NAMES, _windows(batches)) == [True, False]
+    run = RunBuilder()
+    monitor = RELATION.monitor((UPDATED, ConstantParam(value=NAMES)))
+    found = []
+    for step in (Step([Row()]), Step([Row(), Row(changes=False)]), Step([Row()] * 3)):
+        # The catalog grows as the run goes on.
+        _tell(step)(run)
+        found += monitor.observe(run.window()).holds.tolist()
+    assert found == [True, False, True]
+
+
+def test_modules_that_come_later_may_be_frozen_too() -> None:
+    run = RunBuilder()
+    monitor = RELATION.monitor((FIXED, ConstantParam(value=BUFFERS)))
+    found = []
+    for name in ("first", "second"):
+        parameters = run.parameters(f"{name}.weight")
+        buffers = run.parameters(f"{name}.mean", kind="buffer")
+        with run.calling("__main__.Net.forward", object="__main__.Net#0"):
+            run.frame("begin", buffers, data=1)
+            run.frame("end", buffers, data=1 if name == "first" else 2)
+        with run.calling("torch.optim.SGD.step", object=FIRST):
+            run.frame("begin", parameters, requires_grad=False)
+        found += monitor.observe(run.window()).holds.tolist()
+    assert found == [True, False]
 
 
 def test_a_buffer_is_no_parameter_of_that_name() -> None:
