@@ -80,6 +80,9 @@ class VarPeriodicChangeRelation(Relation):
         verb = "change" if variables.post_value == "changed" else "do not change"
         shown = ", ".join(f"`{name}`" for name in names.value[:3])
         more = ", ..." if len(names.value) > 3 else ""
+        if len(names.value) == 1:
+            noun, verb = noun[:-1], verb.replace("do not change", "does not change")
+            verb = "changes" if verb == "change" else verb
         return f"{len(names.value)} {noun} ({shown}{more}) {verb} in every training step"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:

@@ -96,7 +96,7 @@ class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
 
     ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. A learning rate
-    may be 0 for one step, since a warm-up may start there: only the second in a row fails.
+    may be 0 for one step, since a warm-up may start there: the first in a row is no example.
 
     Catches a model that an evaluation left in eval mode, and a layer that is in no optimizer.
     Cannot see what happens between the calls.
@@ -150,8 +150,6 @@ class _Monitor(Monitor):
         holds: list[bool] = []
         seen: list[tuple[Frame, Bool, Bool]] = []
         param = self._variables
-        if not window.observed:
-            self._excused.clear()
         for row in window.rows_of_name(self._api.api_full_name).tolist():
             for frame in window.frames_of_call.get(int(window.calls.call[row]), ()):
                 if frame.phase != "begin" or not is_about(window, frame, param):
@@ -161,8 +159,8 @@ class _Monitor(Monitor):
                     continue
                 met = subject & matches(param.attr_name, param.pre_value, _column(frame, param))
                 held = bool((met == subject).all() if _is_every(param) else met.any())
-                if param == LEARNING:
-                    held = self._excuse_once(int(window.calls.object[row]), held)
+                if param == LEARNING and self._excuses(int(window.calls.object[row]), held):
+                    continue
                 rows.append(row)
                 holds.append(held)
                 seen.append((frame, subject & ~met, met))
@@ -175,11 +173,11 @@ class _Monitor(Monitor):
 
         return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
 
-    def _excuse_once(self, target: int, held: bool) -> bool:
-        """Return whether a call on *target* held, or is the first in a row that did not."""
+    def _excuses(self, target: int, held: bool) -> bool:
+        """Return whether a call on *target* is the first in a row that did not hold."""
         if held:
             self._excused.discard(target)
-            return True
+            return False
         is_first = target not in self._excused
         self._excused.add(target)
         return is_first

@@ -33,10 +33,15 @@ class LiveCheck:
         self._invariants = invariants
         self._check = RankCheck(invariants, script, plan)
         self._news = News()
+        self._was_observed = True
         self._tell = tell
 
     def write(self, window: Window) -> None:
         """Check the next window."""
+        if not window.observed and not self._was_observed:
+            # The monitors know already that there is a gap.
+            return
+        self._was_observed = window.observed
         self._check.observe(window)
         self._tell_news()
 
