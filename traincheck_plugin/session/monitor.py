@@ -76,6 +76,8 @@ class Monitor:
         self._failure = ""
         self._is_watching = False
         self._num_told = 0
+        self._rank = 0
+        self._has_said = False
 
     @property
     def is_watching(self) -> bool:
@@ -141,10 +143,11 @@ class Monitor:
         task = self._task = self.options.resolve(settings)
         self.should_stop = False
         self._num_told = 0
+        self._has_said = False
         self._failure = ""
         self._ranks = Ranks()
         script = Path(sys.argv[0]).name if sys.argv else ""
-        rank = settings.rank if rank is None else rank
+        rank = self._rank = settings.rank if rank is None else rank
         self._trace = _unused(task.trace, rank) if task.trace is not None else ""
         self._check = None
         if task.invariants:
@@ -269,6 +272,7 @@ class Monitor:
             self._ranks is None
             or self._ranks.is_first_to_tell(f"{diagnosis.message}|{diagnosis.cause}")
         ):
+            self._has_said = True
             lines = diagnosis_block(diagnosis, width=100, is_final=False)
             say("\n".join(label + text for label, text in lines))
         for listener in self._listeners:
@@ -303,7 +307,7 @@ class Monitor:
 
     def _conclude(self) -> None:
         report, session = self.report, self._session
-        if session is None:
+        if session is None or not self._has_something_to_say(report):
             return
         if report.invariants:
             is_quiet = not (report.diagnoses or report.problems)
@@ -318,6 +322,13 @@ class Monitor:
             problems = () if report.invariants else report.problems
             level = logging.WARNING if problems else logging.INFO
             say("\n".join([text, *(f"  note: {problem}" for problem in problems)]), level)
+
+    def _has_something_to_say(self, report: Report) -> bool:
+        """Return whether this process sums up: the first does, others if only they know of it."""
+        if self._rank == 0 or self._has_said:
+            return True
+        problems = "|".join(report.problems)
+        return bool(problems) and self._ranks is not None and self._ranks.is_first_to_tell(problems)
 
 
 def watch(
