@@ -17,6 +17,7 @@ from traincheck_plugin.checker.violation import Violation
 from traincheck_plugin.inference.infer import infer
 from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.recorder.sampling import Sampler, Sampling
+from traincheck_plugin.report.report import Report
 from traincheck_plugin.session.monitor import Monitor
 from traincheck_plugin.trace.reader import open_run
 
@@ -407,3 +408,14 @@ def test_every_n_steps_fixes_the_sampling(rules):
     assert "5 steps watched" in monitor.report.summary() or "5 watched of 24 steps" in (
         monitor.report.summary()
     )
+
+
+def test_a_summary_that_fails_is_told_and_does_not_end_the_training(rules, monkeypatch, caplog):
+    def fail(self):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Report, "summary", fail)
+    model, optimizer = build()
+    with caplog.at_level(logging.INFO, "traincheck"), watch(model, optimizer, invariants=rules):
+        assert len(train(model, optimizer)) == STEPS
+    assert "checker error: the run could not be summed up" in caplog.text

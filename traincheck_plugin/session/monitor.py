@@ -73,7 +73,6 @@ class Monitor:
         self._task: Task | None = None
         self._ranks: Ranks | None = None
         self._trace = ""
-        self._failure = ""
         self._is_watching = False
         self._num_told = 0
         self._rank = 0
@@ -88,8 +87,7 @@ class Monitor:
     def report(self) -> Report:
         """What was found in the run that is watched, or was watched last."""
         session, task = self._session, self._task
-        problems = [self._failure] if self._failure else []
-        problems += task.remarks if task is not None else ()
+        problems = list(task.remarks) if task is not None else []
         if session is not None:
             problems += session.problems
             if "backward" in session.tally.roles and "step" not in session.tally.roles:
@@ -144,7 +142,6 @@ class Monitor:
         self.should_stop = False
         self._num_told = 0
         self._has_said = False
-        self._failure = ""
         self._ranks = Ranks()
         script = Path(sys.argv[0]).name if sys.argv else ""
         rank = self._rank = settings.rank if rank is None else rank
@@ -210,7 +207,10 @@ class Monitor:
         self._first_step = self._session.recorder.step
         self._is_watching = False
         if self.options.log:
-            self._conclude()
+            try:
+                self._conclude()
+            except Exception as failure:  # noqa: BLE001  # of ours: it must not end the training
+                say(f"checker error: the run could not be summed up: {failure!r}")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run should go on from: plain numbers."""
