@@ -323,7 +323,10 @@ class RunBuilder:
             "optimizer": optimizer,
             "lr": lr,
         }
-        with self.calling(f"{optimizer_class}.zero_grad", object=optimizer, steps_since_clear=1):
+        since = min(step, 1)
+        with self.calling(
+            f"{optimizer_class}.zero_grad", object=optimizer, steps_since_clear=since
+        ):
             self.frame("begin", parameters, grad=earlier, **held)
             self.frame("end", parameters, grad=cleared, **held)
         with self.calling(
@@ -340,7 +343,9 @@ class RunBuilder:
                     source="train.py:2 in forward",
                 )
         with self.calling(
-            "torch.Tensor.backward", inputs=[tensor("0", shape=(), requires_grad=True)]
+            "torch.Tensor.backward",
+            names=("torch.Tensor.backward", "torch.autograd.backward"),
+            inputs=[tensor("0", shape=(), requires_grad=True)],
         ):
             self.frame("begin", parameters, grad=cleared, grad_norm=0.0, **held)
             self.frame("end", parameters, grad=grad, grad_norm=1.0, **held)

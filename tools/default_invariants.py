@@ -3,13 +3,15 @@
     python tools/default_invariants.py [--traces DIR] [--output FILE]
 
 Each script is run under traincheck-collect; rules are learned from all traces together, so that
-what one healthy pipeline breaks is no rule. Kept is what several pipelines showed, what speaks of
-training itself, and what would be reported.
+what one healthy pipeline breaks is no rule. Bundled are the rules that several pipelines showed and
+that would be reported, and what the corpus showed of each such hypothesis, refuted ones included:
+inference asks it what to believe of every pipeline.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import subprocess
 import sys
 import tempfile
@@ -17,16 +19,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from traincheck_plugin.config import child_environment
+from traincheck_plugin.inference.corpus import NO_CORPUS, dump_corpus, is_general
 from traincheck_plugin.inference.infer import infer
 from traincheck_plugin.invariants.jsonl import dump_invariants
-from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.invariants.model import Hypothesis, Invariant
+from traincheck_plugin.relations.registry import relations
 from traincheck_plugin.trace.reader import open_run
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "traincheck_plugin" / "invariants" / "default.jsonl"
-
-MIN_PIPELINES = 3
-"""What fewer pipelines show may be a habit of theirs."""
+CORPUS = ROOT / "traincheck_plugin" / "inference" / "corpus.jsonl"
 
 
 def scripts() -> list[Path]:
@@ -51,11 +53,13 @@ def collect(script: Path, directory: Path) -> None:
 
 def is_bundled(invariant: Invariant) -> bool:
     """Return whether an invariant is one to check in everybody's training."""
-    return (
-        invariant.scope == "universal"
-        and invariant.severity != "info"
-        and invariant.evidence.num_runs >= MIN_PIPELINES
-    )
+    return invariant.scope == "universal" and invariant.severity != "info"
+
+
+def is_evidence(hypothesis: Hypothesis) -> bool:
+    """Return whether it is of use to know what the corpus showed of a hypothesis."""
+    relation = relations()[hypothesis.relation]
+    return is_general(hypothesis) and relation.severity(hypothesis.params) != "info"
 
 
 def main() -> None:
@@ -71,7 +75,10 @@ def main() -> None:
             if not (traces / script.stem).exists():
                 print(f"collecting {script.relative_to(ROOT)}")  # noqa: T201
                 collect(script, traces / script.stem)
-        result = infer([open_run(traces / script.stem) for script in found])
+        # The evidence names its runs as they are opened here.
+        with contextlib.chdir(traces):
+            runs = [open_run(script.stem) for script in found]
+            result = infer(runs, corpus=NO_CORPUS)
     kept = [
         # They speak of every pipeline: which parameters showed them does not matter.
         replace(rule, pipelines=tuple(replace(p, parameters=()) for p in rule.pipelines))
@@ -79,6 +86,7 @@ def main() -> None:
         if is_bundled(rule)
     ]
     dump_invariants(kept, arguments.output)
+    dump_corpus(((h, t) for h, t in result.tallies.items() if is_evidence(h)), CORPUS)
     print(f"{len(kept)} invariants from {len(found)} pipelines in {arguments.output}")  # noqa: T201
 
 

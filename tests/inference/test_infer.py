@@ -11,9 +11,16 @@ from tests.builders import RunBuilder, training_run
 from tests.traces import recorded
 from traincheck_plugin.checker.check import CheckResult, check
 from traincheck_plugin.events import GradState, Window
+from traincheck_plugin.inference.corpus import (
+    NO_CORPUS,
+    bundled_corpus,
+    dump_corpus,
+    load_corpus,
+)
 from traincheck_plugin.inference.infer import InferenceResult, infer
 from traincheck_plugin.invariants.model import APIParam, Invariant
 from traincheck_plugin.relations.registry import choose
+from traincheck_plugin.trace.reader import Run
 
 HEALTHY = {"num_functions": 3}
 
@@ -37,9 +44,12 @@ def test_what_holds_is_found_and_holds_on_its_reference(
     rule = _find(healthy.invariants, "Optimizer.step updates at least one parameter it holds")
     assert rule.severity == "critical"
     assert rule.scope == "universal"
-    assert rule.evidence.num_occurrences == 24
-    assert rule.evidence.num_held_out == 8
-    assert rule.evidence.failure_bound == pytest.approx(1 - 0.05 ** (1 / 24))
+    known = bundled_corpus()[rule.hypothesis].occurrences(
+        list(bundled_corpus()[rule.hypothesis].counts)
+    )
+    assert rule.evidence.num_occurrences == known.number + 24
+    assert rule.evidence.num_held_out == known.held_out + 8
+    assert rule.evidence.num_runs == len(known.runs) + 1
     assert rule.pipelines[0].script == "train.py"
     run = recorded(tmp_path / "again", training_run(24, **HEALTHY))
     result = check(run, healthy.invariants)
@@ -48,14 +58,15 @@ def test_what_holds_is_found_and_holds_on_its_reference(
     assert result.num_steps == 24
 
 
-def test_the_first_zero_grad_has_nothing_to_clear(healthy: InferenceResult) -> None:
+def test_the_first_zero_grad_has_nothing_to_clear(tmp_path: Path) -> None:
+    alone = infer([recorded(tmp_path / "alone", training_run(24))], corpus=NO_CORPUS)
     rule = _find(
-        healthy.invariants,
+        alone.invariants,
         "Optimizer.zero_grad clears the gradient of at least one parameter it holds",
     )
-    # The builder tells one step before each zero_grad, so only the step number tells them apart.
-    assert "step is above zero" in str(rule.precondition)
+    assert "steps_since_clear is above zero" in str(rule.precondition)
     assert rule.evidence.num_negative_examples == 1
+    assert rule.evidence.failure_bound == pytest.approx(1 - 0.05 ** (1 / 23))
 
 
 @pytest.mark.parametrize("optimizer", ["torch.optim.SGD#0", "torch.optim.Adam#0"])
@@ -104,13 +115,57 @@ def test_rules_of_a_pipeline_stay_silent_elsewhere(
     assert [o.status for o in elsewhere.outcomes] == ["not_triggered"]
 
 
+CLEARS = "Optimizer.zero_grad clears the gradient of at least one parameter it holds"
+PIPELINES = (("fc.weight",), ("stem.weight", "head.weight"), ("w", "b"))
+
+
+def _told(folder: Path, names: tuple[str, ...], **options: object) -> Run:
+    return recorded(folder / "-".join(names), training_run(24, names=names, **options))
+
+
+def test_what_many_pipelines_show_is_believed_of_all(tmp_path: Path) -> None:
+    runs = [_told(tmp_path, names) for names in PIPELINES]
+    for number in (1, 2, 3):
+        rule = _find(infer(runs[:number], corpus=NO_CORPUS).invariants, CLEARS)
+        assert rule.scope == ("universal" if number == 3 else "pipeline")
+    # Three runs of one pipeline are one pipeline.
+    again = [_told(tmp_path / str(n), PIPELINES[0]) for n in range(3)]
+    assert _find(infer(again, corpus=NO_CORPUS).invariants, CLEARS).scope == "pipeline"
+
+
+def test_the_corpus_supports_and_refutes(tmp_path: Path) -> None:
+    run = _told(tmp_path, ("mine.weight",))
+    others = [_told(tmp_path, names) for names in PIPELINES]
+    supported = infer(others, corpus=NO_CORPUS).tallies
+    dump_corpus(supported.items(), tmp_path / "supported.jsonl")
+    corpus = load_corpus(tmp_path / "supported.jsonl")
+    rule = _find(infer([run], corpus=corpus).invariants, CLEARS)
+    assert rule.scope == "universal"
+    assert rule.evidence.num_runs == 4
+    # One healthy pipeline that never clears is enough.
+    never = _told(tmp_path / "never", ("odd.weight",), clears=False)
+    refuted = infer([run], corpus=infer([*others, never], corpus=NO_CORPUS).tallies)
+    rule = _find(refuted.invariants, CLEARS)
+    assert rule.scope == "pipeline"
+    assert rule.evidence.num_runs == 1
+
+
+def test_what_a_file_of_the_corpus_holds_is_what_was_written(tmp_path: Path) -> None:
+    tallies = infer([_told(tmp_path, names) for names in PIPELINES]).tallies
+    dump_corpus(tallies.items(), tmp_path / "first.jsonl")
+    dump_corpus(load_corpus(tmp_path / "first.jsonl").items(), tmp_path / "second.jsonl")
+    text = (tmp_path / "first.jsonl").read_text()
+    assert text == (tmp_path / "second.jsonl").read_text()
+    assert text.count("\n") == len(tallies)
+
+
 def test_runs_add_up_in_any_order_and_in_any_number_of_processes(tmp_path: Path) -> None:
     first = recorded(tmp_path / "first", training_run(12, **HEALTHY))
     second = recorded(
         tmp_path / "second", training_run(15, optimizer="torch.optim.SGD#0", names=("w", "b"))
     )
-    one = infer([first, second])
-    other = infer([second, first], processes=2)
+    one = infer([first, second], corpus=NO_CORPUS)
+    other = infer([second, first], corpus=NO_CORPUS, processes=2)
 
     def essence(result: InferenceResult) -> list[Invariant]:
         invariants = [replace(i, pipelines=()) for i in result.invariants]
@@ -126,7 +181,7 @@ def test_runs_add_up_in_any_order_and_in_any_number_of_processes(tmp_path: Path)
 
 
 def test_a_short_reference_is_said_to_be_short(tmp_path: Path) -> None:
-    result = infer([recorded(tmp_path / "short", training_run(5))])
+    result = infer([recorded(tmp_path / "short", training_run(5))], corpus=NO_CORPUS)
     assert {i.severity for i in result.invariants} == {"info"}
     assert any("only 5 training steps" in note for note in result.notes)
     nothing = infer([recorded(tmp_path / "nothing", [RunBuilder().window()])])

@@ -448,7 +448,7 @@ def test_a_file_keeps_what_was_proposed(tmp_path: Path) -> None:
             relation=h.relation,
             params=h.params,
             severity=RELATION.severity(h.params),
-            scope=RELATION.scope(h.params),
+            scope="universal",
             text_description=RELATION.describe(h.params),
         )
         for h in (*_proposed(steps), *_proposed(frozen))

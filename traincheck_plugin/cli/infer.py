@@ -113,7 +113,7 @@ def _print(result: InferenceResult, output: Path) -> None:
     severities = Counter(invariant.severity for invariant in result.invariants)
     counts = ", ".join(f"{severities[s]} {s}" for s in ("critical", "warning", "info"))
     print(
-        f"Checked {result.num_hypotheses:,} hypotheses "
+        f"Checked {len(result.tallies):,} hypotheses "
         f"on {result.num_calls:,} calls in {result.num_windows:,} windows"
     )
     for note in result.notes:

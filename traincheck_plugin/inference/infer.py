@@ -2,17 +2,21 @@
 
 Two passes over every rank of every run: the first proposes hypotheses, the second labels their
 examples. Both run rank by rank and add up, so a process pool can share them.
+
+What the reference proves is believed of its own pipeline. It is believed of every pipeline where
+enough different ones showed it, in the reference or in the corpus, and none refuted it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+from traincheck_plugin.inference.corpus import Corpus, bundled_corpus, is_general
 from traincheck_plugin.inference.preconditions import learn
-from traincheck_plugin.inference.tally import Kind, Tally, kind_of
+from traincheck_plugin.inference.tally import Kind, Occurrences, Tally, kind_of
 from traincheck_plugin.invariants.model import (
     SEVERITIES,
     APIParam,
@@ -20,8 +24,10 @@ from traincheck_plugin.invariants.model import (
     Hypothesis,
     Invariant,
     Pipeline,
+    Scope,
 )
-from traincheck_plugin.invariants.similarity import pipeline_of
+from traincheck_plugin.invariants.precondition import Precondition
+from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
 from traincheck_plugin.relations.base import Monitor, Relation
 from traincheck_plugin.relations.registry import relations as known_relations
 from traincheck_plugin.trace.reader import RankTrace, Run, open_run
@@ -37,6 +43,9 @@ STRONG_OCCURRENCES = 10
 HELD_OUT = 1 / 3
 """The last part of each run: rules are learned without it and must hold on it."""
 
+MIN_PIPELINES = 3
+"""What fewer different pipelines show may be a habit of theirs."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InferenceResult:
@@ -44,13 +53,13 @@ class InferenceResult:
 
     Attributes:
         invariants: gravest first.
-        num_hypotheses: how many were tested.
+        tallies: the hypotheses that were tested, and the examples of each.
         num_windows, num_calls: size of the reference.
         notes: what the user should know about the reference.
     """
 
     invariants: tuple[Invariant, ...]
-    num_hypotheses: int
+    tallies: Mapping[Hypothesis, Tally]
     num_windows: int
     num_calls: int
     notes: tuple[str, ...]
@@ -67,10 +76,6 @@ class _Part:
     def trace(self) -> RankTrace:
         run = open_run(self.path)
         return next(trace for trace in run.ranks if trace.rank == self.rank)
-
-    @property
-    def name(self) -> str:
-        return f"{self.path}:{self.rank}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +95,7 @@ def infer(
     runs: Sequence[Run],
     *,
     relations: Sequence[Relation] | None = None,
+    corpus: Corpus | None = None,
     progress: Progress | None = None,
     processes: int = 1,
 ) -> InferenceResult:
@@ -98,6 +104,7 @@ def infer(
     Args:
         runs: the reference; more and more varied runs give stronger evidence.
         relations: kinds of rules to look for; all of them when None.
+        corpus: what is known of other healthy pipelines; None for what the package brings along.
         progress: called with what is being done and the part of it that is done.
         processes: how many processes share the ranks of the runs.
 
@@ -120,13 +127,15 @@ def infer(
     for result in _map(_label, work, processes, partial(report, "labelling examples")):
         for tally, found in zip(tallies, result, strict=True):
             tally.merge(found)
-    pipelines = tuple(dict.fromkeys(survey.pipeline for survey in surveys))
     generals = {name: general for survey in surveys for name, general in survey.generals.items()}
-    kept = _keep(hypotheses, tallies, pipelines)
-    invariants = _without_implied(kept, generals)
+    kept = _keep(
+        dict(zip(hypotheses, tallies, strict=True)),
+        {part.path: survey.pipeline for part, survey in zip(parts, surveys, strict=True)},
+        bundled_corpus() if corpus is None else corpus,
+    )
     return InferenceResult(
-        invariants=tuple(sorted(invariants, key=_order)),
-        num_hypotheses=len(hypotheses),
+        invariants=tuple(sorted(_without_implied(kept, generals), key=_order)),
+        tallies=dict(zip(hypotheses, tallies, strict=True)),
         num_windows=sum(s.num_windows for s in surveys),
         num_calls=sum(s.num_calls for s in surveys),
         notes=(*(problem for run in runs for problem in run.problems), *_notes(surveys)),
@@ -194,52 +203,117 @@ def _label(work: tuple[_Part, tuple[Hypothesis, ...], int]) -> list[Tally]:
         for monitor, tally in zip(monitors, tallies, strict=True):
             examples = monitor.observe(window)
             if len(examples):
-                tally.add(part.name, window, examples, kinds, held_out=held_out)
+                tally.add(part.path, window, examples, kinds, held_out=held_out)
     return tallies
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Proof:
+    """When a hypothesis holds, and how often it did."""
+
+    precondition: Precondition
+    kinds: Sequence[Kind]
+    occurrences: Occurrences
+
+
+def _prove(hypothesis: Hypothesis, tally: Tally) -> _Proof | None:
+    regime = known_relations()[hypothesis.relation].regime(hypothesis.params)
+    learned = learn(tally, regime)
+    if learned is None:
+        return None
+    precondition, kinds = learned
+    occurrences = tally.occurrences(kinds)
+    if occurrences.number < MIN_OCCURRENCES or occurrences.number == occurrences.held_out:
+        return None
+    return _Proof(precondition=precondition, kinds=kinds, occurrences=occurrences)
+
+
 def _keep(
-    hypotheses: Iterable[Hypothesis], tallies: Iterable[Tally], pipelines: tuple[Pipeline, ...]
-) -> dict[Hypothesis, Invariant]:
-    """Return the hypotheses that the evidence proves, as invariants."""
-    kept = {}
-    for hypothesis, tally in zip(hypotheses, tallies, strict=True):
-        relation = known_relations()[hypothesis.relation]
-        learned = learn(tally, relation.regime(hypothesis.params))
-        if learned is None:
+    tallies: Mapping[Hypothesis, Tally], pipelines: Mapping[str, Pipeline], corpus: Corpus
+) -> dict[Hypothesis, list[Invariant]]:
+    """Return the hypotheses that the evidence proves, as invariants.
+
+    Args:
+        tallies: the examples of the reference.
+        pipelines: that of each run of the reference.
+        corpus: what is known of other pipelines.
+    """
+    kept: dict[Hypothesis, list[Invariant]] = {}
+    group_of_run = _groups(pipelines)
+    seen = tuple(dict.fromkeys(pipelines.values()))
+    for hypothesis, tally in tallies.items():
+        own = _prove(hypothesis, tally)
+        if own is None:
             continue
-        precondition, kinds = learned
-        occurrences, held_out = tally.occurrences(kinds)
-        number = len(occurrences) + len(held_out)
-        if number < MIN_OCCURRENCES or not occurrences:
-            continue
-        positive, negative = tally.total()
-        strong = number >= STRONG_OCCURRENCES and bool(held_out)
-        kept[hypothesis] = Invariant(
-            relation=hypothesis.relation,
-            params=hypothesis.params,
-            precondition=precondition,
-            severity=relation.severity(hypothesis.params) if strong else "info",
-            scope=relation.scope(hypothesis.params),
-            evidence=Evidence(
-                num_positive_examples=positive,
-                num_negative_examples=negative,
-                num_occurrences=number,
-                num_held_out=len(held_out),
-                num_runs=len({run for run, _ in occurrences | held_out}),
-            ),
-            pipelines=pipelines,
-            text_description=relation.describe(hypothesis.params),
-        )
+        invariants = kept[hypothesis] = []
+        num_pipelines = len({group_of_run[run] for run in own.occurrences.runs})
+        total = tally
+        shared: _Proof | None = own
+        if (known := corpus.get(hypothesis)) is not None:
+            total = Tally()
+            total.merge(tally)
+            total.merge(known)
+            shared = _prove(hypothesis, total)
+            num_pipelines = max(num_pipelines, len(known.occurrences(list(known.counts)).runs))
+        is_shared = num_pipelines >= MIN_PIPELINES and is_general(hypothesis)
+        if shared is not None and is_shared:
+            invariants.append(_invariant(hypothesis, total, shared, "universal", seen))
+        if shared is None or not is_shared or not set(own.kinds) <= set(shared.kinds):
+            invariants.append(_invariant(hypothesis, tally, own, "pipeline", seen))
     return kept
 
 
+def _invariant(
+    hypothesis: Hypothesis,
+    tally: Tally,
+    proof: _Proof,
+    scope: Scope,
+    pipelines: tuple[Pipeline, ...],
+) -> Invariant:
+    relation = known_relations()[hypothesis.relation]
+    occurrences = proof.occurrences
+    positive, negative = tally.total()
+    strong = occurrences.number >= STRONG_OCCURRENCES and occurrences.held_out > 0
+    return Invariant(
+        relation=hypothesis.relation,
+        params=hypothesis.params,
+        precondition=proof.precondition,
+        severity=relation.severity(hypothesis.params) if strong else "info",
+        scope=scope,
+        evidence=Evidence(
+            num_positive_examples=positive,
+            num_negative_examples=negative,
+            num_occurrences=occurrences.number,
+            num_held_out=occurrences.held_out,
+            num_runs=len(occurrences.runs),
+        ),
+        pipelines=pipelines,
+        text_description=relation.describe(hypothesis.params),
+    )
+
+
+def _groups(pipelines: Mapping[str, Pipeline]) -> dict[str, str]:
+    """Return for each run the first of those that are, by way of others, of the same pipeline."""
+    groups: dict[str, str] = {}
+    for run, pipeline in pipelines.items():
+        same = {
+            group
+            for other, group in groups.items()
+            if similarity(pipeline, pipelines[other]) >= SAME_PIPELINE
+        }
+        groups[run] = min(same, default=run)
+        for other, group in groups.items():
+            if group in same:
+                groups[other] = groups[run]
+    return groups
+
+
 def _without_implied(
-    kept: Mapping[Hypothesis, Invariant], generals: Mapping[str, str]
+    kept: Mapping[Hypothesis, Sequence[Invariant]], generals: Mapping[str, str]
 ) -> list[Invariant]:
     """Drop what another kept invariant says as well."""
-    result = []
-    for hypothesis, invariant in kept.items():
+    result: list[Invariant] = []
+    for hypothesis, invariants in kept.items():
         general = replace(
             hypothesis,
             params=tuple(
@@ -252,7 +326,7 @@ def _without_implied(
         implied_by = known_relations()[hypothesis.relation].implied_by(hypothesis.params)
         if (general != hypothesis and general in kept) or implied_by in kept:
             continue
-        result.append(invariant)
+        result += invariants
     return result
 
 

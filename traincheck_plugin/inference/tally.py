@@ -5,8 +5,10 @@ Tallies of different runs and ranks add up, in any order.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -27,8 +29,9 @@ bad ones, the first is taken: it says most about the reason."""
 Kind = tuple[object, ...]
 """A context seen through `PROPERTIES`, numbers reduced to their sign: never values of one run."""
 
-Occurrence = tuple[str, int]
-"""One independent occurrence: a run and a window of it."""
+Stretch = tuple[str, bool, frozenset[Kind]]
+"""Windows of a run that are alike: the run, whether they were kept aside, and the kinds of context
+that had positive examples in them."""
 
 
 def kind_of(context: Context) -> Kind:
@@ -49,23 +52,38 @@ class Count:
     Attributes:
         positive, negative: number of examples that held, that did not.
         held_out_negative: those of the negative ones that were kept aside.
-        occurrences, held_out: windows with positive examples, those that were kept aside.
+        refuted_by: the runs with negative ones.
     """
 
     positive: int = 0
     negative: int = 0
     held_out_negative: int = 0
-    occurrences: set[Occurrence] = field(default_factory=set)
-    held_out: set[Occurrence] = field(default_factory=set)
+    refuted_by: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Occurrences:
+    """How often something held independently: windows, not examples.
+
+    Attributes:
+        number: all of them.
+        held_out: those in the part of the reference that was kept aside.
+        runs: names of the runs they were seen in.
+    """
+
+    number: int
+    held_out: int
+    runs: frozenset[str]
 
 
 class Tally:
     """The examples of one hypothesis, counted."""
 
-    __slots__ = ("counts",)
+    __slots__ = ("counts", "windows")
 
     def __init__(self) -> None:
         self.counts: dict[Kind, Count] = {}
+        self.windows: Counter[Stretch] = Counter()
 
     def add(
         self, run: str, window: Window, examples: Examples, kinds: list[Kind], *, held_out: bool
@@ -73,8 +91,8 @@ class Tally:
         """Count the examples of a window.
 
         Args:
-            run: names the run and rank.
-            window: that the examples are of.
+            run: names the run.
+            window: that the examples are of; each is added once.
             examples: of the hypothesis.
             kinds: kind of each context of the catalog of the window.
             held_out: whether the window is kept aside for confirmation.
@@ -82,15 +100,20 @@ class Tally:
         codes, inverse = np.unique(examples.context, return_inverse=True)
         positive = np.bincount(inverse, weights=examples.holds, minlength=len(codes))
         total = np.bincount(inverse, minlength=len(codes))
+        shown = set()
         for code, good, number in zip(codes, positive, total, strict=True):
-            count = self.counts.setdefault(kinds[int(code)], Count())
+            kind = kinds[int(code)]
+            count = self.counts.setdefault(kind, Count())
             bad = int(number - good)
             count.positive += int(good)
             count.negative += bad
-            if held_out:
-                count.held_out_negative += bad
+            if bad:
+                count.refuted_by.add(run)
+                count.held_out_negative += bad if held_out else 0
             if good:
-                (count.held_out if held_out else count.occurrences).add((run, window.index))
+                shown.add(kind)
+        if shown:
+            self.windows[run, held_out, frozenset(shown)] += 1
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another part of the reference."""
@@ -99,17 +122,54 @@ class Tally:
             ours.positive += theirs.positive
             ours.negative += theirs.negative
             ours.held_out_negative += theirs.held_out_negative
-            ours.occurrences |= theirs.occurrences
-            ours.held_out |= theirs.held_out
+            ours.refuted_by |= theirs.refuted_by
+        self.windows.update(other.windows)
 
     def total(self) -> tuple[int, int]:
         """Return the number of positive and of negative examples."""
         counts = self.counts.values()
         return sum(c.positive for c in counts), sum(c.negative for c in counts)
 
-    def occurrences(self, kinds: Iterable[Kind]) -> tuple[set[Occurrence], set[Occurrence]]:
-        """Return the occurrences of some kinds: those learned from and those kept aside."""
-        chosen = [self.counts[kind] for kind in kinds]
-        learned: set[Occurrence] = set().union(*(c.occurrences for c in chosen))
-        held_out: set[Occurrence] = set().union(*(c.held_out for c in chosen))
-        return learned, held_out - learned
+    def occurrences(self, kinds: Collection[Kind]) -> Occurrences:
+        """Return how often examples of some kinds held."""
+        chosen = [
+            (run, held_out, number)
+            for (run, held_out, shown), number in self.windows.items()
+            if not shown.isdisjoint(kinds)
+        ]
+        return Occurrences(
+            number=sum(number for _, _, number in chosen),
+            held_out=sum(number for _, held_out, number in chosen if held_out),
+            runs=frozenset(run for run, _, _ in chosen),
+        )
+
+    def refuted_by(self) -> frozenset[str]:
+        """Return the runs in which some example did not hold."""
+        return frozenset().union(*(count.refuted_by for count in self.counts.values()))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the tally as an object that JSON can hold, the same for equal tallies."""
+        order = sorted(self.counts, key=repr)
+        return {
+            "kinds": [
+                [*kind, c.positive, c.negative, c.held_out_negative, sorted(c.refuted_by)]
+                for kind, c in ((kind, self.counts[kind]) for kind in order)
+            ],
+            "windows": sorted(
+                [run, held_out, sorted(map(order.index, shown)), number]
+                for (run, held_out, shown), number in self.windows.items()
+            ),
+        }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Tally:
+        """Return the tally of an object made by `to_json`."""
+        tally = cls()
+        for *kind, positive, negative, held_out_negative, refuted_by in data["kinds"]:
+            tally.counts[tuple(kind)] = Count(
+                positive, negative, held_out_negative, set(refuted_by)
+            )
+        order: Sequence[Kind] = list(tally.counts)
+        for run, held_out, shown, number in data["windows"]:
+            tally.windows[run, held_out, frozenset(order[index] for index in shown)] = number
+        return tally

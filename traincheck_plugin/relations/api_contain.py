@@ -12,7 +12,6 @@ from traincheck_plugin.invariants.model import (
     APIParam,
     Hypothesis,
     Param,
-    Scope,
     Severity,
     VarTypeParam,
 )
@@ -126,17 +125,6 @@ class APIContainRelation(Relation):
         # What concerns every parameter may be meant to spare some of them.
         accumulates = api.span == "cycle" and other.post_value is None
         return "critical" if other.quantifier == "some" or accumulates else "warning"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        api, other = params
-        return (
-            "universal"
-            if isinstance(api, APIParam)
-            and api.role in TRAINING_STATE
-            and isinstance(other, VarTypeParam)
-            and other.var_type == PARAMETER
-            else "pipeline"
-        )
 
     def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
         api = params[0]

@@ -14,7 +14,7 @@ from typing import ClassVar
 import numpy as np
 
 from traincheck_plugin.events import Bool, Int32, Int64, Window
-from traincheck_plugin.invariants.model import Hypothesis, Param, Scope, Severity
+from traincheck_plugin.invariants.model import Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 
 
@@ -153,10 +153,6 @@ class Relation(ABC):
     @abstractmethod
     def severity(self, params: tuple[Param, ...]) -> Severity:
         """Return how much a violation matters when the evidence is strong."""
-
-    @abstractmethod
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        """Return of which pipelines one reference lets us believe the rule."""
 
     def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
         """Return the context properties that can excuse a failure.

@@ -13,7 +13,6 @@ from traincheck_plugin.invariants.model import (
     ConstantParam,
     Hypothesis,
     Param,
-    Scope,
     Severity,
 )
 from traincheck_plugin.plan import Plan
@@ -88,9 +87,6 @@ class CallCountRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline"
 
 
 class _Counter:

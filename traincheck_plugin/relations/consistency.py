@@ -12,7 +12,6 @@ from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     Hypothesis,
     Param,
-    Scope,
     Severity,
     VarNameParam,
     VarTypeParam,
@@ -84,9 +83,6 @@ class ConsistencyRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "critical" if isinstance(params[0], VarNameParam) else "warning"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline" if isinstance(params[0], VarNameParam) else "universal"
 
 
 def _examples(

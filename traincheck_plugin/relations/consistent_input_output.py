@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from traincheck_plugin.events import NONE, Catalog, Window
-from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Scope, Severity
+from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.api_names import ApiNames
 from traincheck_plugin.relations.base import (
@@ -57,9 +57,6 @@ class ConsistentInputOutputRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "info"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline"
 
 
 def _values(

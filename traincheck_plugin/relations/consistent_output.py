@@ -13,7 +13,6 @@ from traincheck_plugin.invariants.model import (
     ConstantParam,
     Hypothesis,
     Param,
-    Scope,
     Severity,
 )
 from traincheck_plugin.plan import Plan
@@ -64,9 +63,6 @@ class ConsistentOutputRelation(Relation):
     def severity(self, params: tuple[Param, ...]) -> Severity:
         api, _ = pair(self.name, params, APIParam, ConstantParam)
         return "info" if api.role == "function" else "warning"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline"
 
 
 def result(api: APIParam) -> str:

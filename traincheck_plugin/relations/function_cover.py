@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import APIParam, Param, Scope, Severity
+from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
 from traincheck_plugin.relations.naming import short
@@ -42,9 +42,6 @@ class FunctionCoverRelation(Relation):
         before, call = pair(self.name, params, APIParam, APIParam)
         is_clipping = call.role == "clip" and before.role in ("backward", "scaler")
         return "warning" if is_clipping else "info"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline"
 
 
 class _Monitor(Monitor):

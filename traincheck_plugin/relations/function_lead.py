@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Scope, Severity
+from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
 from traincheck_plugin.relations.naming import short
@@ -40,9 +40,6 @@ class FunctionLeadRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "info"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline"
 
     def implied_by(self, params: tuple[Param, ...]) -> Hypothesis | None:
         # Between two A there is a B: the same gaps, told from their other end.

@@ -15,7 +15,6 @@ from traincheck_plugin.invariants.model import (
     ConstantParam,
     Hypothesis,
     Param,
-    Scope,
     Severity,
     VarTypeParam,
 )
@@ -96,9 +95,6 @@ class VarPeriodicChangeRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        return "pipeline"
 
 
 UNKNOWN, UNCHANGED, CHANGED = 0, 1, 2

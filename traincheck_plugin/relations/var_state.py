@@ -14,7 +14,6 @@ from traincheck_plugin.invariants.model import (
     APIParam,
     Hypothesis,
     Param,
-    Scope,
     Severity,
     VarTypeParam,
 )
@@ -133,10 +132,6 @@ class VarStateRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "critical" if params[1] == FINITE else "warning"
-
-    def scope(self, params: tuple[Param, ...]) -> Scope:
-        # Healthy pipelines leave parts out of the optimizer, freeze normalisation, start at lr 0.
-        return "universal" if params[1] == FINITE else "pipeline"
 
 
 class _Monitor(Monitor):
