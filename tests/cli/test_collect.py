@@ -268,7 +268,8 @@ def test_what_cannot_be_run_is_said_in_one_line(tmp_path):
         "expected a Python script, but . is a directory; name the file to run"
     )
     assert said() == (
-        "expected a script to run, got none; name it with --pyscript FILE, before any --"
+        "expected a script to run, got none; name it with --pyscript FILE, before any --, or "
+        "a launcher after --"
     )
     assert said("--pyscript", "train.py", "--output-dir", "train.py") == (
         "expected a directory for the trace, but train.py gives: Not a directory; "

@@ -13,16 +13,22 @@ from contextlib import suppress
 from traincheck_plugin.annotations import provide_upstream_names
 from traincheck_plugin.cli.after_import import after_import
 from traincheck_plugin.cli.collect_options import CollectOptions, parse_options
+from traincheck_plugin.cli.launch import launch
 from traincheck_plugin.cli.recording import Recording
-from traincheck_plugin.cli.script import ScriptEnd, read_script, run_script
+from traincheck_plugin.cli.script import (
+    ScriptEnd,
+    find_module,
+    read_script,
+    run_module,
+    run_script,
+)
 from traincheck_plugin.cli.termination import before_termination
+from traincheck_plugin.cli.words import count_of, joined, size_of
 from traincheck_plugin.config import Settings
 from traincheck_plugin.errors import TrainCheckError
 
 NO_WORK = 2
 """The exit code that says: the command could not do its work."""
-
-_MOST_PROBLEMS = 3
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,13 +41,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         options = parse_options(arguments)
         settings = Settings.from_environment()
-        read_script(options.pyscript)
-        if settings.disabled:
+        if not (options.pyscript or options.pymodule):
+            exit_code, line = launch(options, settings)
+            _say(line)
+            return exit_code
+        _look_for(options)
+        recording = None if settings.disabled else _recording(options, settings, arguments)
+        if recording is None:
             with provide_upstream_names():
-                end = run_script(options.pyscript, options.args)
+                end = _run(options)
             exit_code, line = end.exit_code, "TRAINCHECK_DISABLE is set: nothing was recorded"
         else:
-            recording = Recording(options, settings, ("traincheck-collect", *arguments))
             end = _record(recording, options)
             if not recording.is_here:
                 # A child that the script forked ends here too, as it would under python.
@@ -50,12 +60,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     except TrainCheckError as error:
         _say(str(error))
         return NO_WORK
-    _say(line)
+    if options.is_launched:
+        # The command that runs the launcher sums up; to the launcher this process is the script.
+        exit_code = end.exit_code
+        if recording is not None and recording.failure:
+            _say(f"rank {settings.rank} is not recorded: {recording.failure}")
+    else:
+        _say(line)
     if end.how == "interrupted":
         # Python dies of the signal, so that a calling shell stops too; it has told why already.
         sys.excepthook = lambda *_: None
         raise KeyboardInterrupt
     return exit_code
+
+
+def _look_for(options: CollectOptions) -> None:
+    """Raise `ScriptError` if there is nothing to run."""
+    if options.pymodule:
+        find_module(options.pymodule)
+    else:
+        read_script(options.pyscript)
+
+
+def _run(options: CollectOptions) -> ScriptEnd:
+    if options.pymodule:
+        return run_module(options.pymodule, options.args)
+    return run_script(options.pyscript, options.args)
+
+
+def _recording(
+    options: CollectOptions, settings: Settings, arguments: Sequence[str]
+) -> Recording | None:
+    """Return the recording that is to be made; None where it cannot be, and must not hinder."""
+    try:
+        return Recording(options, settings, ("traincheck-collect", *arguments))
+    except TrainCheckError as error:
+        if not options.is_launched:
+            raise
+        _say(f"rank {settings.rank} is not recorded: {error}")
+        return None
 
 
 def _record(recording: Recording, options: CollectOptions) -> ScriptEnd:
@@ -64,7 +107,7 @@ def _record(recording: Recording, options: CollectOptions) -> ScriptEnd:
         after_import("torch", recording.start),
         before_termination(recording.abandon),
     ):
-        end = run_script(options.pyscript, options.args)
+        end = _run(options)
         recording.close(end)
     return end
 
@@ -86,28 +129,14 @@ def _conclusion(recording: Recording, end: ScriptEnd) -> tuple[int, str]:
             f"in {recording.directory}"
         )
     else:
-        size = "" if recording.num_bytes is None else f", {_size(recording.num_bytes)}"
+        size = "" if recording.num_bytes is None else f", {size_of(recording.num_bytes)}"
         summary = (
-            f"{_count(recording.num_windows, 'window')}, {_count(recording.num_calls, 'call')}"
+            f"{count_of(recording.num_windows, 'window')}, {count_of(recording.num_calls, 'call')}"
             f"{size} in {recording.directory}"
         )
     if recording.problems:
-        summary += f"; {_joined(recording.problems)}"
+        summary += f"; {joined(recording.problems)}"
     return end.exit_code, summary
-
-
-def _joined(problems: Sequence[str]) -> str:
-    more = len(problems) - _MOST_PROBLEMS
-    ending = [f"and {more} more in end.json"] if more > 0 else []
-    return "; ".join([*problems[:_MOST_PROBLEMS], *ending])
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
-def _size(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _say(line: str) -> None:

@@ -17,7 +17,8 @@ class CollectOptions:
     """What to run and what to record; the fields are the keys of a config file.
 
     Attributes:
-        pyscript: the script to run.
+        pyscript: the script to run; "" for a module or a launcher.
+        pymodule: the module to run instead, as ``python -m`` does.
         models_to_track: names of the script's variables that hold models; none: every root module
             that training shows.
         output_dir: where the trace goes, a path or URI; None: named after script and time.
@@ -25,10 +26,11 @@ class CollectOptions:
         modules_to_instr: packages whose functions are recorded besides those of torch.
         sampling_interval: record every so many steps.
         warm_up_steps: first record so many steps without a gap.
-        args: arguments of the script.
+        args: arguments of the script; without script and module, the command of a launcher.
     """
 
-    pyscript: str
+    pyscript: str = ""
+    pymodule: str = ""
     models_to_track: tuple[str, ...] = ()
     output_dir: str | None = None
     invariants: tuple[str, ...] = ()
@@ -36,9 +38,28 @@ class CollectOptions:
     sampling_interval: int = 1
     warm_up_steps: int = 0
     args: tuple[str, ...] = ()
+    is_launched: bool = False
+    """Whether a launcher that this command runs under itself started the process."""
+
+    @property
+    def program(self) -> str:
+        """What is run, by the name that a file may have."""
+        if self.pymodule:
+            return self.pymodule.rpartition(".")[2]
+        return Path(self.pyscript).stem
+
+    def for_launched(self, output_dir: str) -> tuple[str, ...]:
+        """Return the command line of these options for the processes of a launcher."""
+        words = ["--launched", "--output-dir", output_dir]
+        for name in ("models_to_track", "invariants", "modules_to_instr"):
+            values = getattr(self, name)
+            words += [_option(name), *values] if values else []
+        for name in _MINIMA:
+            words += [_option(name), str(getattr(self, name))]
+        return tuple(words)
 
 
-KEYS = tuple(field.name for field in fields(CollectOptions))
+KEYS = tuple(field.name for field in fields(CollectOptions) if field.name != "is_launched")
 _LISTS = frozenset({"models_to_track", "invariants", "modules_to_instr", "args"})
 _MINIMA = {"sampling_interval": 1, "warm_up_steps": 0}
 
@@ -47,6 +68,7 @@ examples:
   traincheck-collect --pyscript train.py -- --epochs 2
   traincheck-collect --pyscript train.py --models-to-track model --output-dir train_trace
   traincheck-collect --pyscript train.py --invariants invariants.json
+  traincheck-collect --output-dir trace -- torchrun --nproc-per-node 2 train.py --epochs 2
 """
 
 
@@ -54,7 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of everything before the ``--``."""
     parser = argparse.ArgumentParser(
         prog="traincheck-collect",
-        usage="%(prog)s --pyscript FILE [options] [-- ARGS]",
+        usage="%(prog)s --pyscript FILE [options] [-- ARGS]\n"
+        "       %(prog)s [options] -- LAUNCHER ...",
         description="Run a training script, unchanged, and record what its training does.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -62,7 +85,17 @@ def build_parser() -> argparse.ArgumentParser:
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
     )
-    parser.add_argument("--pyscript", metavar="FILE", help="the script to run")
+    parser.add_argument(
+        "--pyscript",
+        metavar="FILE",
+        help="the script to run; without it, what follows -- is a command that launches scripts",
+    )
+    parser.add_argument(
+        "--pymodule", metavar="MODULE", help="the module to run, as python -m does, in its place"
+    )
+    parser.add_argument(
+        "--launched", dest="is_launched", action="store_true", help=argparse.SUPPRESS
+    )
     parser.add_argument(
         "--models-to-track",
         metavar="NAME",
@@ -121,17 +154,23 @@ def parse_options(arguments: Sequence[str]) -> CollectOptions:
     values.update({name: _tuple_of(value) for name, value in given.items()})
     if script_arguments is not None:
         values["args"] = tuple(script_arguments)
-    if "pyscript" not in values:
+    if "pyscript" in values and "pymodule" in values:
+        raise ConfigError("expected --pyscript or --pymodule, got both; name what is to be run")
+    if not any(name in values for name in ("pyscript", "pymodule", "args")):
         raise ConfigError(
-            "expected a script to run, got none; name it with --pyscript FILE, before any --"
+            "expected a script to run, got none; name it with --pyscript FILE, before any --, or "
+            "a launcher after --"
         )
     for name, minimum in _MINIMA.items():
         if values.get(name, minimum) < minimum:
             raise ConfigError(
-                f"expected --{name.replace('_', '-')} to be at least {minimum}, "
-                f"got {values[name]}; correct it"
+                f"expected {_option(name)} to be at least {minimum}, got {values[name]}; correct it"
             )
     return CollectOptions(**values)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str] | None]:

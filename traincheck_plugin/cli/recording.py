@@ -144,7 +144,7 @@ class Recording:
                 selection=Selection(model_names=options.models_to_track),
                 modules_to_instrument=options.modules_to_instr,
                 command=self._command,
-                script=Path(options.pyscript).name,
+                script=Path(options.pyscript).name or options.pymodule,
                 notes={"invariants": options.invariants, "script_arguments": options.args},
             )
         )
@@ -160,8 +160,13 @@ def _choose_directory(options: CollectOptions, settings: Settings) -> str:
             f"expected --output-dir, as this is one of {settings.world_size} processes that write "
             "one trace, got none; give all of them the same"
         )
+    return default_directory(options.program)
+
+
+def default_directory(program: str) -> str:
+    """Return the directory of the trace of *program*, run now, where the user names none."""
     time = datetime.now().astimezone().strftime("%Y%m%d_%H%M%S")
-    return f"traincheck_{Path(options.pyscript).stem}_trace_{time}"
+    return f"traincheck_{program}_trace_{time}"
 
 
 def _prepare(directory: str, rank: int) -> str:

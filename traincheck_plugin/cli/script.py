@@ -12,7 +12,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.machinery import SourceFileLoader
+from importlib.machinery import ModuleSpec, SourceFileLoader
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -70,8 +71,51 @@ def run_script(path: str, arguments: Sequence[str]) -> ScriptEnd:
         ScriptError: there is no readable file.
     """
     source = read_script(path)
+    # Like python: absolute, but neither normalised nor with links resolved.
+    file = os.path.join(os.getcwd(), path)
+    module = _become_main(file, path, arguments, folder=os.path.dirname(os.path.realpath(file)))
+    return _run(source, module)
+
+
+def find_module(name: str) -> ModuleSpec:
+    """Return where the module is that ``python -m NAME`` runs.
+
+    Raises:
+        ScriptError: there is none.
+    """
+    if not sys.flags.safe_path:
+        sys.path[0] = os.getcwd()
+    try:
+        spec = find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = find_spec(f"{name}.__main__")
+    except ImportError as error:
+        raise ScriptError(f"expected a Python module, but {name} gives: {error}") from error
+    if spec is None or spec.origin is None or not isinstance(spec.loader, SourceFileLoader):
+        raise ScriptError(
+            f"expected a Python module with a source file, but found none for {name}; "
+            "check the name and the current directory"
+        )
+    return spec
+
+
+def run_module(name: str, arguments: Sequence[str]) -> ScriptEnd:
+    """Run the module *name* as ``python -m NAME`` does; the rest as `run_script`.
+
+    Raises:
+        ScriptError: there is no such module.
+    """
+    spec = find_module(name)
+    file = str(spec.origin)
+    source = read_script(file)
+    module = _become_main(file, file, arguments, folder=os.getcwd())
+    vars(module).update(__spec__=spec, __package__=spec.parent, __loader__=spec.loader)
+    return _run(source, module)
+
+
+def _run(source: bytes, module: ModuleType) -> ScriptEnd:
     # Shown when no longer handled: a hook of the script finds `sys.exc_info()` empty, as ever.
-    error = _execute(source, _become_main(path, arguments))
+    error = _execute(source, module)
     if error is None:
         return ScriptEnd(how="finished")
     if isinstance(error, SystemExit):
@@ -97,10 +141,8 @@ def _execute(source: bytes, module: ModuleType) -> BaseException | None:
     return None
 
 
-def _become_main(path: str, arguments: Sequence[str]) -> ModuleType:
+def _become_main(file: str, name: str, arguments: Sequence[str], *, folder: str) -> ModuleType:
     """Replace ``__main__``, `sys.argv` and `sys.path[0]` by those of the script."""
-    # Like python: absolute, but neither normalised nor with links resolved.
-    file = os.path.join(os.getcwd(), path)
     module = ModuleType("__main__")
     vars(module).update(
         __annotations__={},
@@ -110,10 +152,10 @@ def _become_main(path: str, arguments: Sequence[str]) -> ModuleType:
         __loader__=SourceFileLoader("__main__", file),
     )
     sys.modules["__main__"] = module
-    sys.argv[:] = [path, *arguments]
+    sys.argv[:] = [name, *arguments]
     if not sys.flags.safe_path:
         # In place of the folder of the command, or the current one after python -m.
-        sys.path[0] = os.path.dirname(os.path.realpath(file))
+        sys.path[0] = folder
     return module
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -227,9 +227,10 @@ def _open_run(place: Place, path: str) -> Run:
             f"{_list(names)}; check the path, or collect a trace with "
             "traincheck-collect --output-dir"
         )
-    for directory in directories.values():
-        _check_files(directory)
-    missing = [rank for rank in range(manifest.world_size) if rank not in directories]
+    began = set(directories)
+    directories, unreadable = _readable(directories)
+    problems += unreadable
+    missing = [rank for rank in range(manifest.world_size) if rank not in began]
     if missing and run is place:
         problems.append(
             f"{path} has no trace of rank {_list(missing)}: the run had {manifest.world_size} "
@@ -241,6 +242,27 @@ def _open_run(place: Place, path: str) -> Run:
         ranks=tuple(RankTrace(directories[rank], rank) for rank in sorted(directories)),
         problems=tuple(problems),
     )
+
+
+def _readable(directories: Mapping[int, Place]) -> tuple[dict[int, Place], list[str]]:
+    """Return the ranks that can be read, and what is wrong with others.
+
+    A rank may have died before it wrote anything: that must not hide what the others wrote.
+
+    Raises:
+        TraceError: none can be read.
+    """
+    readable, errors = {}, []
+    for rank, directory in directories.items():
+        try:
+            _check_files(directory)
+        except TraceError as error:
+            errors.append(error)
+        else:
+            readable[rank] = directory
+    if not readable:
+        raise errors[0]
+    return readable, [str(error) for error in errors]
 
 
 def _check_files(directory: Place) -> None:
