@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -204,7 +205,7 @@ def test_every_page_is_linked_from_the_readme() -> None:
 def test_every_option_is_told(command, parser) -> None:
     told = section(page_text("commands.md"), f"## {command}")
     for action in parser._actions:
-        if action.dest not in ("help", "version"):
+        if action.dest not in ("help", "version") and action.help != argparse.SUPPRESS:
             names = [re.escape(name) for name in action.option_strings]
             assert all(re.search(rf"(?<![\w-]){name}(?![\w-])", told) for name in names), names
 

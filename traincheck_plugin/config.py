@@ -1,13 +1,13 @@
-r"""Settings from the environment; the only module that reads it.
+"""Settings from the environment; the only module that reads it.
 
 | variable | meaning |
 |---|---|
 | `TRAINCHECK_DISABLE` | 1, true, yes or on: record and check nothing, whatever the code says |
 | `TRAINCHECK_INVARIANTS` | for a run that names none: files or `default`, comma-separated |
 | `TRAINCHECK_OUTPUT_DIR` | where a run that names no folder writes: a path or URI |
-| `RANK`, `WORLD_SIZE` | set by the launcher: which process this is, and of how many; without \
-them `OMPI_COMM_WORLD_RANK`, `OMPI_COMM_WORLD_SIZE` or `PMI_RANK`, `PMI_SIZE` of MPI |
-| `TRAINCHECK_LAUNCH` | set by ``traincheck-collect -- LAUNCHER ...`` for what the launcher starts |
+| `RANK`, `WORLD_SIZE` | set by the launcher: which process this is, and of how many |
+| `OMPI_COMM_WORLD_RANK`, `OMPI_COMM_WORLD_SIZE` | the same from Open MPI, where they are not set |
+| `PMI_RANK`, `PMI_SIZE` | the same from other MPIs |
 """
 
 from __future__ import annotations
