@@ -56,6 +56,14 @@ class GradState(IntEnum):
     NON_FINITE = 3  # holds NaN or infinity
 
 
+class Placement(IntEnum):
+    """How the copies of one parameter on different ranks are meant to relate."""
+
+    UNKNOWN = 0
+    REPLICATED = 1  # equal on all ranks, as what DistributedDataParallel holds
+    LOCAL = 2  # different: a shard, or a copy that is only averaged from time to time
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Api:
     """Something callable that is observed.
@@ -358,6 +366,7 @@ ATTRIBUTES: Mapping[str, Any] = {
     "dtype": np.int32,
     "grad_dtype": np.int32,
     "value": np.float64,
+    "placement": np.int8,
 }
 """Attributes of variables and how a frame stores them.
 
@@ -366,7 +375,7 @@ norm. grad: a `GradState`. grad_hash: as data, 0 where the gradient is None. in_
 tracked model that ran has the parameter now. optimizer: object code of the optimizer that holds it,
 or `NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes into
 `Catalog.strings`, `NONE` where there is none. value: a scalar (an option of a param group; a
-module's training flag as 0 or 1).
+module's training flag as 0 or 1). placement: a `Placement`.
 """
 
 

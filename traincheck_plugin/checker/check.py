@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from traincheck_plugin.checker.diagnosis import Diagnosis, diagnose
 from traincheck_plugin.checker.rank_check import RankCheck, merge_outcomes
+from traincheck_plugin.checker.ranks import StepMerger, interleaved
 from traincheck_plugin.checker.violation import Outcome
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.trace.reader import Run
@@ -50,31 +51,44 @@ def check(
         InvariantError: an invariant names an unknown relation or has unfit parameters.
         TraceError: the trace cannot be read.
     """
-    ranks = []
-    for position, trace in enumerate(run.ranks):
-        if progress is not None:
-            progress(f"checking rank {trace.rank}", position / len(run.ranks))
-        rank = RankCheck(invariants, run.manifest.script, run.plan)
-        for window in trace.windows():
-            rank.observe(window)
-        rank.finish()
-        ranks.append(rank)
-    if progress is not None:
-        progress("checked", 1.0)
-    return combine(run, invariants, ranks)
+    script, plan = run.manifest.script, run.plan
+    ranks = [RankCheck(invariants, script, plan) for _ in run.ranks]
+    across = RankCheck(invariants, script, plan, is_across_ranks=True)
+    num_ended = 0
+    for position, window, steps in interleaved(
+        run.ranks, StepMerger(trace.rank for trace in run.ranks)
+    ):
+        if window is None:
+            ranks[position].finish()
+            num_ended += 1
+        else:
+            ranks[position].observe(window)
+        for step in steps:
+            across.observe(step)
+        if progress is not None and window is None:
+            progress(f"checked rank {run.ranks[position].rank}", num_ended / len(run.ranks))
+    across.finish()
+    return combine(run, invariants, ranks, across)
 
 
-def combine(run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankCheck]) -> CheckResult:
-    """Return what the checks of all ranks of *run*, now at their end, found together."""
+def combine(
+    run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankCheck], across: RankCheck
+) -> CheckResult:
+    """Return what the checks of all ranks of *run*, and that across them, found in the end."""
     problems = list(run.problems)
     for trace in run.ranks:
         problems += trace.problems
         problems += trace.end.problems if trace.end is not None else ()
-    return conclude(str(run.path), invariants, ranks, problems)
+    return conclude(str(run.path), invariants, ranks, problems, across=across)
 
 
 def conclude(
-    path: str, invariants: Sequence[Invariant], ranks: Sequence[RankCheck], problems: Sequence[str]
+    path: str,
+    invariants: Sequence[Invariant],
+    ranks: Sequence[RankCheck],
+    problems: Sequence[str],
+    *,
+    across: RankCheck | None = None,
 ) -> CheckResult:
     """Return what the checks of some ranks came to.
 
@@ -83,8 +97,9 @@ def conclude(
         invariants: what was checked.
         ranks: their checks.
         problems: what else limits the result.
+        across: the check of what is true of all ranks together.
     """
-    outcomes = merge_outcomes(ranks, invariants)
+    outcomes = merge_outcomes([*ranks, *([across] if across is not None else ())], invariants)
     unobserved = max((rank.num_unobserved for rank in ranks), default=0)
     if unobserved:
         problems = [

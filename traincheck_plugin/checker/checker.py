@@ -36,6 +36,7 @@ class Checker:
         script: str = "",
         plan: Plan | None = None,
         relations: Mapping[str, Relation] | None = None,
+        is_across_ranks: bool = False,
     ) -> None:
         """Prepare a monitor for each invariant.
 
@@ -45,6 +46,8 @@ class Checker:
             plan: what is observed; everything when None. An invariant that needs more is not
                 checked, since what was left out would be taken for what did not happen.
             relations: by name; those of the registry when None.
+            is_across_ranks: whether the windows are those of all ranks together. Only invariants
+                of relations that take such windows are checked then, and else only the others.
 
         Raises:
             InvariantError: an invariant names an unknown relation or has unfit parameters.
@@ -53,8 +56,12 @@ class Checker:
         known = known_relations() if relations is None else relations
         watches = [_Watch(invariant, known, plan or Plan.full()) for invariant in invariants]
         self.outcomes = [watch.outcome for watch in watches]
-        self._watches = [watch for watch in watches if not watch.closed]
-        self.num_unobserved = len(watches) - len(self._watches)
+        self.num_unobserved = sum(watch.closed for watch in watches)
+        self._watches = [
+            watch
+            for watch in watches
+            if not watch.closed and watch.relation.is_across_ranks == is_across_ranks
+        ]
         self._scoped = False
         self._catalog: Catalog | None = None
 
@@ -98,7 +105,7 @@ class _Watch:
                 f"the relations are {', '.join(sorted(known))}"
             )
         self.outcome = Outcome(invariant=invariant)
-        relation = known[invariant.relation]
+        self.relation = relation = known[invariant.relation]
         self._monitor = relation.monitor(invariant.params)
         self.closed = not plan.covers(relation.needs(invariant.params))
         self._violation: Violation | None = None
@@ -146,7 +153,7 @@ class _Watch:
             step=context.step,
             epoch=context.epoch,
             stage=context.stage,
-            rank=window.rank,
+            rank=context.rank,
             source=window.catalog.sources[source] if source != NONE else "",
             sequence=int(examples.sequence[row]),
             time_ns=int(examples.time_ns[row]),

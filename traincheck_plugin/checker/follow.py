@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 from traincheck_plugin.checker.check import CheckResult, combine
 from traincheck_plugin.checker.diagnosis import Diagnosis, News
 from traincheck_plugin.checker.rank_check import RankCheck
+from traincheck_plugin.checker.ranks import StepMerger
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.trace.reader import RankTrace, Run
 
@@ -32,15 +35,21 @@ def follow(
     """
     lock = threading.Lock()
     stop = threading.Event()
+    script, plan = run.manifest.script, run.plan
+    across = _Across(
+        StepMerger(trace.rank for trace in run.ranks),
+        RankCheck(invariants, script, plan, is_across_ranks=True),
+    )
     ranks = [
-        _Follower(trace, RankCheck(invariants, run.manifest.script, run.plan), lock, stop)
+        _Follower(trace, RankCheck(invariants, script, plan), across, lock, stop)
         for trace in run.ranks
     ]
     news = News()
 
     def tell_new() -> None:
         with lock:
-            found = news.of(v for rank in ranks for v in rank.check.violations)
+            checks = [*(rank.check for rank in ranks), across.check]
+            found = news.of(v for check in checks for v in check.violations)
         for diagnosis in found:
             tell(diagnosis)
 
@@ -61,19 +70,38 @@ def follow(
         if rank.error is not None:
             raise rank.error
     tell_new()
-    return combine(run, invariants, [rank.check for rank in ranks])
+    across.check.finish()
+    return combine(run, invariants, [rank.check for rank in ranks], across.check)
+
+
+@dataclass(frozen=True, slots=True)
+class _Across:
+    """What puts the ranks side by side, and what checks them then."""
+
+    merger: StepMerger
+    check: RankCheck
+
+    def observe(self, steps: Iterable[Window]) -> None:
+        for step in steps:
+            self.check.observe(step)
 
 
 class _Follower(threading.Thread):
-    """Checks one rank; holds *lock* while the check changes."""
+    """Checks one rank; holds *lock* while a check changes."""
 
     def __init__(
-        self, trace: RankTrace, check: RankCheck, lock: threading.Lock, stop: threading.Event
+        self,
+        trace: RankTrace,
+        check: RankCheck,
+        across: _Across,
+        lock: threading.Lock,
+        stop: threading.Event,
     ) -> None:
         super().__init__(name=f"traincheck-follow-{trace.rank}", daemon=True)
         self.check = check
         self.error: Exception | None = None
         self._trace = trace
+        self._across = across
         self._lock = lock
         self._stop_event = stop
 
@@ -82,7 +110,9 @@ class _Follower(threading.Thread):
             for window in self._trace.windows(follow=True, stop=self._stop_event.is_set):
                 with self._lock:
                     self.check.observe(window)
+                    self._across.observe(self._across.merger.add(self._trace.rank, window))
             with self._lock:
                 self.check.finish()
+                self._across.observe(self._across.merger.finish(self._trace.rank))
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             self.error = error

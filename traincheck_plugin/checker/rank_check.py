@@ -1,4 +1,4 @@
-"""One rank of a recorded run being checked: its checker and the size of what it has seen."""
+"""One rank of a run being checked, or all together: the checker and the size of what it saw."""
 
 from __future__ import annotations
 
@@ -20,9 +20,18 @@ class RankCheck:
         duration_ns: from the start of the recording to the last call seen.
     """
 
-    def __init__(self, invariants: Sequence[Invariant], script: str, plan: Plan) -> None:
+    def __init__(
+        self,
+        invariants: Sequence[Invariant],
+        script: str,
+        plan: Plan,
+        *,
+        is_across_ranks: bool = False,
+    ) -> None:
         """Prepare to check *invariants* on a run of *script* that *plan* tells what is seen of."""
-        self._checker = Checker(invariants, script=script, plan=plan)
+        self._checker = Checker(
+            invariants, script=script, plan=plan, is_across_ranks=is_across_ranks
+        )
         self.num_windows = 0
         self.steps: set[int] = set()
         self.duration_ns = 0

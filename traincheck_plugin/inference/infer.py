@@ -9,11 +9,13 @@ enough different ones showed it, in the reference or in the corpus, and none ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+from traincheck_plugin.checker.ranks import steps_of
+from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import Corpus, bundled_corpus, is_general
 from traincheck_plugin.inference.preconditions import learn
 from traincheck_plugin.inference.tally import Kind, Occurrences, Tally, kind_of
@@ -30,7 +32,7 @@ from traincheck_plugin.invariants.precondition import Precondition
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
 from traincheck_plugin.relations.base import Monitor, Relation
 from traincheck_plugin.relations.registry import relations as known_relations
-from traincheck_plugin.trace.reader import RankTrace, Run, open_run
+from traincheck_plugin.trace.reader import Run, open_run
 
 Progress = Callable[[str, float], None]
 
@@ -67,15 +69,22 @@ class InferenceResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """One rank of one run, as a worker needs it."""
+    """One rank of one run, or (None) all of them side by side, as a worker needs it."""
 
     path: str
-    rank: int
+    rank: int | None
     relations: tuple[str, ...]
 
-    def trace(self) -> RankTrace:
+    def windows(self, problems: list[str] | None = None) -> Iterator[Window]:
+        """Yield the windows; *problems* gets what could not be read of a rank."""
         run = open_run(self.path)
-        return next(trace for trace in run.ranks if trace.rank == self.rank)
+        if self.rank is None:
+            yield from steps_of(run.ranks)
+            return
+        trace = next(trace for trace in run.ranks if trace.rank == self.rank)
+        yield from trace.windows()
+        if problems is not None:
+            problems += trace.problems
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,11 +121,21 @@ def infer(
         TraceError: a trace cannot be read.
     """
     chosen = tuple(r.name for r in relations) if relations is not None else tuple(known_relations())
+    known = known_relations()
+    alone = tuple(name for name in chosen if not known[name].is_across_ranks)
+    across = tuple(name for name in chosen if known[name].is_across_ranks)
     parts = [
-        _Part(path=str(run.path), rank=trace.rank, relations=chosen)
+        _Part(path=str(run.path), rank=trace.rank, relations=alone)
         for run in runs
         for trace in run.ranks
     ]
+    num_ranks = len(parts)
+    if across:
+        parts += [
+            _Part(path=str(run.path), rank=None, relations=across)
+            for run in runs
+            if len(run.ranks) > 1
+        ]
     report = progress or (lambda what, part: None)
     surveys = _map(_survey, parts, processes, partial(report, "proposing hypotheses"))
     hypotheses = tuple(dict.fromkeys(h for survey in surveys for h in survey.hypotheses))
@@ -127,6 +146,8 @@ def infer(
     for result in _map(_label, work, processes, partial(report, "labelling examples")):
         for tally, found in zip(tallies, result, strict=True):
             tally.merge(found)
+    # What was put side by side was counted with its ranks.
+    parts, surveys = parts[:num_ranks], surveys[:num_ranks]
     generals = {name: general for survey in surveys for name, general in survey.generals.items()}
     kept = _keep(
         dict(zip(hypotheses, tallies, strict=True)),
@@ -164,12 +185,12 @@ def _map(
 
 
 def _survey(part: _Part) -> _Survey:
-    trace = part.trace()
+    problems: list[str] = []
     proposers = [known_relations()[name].proposer() for name in part.relations]
     catalog = None
     num_windows = num_calls = 0
     steps: set[int] = set()
-    for window in trace.windows():
+    for window in part.windows(problems):
         catalog = window.catalog
         num_windows += 1
         num_calls += len(window.calls)
@@ -187,20 +208,24 @@ def _survey(part: _Part) -> _Survey:
         num_windows=num_windows,
         num_calls=num_calls,
         num_steps=len(steps),
-        problems=tuple(f"{part.path}: {problem}" for problem in trace.problems),
+        problems=tuple(f"{part.path}: {problem}" for problem in problems),
     )
 
 
 def _label(work: tuple[_Part, tuple[Hypothesis, ...], int]) -> list[Tally]:
     part, hypotheses, num_windows = work
-    monitors: list[Monitor] = [known_relations()[h.relation].monitor(h.params) for h in hypotheses]
     tallies = [Tally() for _ in hypotheses]
+    watched: list[tuple[Monitor, Tally]] = [
+        (known_relations()[h.relation].monitor(h.params), tally)
+        for h, tally in zip(hypotheses, tallies, strict=True)
+        if h.relation in part.relations
+    ]
     kinds: list[Kind] = []
-    for position, window in enumerate(part.trace().windows()):
+    for position, window in enumerate(part.windows()):
         contexts = window.catalog.contexts
         kinds += [kind_of(contexts[code]) for code in range(len(kinds), len(contexts))]
         held_out = position >= num_windows * (1 - HELD_OUT)
-        for monitor, tally in zip(monitors, tallies, strict=True):
+        for monitor, tally in watched:
             examples = monitor.observe(window)
             if len(examples):
                 tally.add(part.path, window, examples, kinds, held_out=held_out)

@@ -141,6 +141,8 @@ class FrameTaker:
                 columns["grad_dtype"] = table.spread(np.array(dtypes, np.int32))
         if "in_model" in names:
             columns["in_model"] = structure.in_model
+        if "placement" in names:
+            columns["placement"] = structure.placement
         if "optimizer" in names or "lr" in names:
             membership = structure.membership(optimizer)
             if "optimizer" in names:

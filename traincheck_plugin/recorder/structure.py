@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traincheck_plugin.events import NONE, Bool, Int32, Int64
+from traincheck_plugin.events import NONE, Array, Bool, Int32, Int64
 from traincheck_plugin.recorder.tables import Tensors
 
 Float64 = npt.NDArray[np.float64]
@@ -58,6 +58,7 @@ class Structure:
     Attributes:
         in_model: for each parameter, whether it is in a tracked model that ran; as long as none
             did, whether it is in any.
+        placement: for each parameter, a `Placement`.
     """
 
     def __init__(self) -> None:
@@ -67,6 +68,7 @@ class Structure:
         self.parameters = Tensors(())
         self.buffers = Tensors(())
         self.in_model: Bool = np.empty(0, np.bool_)
+        self.placement: Array = np.empty(0, np.int8)
         self.holdings: list[tuple[weakref.ref[Any], int, Int64, Int64]] = []
         self.names: dict[int, str] = {}
         self._memberships: dict[int, Membership] = {}

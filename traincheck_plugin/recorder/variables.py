@@ -14,6 +14,7 @@ import torch
 from traincheck_plugin.events import Catalog, Variable, VariableKind
 from traincheck_plugin.recorder.discovery import models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
+from traincheck_plugin.recorder.placement import placements
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
@@ -214,6 +215,7 @@ class Variables:
         result.buffers = Tensors(buffers)
         orphans = [False] * (len(parameters) - len(is_owned))
         result.in_model = np.array(is_owned + orphans, np.bool_)
+        result.placement = placements([tensor for _, tensor in parameters])
         rows_of: dict[int, list[int]] = {}
         for row, (_, tensor) in enumerate(parameters):
             rows_of.setdefault(id(tensor), []).append(row)

@@ -126,9 +126,16 @@ class Proposer(ABC):
 
 
 class Relation(ABC):
-    """A kind of rule; stateless."""
+    """A kind of rule; stateless.
+
+    Attributes:
+        name: of the relation.
+        is_across_ranks: whether its windows are training steps of all ranks together, as
+            `traincheck_plugin.checker.ranks` makes them, and not those of one process.
+    """
 
     name: ClassVar[str]
+    is_across_ranks: ClassVar[bool] = False
 
     @abstractmethod
     def proposer(self) -> Proposer:

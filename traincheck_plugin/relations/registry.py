@@ -15,6 +15,7 @@ from traincheck_plugin.relations.consistent_input_output import ConsistentInputO
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
 from traincheck_plugin.relations.var_state import VarStateRelation
 
@@ -24,6 +25,7 @@ ENTRY_POINTS = "traincheck_plugin.relations"
 BUILT_IN: tuple[Relation, ...] = (
     APIContainRelation(),
     ConsistencyRelation(),
+    RankConsistencyRelation(),
     ConsistentOutputRelation(),
     ConsistentInputOutputRelation(),
     FunctionCoverRelation(),

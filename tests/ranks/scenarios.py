@@ -1,0 +1,232 @@
+"""Bugs that show only on several ranks, each with its clean twin; run by torchrun.
+
+Usage: scenarios.py FOLDER RULES NAME...
+
+Each name is run as ``clean`` and as ``buggy``, both watched and recorded: what the watching found
+goes to ``FOLDER/NAME-TWIN/found_RANK.json``, the trace to ``FOLDER/NAME-TWIN/trace``.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from traincheck_plugin import watch
+
+STEPS = 24
+BROKEN = 12
+"""The step at which what breaks in the middle of a run does so."""
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 8)
+        self.norm = nn.LayerNorm(8)
+        self.outer = nn.Linear(8, 1)
+
+    def forward(self, x):
+        return self.outer(torch.relu(self.norm(self.inner(x))))
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x)))
+
+
+class Counting(nn.Module):
+    """Keeps the mean of its outputs, as codebooks and teachers do."""
+
+    def __init__(self, *, is_synchronised):
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+        self.register_buffer("mean", torch.zeros(()))
+        self.is_synchronised = is_synchronised
+
+    def forward(self, x):
+        y = self.linear(x)
+        mean = y.detach().mean()
+        if self.is_synchronised:
+            dist.all_reduce(mean)
+        self.mean.lerp_(mean, 0.1)
+        return y
+
+
+def train(
+    forward,
+    optimizer,
+    *,
+    num_steps=STEPS,
+    begins=lambda step: None,
+    context=lambda step: nullcontext(),
+    after_backward=lambda step: None,
+    skips=lambda step: False,
+):
+    generator = torch.Generator().manual_seed(100 + dist.get_rank())
+    for step in range(num_steps):
+        begins(step)
+        with context(step):
+            optimizer.zero_grad()
+            x = torch.randn(8, 4, generator=generator)
+            (forward(x) - x.sum(1, keepdim=True)).square().mean().backward()
+            after_backward(step)
+            if not skips(step):
+                optimizer.step()
+
+
+def ddp_and_sgd(**options):
+    model = Net()
+    ddp = DistributedDataParallel(model, **options)
+    return model, ddp, torch.optim.SGD(ddp.parameters(), lr=0.05)
+
+
+def raw_module_called(*, is_buggy):
+    model, ddp, optimizer = ddp_and_sgd()
+    train(model if is_buggy else ddp, optimizer)
+
+
+def forward_through_module(*, is_buggy):
+    _, ddp, optimizer = ddp_and_sgd()
+
+    def forward(x):
+        # As in a branch that is taken now and then.
+        return ddp.module(x) if is_buggy and forward.step >= BROKEN else ddp(x)
+
+    def begins(step):
+        forward.step = step
+
+    train(forward, optimizer, begins=begins)
+
+
+def no_sync_around_every_step(*, is_buggy):
+    _, ddp, optimizer = ddp_and_sgd()
+    train(ddp, optimizer, context=lambda _: ddp.no_sync() if is_buggy else nullcontext())
+
+
+def one_rank_skips_a_step(*, is_buggy):
+    _, ddp, optimizer = ddp_and_sgd()
+    skips = is_buggy and dist.get_rank() == 1
+    train(ddp, optimizer, skips=lambda step: skips and step == BROKEN)
+
+
+def unfrozen_after_wrapping(*, is_buggy):
+    model = Net()
+    model.inner.requires_grad_(False)
+    if not is_buggy:
+        model.inner.requires_grad_(True)
+    ddp = DistributedDataParallel(model)
+    model.inner.requires_grad_(True)
+    train(ddp, torch.optim.SGD(ddp.parameters(), lr=0.05))
+
+
+def different_initial_weights(*, is_buggy):
+    torch.manual_seed(dist.get_rank() if is_buggy else 0)
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+
+    def average(_):
+        for parameter in model.parameters():
+            dist.all_reduce(parameter.grad, op=dist.ReduceOp.SUM)
+            parameter.grad /= dist.get_world_size()
+
+    train(model, optimizer, after_backward=average)
+
+
+def buffers_diverge(*, is_buggy):
+    model = Counting(is_synchronised=not is_buggy)
+    ddp = DistributedDataParallel(model, broadcast_buffers=False)
+    train(ddp, torch.optim.SGD(ddp.parameters(), lr=0.05))
+
+
+def cast_and_cast_back(*, is_buggy):
+    model, ddp, optimizer = ddp_and_sgd()
+
+    def begins(step):
+        if is_buggy and step == BROKEN:
+            # New tensors in the place of the old ones lose the hooks that average.
+            for module in model.modules():
+                for name, parameter in list(module.named_parameters(recurse=False)):
+                    new = parameter.detach().double().float()
+                    setattr(module, name, nn.Parameter(new))
+            optimizer.param_groups[0]["params"] = list(model.parameters())
+
+    train(ddp, optimizer, begins=begins)
+
+
+def clipping_on_one_rank(*, is_buggy):
+    model, ddp, optimizer = ddp_and_sgd()
+
+    def clip(step):
+        if not is_buggy or dist.get_rank() == 0 or step < BROKEN:
+            nn.utils.clip_grad_norm_(model.norm.parameters(), 1e-3)
+
+    train(ddp, optimizer, after_backward=clip)
+
+
+def untied_on_one_rank(*, is_buggy):
+    model = Tied()
+    ddp = DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(ddp.parameters(), lr=0.05)
+
+    def begins(step):
+        if is_buggy and step == BROKEN and dist.get_rank() == 1:
+            model.second.weight = nn.Parameter(model.first.weight.detach().clone())
+            optimizer.add_param_group({"params": [model.second.weight]})
+
+    train(ddp, optimizer, begins=begins)
+
+
+SCENARIOS = {
+    scenario.__name__: scenario
+    for scenario in (
+        raw_module_called,
+        forward_through_module,
+        no_sync_around_every_step,
+        one_rank_skips_a_step,
+        unfrozen_after_wrapping,
+        different_initial_weights,
+        buffers_diverge,
+        cast_and_cast_back,
+        clipping_on_one_rank,
+        untied_on_one_rank,
+    )
+}
+
+
+def main():
+    folder, rules, *names = sys.argv[1:]
+    dist.init_process_group("gloo")
+    for name in names:
+        for twin in ("clean", "buggy"):
+            place = Path(folder, f"{name}-{twin}")
+            place.mkdir(exist_ok=True)
+            torch.manual_seed(0)
+            with watch(output_dir=place / "trace", invariants=rules, log=False) as monitor:
+                SCENARIOS[name](is_buggy=twin == "buggy")
+            found = {
+                "problems": monitor.report.problems,
+                "violations": [
+                    {"message": v.message, "step": v.step, "rank": v.rank, "cause": v.cause.text}
+                    for v in monitor.report.violations
+                    if v.invariant.relation == "RankConsistencyRelation"
+                ],
+            }
+            (place / f"found_{dist.get_rank()}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
