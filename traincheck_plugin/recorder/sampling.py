@@ -14,11 +14,37 @@ class Sampling:
         warm_up_steps: how many first steps are all observed, whatever they cost.
         max_overhead: the share of the training's time that observing may take, where *interval* is
             None.
+        compares_ranks: whether the steps are observed too at which the ranks are compared; they
+            are the same on all ranks, whatever each has time for.
     """
 
     interval: int | None = 1
     warm_up_steps: int = 0
     max_overhead: float = 0.01
+    compares_ranks: bool = False
+
+
+COMPARED_EVERY = 128
+"""Later on one step in so many is compared; before, the first ones and every power of two."""
+
+
+def is_compared(step: int, sampling: Sampling) -> bool:
+    """Return whether the ranks are compared after *step*, where they are at all."""
+    if sampling.interval is not None:
+        return step % sampling.interval == 0
+    return step < sampling.warm_up_steps or step % COMPARED_EVERY == 0 or not step & (step - 1)
+
+
+def first_compared(step: int, sampling: Sampling) -> int:
+    """Return the first step that is compared, from *step* on."""
+    while not is_compared(step, sampling):
+        step += 1
+    return step
+
+
+def next_compared(step: int, sampling: Sampling) -> int:
+    """Return the first step after *step* that is compared."""
+    return first_compared(step + 1, sampling)
 
 
 class Sampler:
@@ -63,5 +89,7 @@ class Sampler:
             return True
         if self._sampling.interval is not None:
             return step % self._sampling.interval == 0
+        if self._sampling.compares_ranks and is_compared(step, self._sampling):
+            return True
         spent = spent_ns - self._start_spent_ns + self._expected_ns
         return spent <= self._sampling.max_overhead * (now_ns - self._start_ns)

@@ -10,6 +10,7 @@ from traincheck_plugin.checker.rank_check import RankCheck
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.session.comparison import Comparison
 from traincheck_plugin.trace.manifest import Outcome
 
 
@@ -21,6 +22,7 @@ class LiveCheck:
         script: file name of the entry script.
         plan: what is observed.
         tell: called with each diagnosis, once, in the thread that trains.
+        comparison: of this rank with the others, if there are any.
     """
 
     def __init__(
@@ -29,9 +31,12 @@ class LiveCheck:
         script: str,
         plan: Plan,
         tell: Callable[[Diagnosis], None],
+        comparison: Comparison | None = None,
     ) -> None:
         self._invariants = invariants
         self._check = RankCheck(invariants, script, plan)
+        self._across = RankCheck(invariants, script, plan, is_across_ranks=True)
+        self._comparison = comparison
         self._news = News()
         self._was_observed = True
         self._tell = tell
@@ -43,11 +48,18 @@ class LiveCheck:
             return
         self._was_observed = window.observed
         self._check.observe(window)
+        if self._comparison is not None:
+            self._comparison.write(window)
+        self._observe_steps()
         self._tell_news()
 
     def close(self, outcome: Outcome, *, problems: Sequence[str]) -> None:
         """End the check."""
+        if self._comparison is not None:
+            self._comparison.close(how_of(outcome))
+        self._observe_steps()
         self._check.finish()
+        self._across.finish()
         self._tell_news()
 
     def result(self, path: str, problems: Sequence[str]) -> CheckResult:
@@ -57,8 +69,22 @@ class LiveCheck:
             path: of the trace, "" where none is written.
             problems: what could not be observed.
         """
-        return conclude(path, self._invariants, [self._check], problems)
+        ended = self._comparison.problems if self._comparison is not None else ()
+        return conclude(
+            path, self._invariants, [self._check], [*problems, *ended], across=self._across
+        )
+
+    def _observe_steps(self) -> None:
+        """Check the steps for which all ranks have been put side by side meanwhile."""
+        if self._comparison is not None:
+            for step in self._comparison.steps():
+                self._across.observe(step)
 
     def _tell_news(self) -> None:
-        for diagnosis in self._news.of(self._check.violations):
+        for diagnosis in self._news.of([*self._check.violations, *self._across.violations]):
             self._tell(diagnosis)
+
+
+def how_of(outcome: Outcome) -> str:
+    """Return how a rank ended, as the others are told."""
+    return f"{outcome.how} {outcome.detail}".strip()

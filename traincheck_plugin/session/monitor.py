@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from types import TracebackType
@@ -22,6 +23,7 @@ from traincheck_plugin.recorder.variables import Selection
 from traincheck_plugin.report.report import REPORTED, Report, message_of
 from traincheck_plugin.report.summary import is_at_least
 from traincheck_plugin.report.text import count_of, diagnosis_block
+from traincheck_plugin.session.comparison import Comparison
 from traincheck_plugin.session.console import say
 from traincheck_plugin.session.live_check import LiveCheck
 from traincheck_plugin.session.options import OnViolation, Paths, Task, WatchOptions
@@ -147,16 +149,22 @@ class Monitor:
         rank = self._rank = settings.rank if rank is None else rank
         self._trace = _unused(task.trace, rank) if task.trace is not None else ""
         self._check = None
+        world_size = settings.world_size if world_size is None else world_size
+        sampling = task.sampling
         if task.invariants:
-            self._check = LiveCheck(task.invariants, script, task.plan, self._tell)
+            comparison = None
+            if world_size > 1 and task.compares_ranks:
+                sampling = replace(sampling, compares_ranks=True)
+                comparison = Comparison(self._ranks.prefix, sampling, self._first_step)
+            self._check = LiveCheck(task.invariants, script, task.plan, self._tell, comparison)
         given = (*self._models, *models)
         self._session = Session(
             SessionOptions(
                 plan=task.plan,
                 trace=self._trace or None,
                 rank=rank,
-                world_size=settings.world_size if world_size is None else world_size,
-                sampling=task.sampling,
+                world_size=world_size,
+                sampling=sampling,
                 selection=Selection(discovers_models=not given, variables=self.options.variables),
                 first_step=self._first_step,
                 script=script,

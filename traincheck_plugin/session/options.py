@@ -135,6 +135,11 @@ class Task:
     sampling: Sampling
     remarks: tuple[str, ...]
 
+    @property
+    def compares_ranks(self) -> bool:
+        """Whether an invariant is about all ranks together."""
+        return any(relations()[i.relation].is_across_ranks for i in self.invariants)
+
 
 def _listed(paths: Paths) -> tuple[str, ...]:
     if isinstance(paths, str | PathLike):

@@ -15,11 +15,14 @@ class Ranks:
 
     No collectives: a process that stops, or never answers, keeps nobody waiting. Where there is no
     store, each process is on its own.
+
+    Attributes:
+        prefix: of the keys of this run, the same in all processes.
     """
 
     def __init__(self) -> None:
         # Every process watches the same runs in the same order.
-        self._prefix = f"traincheck/{next(_runs)}/"
+        self.prefix = f"traincheck/{next(_runs)}/"
 
     def are_several(self) -> bool:
         """Return whether there are other processes, and a way to reach them."""
@@ -30,20 +33,20 @@ class Ranks:
         store = _store()
         if store is None:
             return True
-        return bool(store.add(self._prefix + text, 1) == 1)
+        return bool(store.add(self.prefix + text, 1) == 1)
 
     def stop_after(self, step: int) -> None:
         """Ask all processes to stop when *step* is complete."""
         store = _store()
-        if store is not None and store.add(f"{self._prefix}stopping", 1) == 1:
-            store.set(f"{self._prefix}stop", str(step))
+        if store is not None and store.add(f"{self.prefix}stopping", 1) == 1:
+            store.set(f"{self.prefix}stop", str(step))
 
     def stop_step(self) -> int | None:
         """Return the step after which all are asked to stop, if any."""
         store = _store()
-        if store is None or not store.check([f"{self._prefix}stop"]):
+        if store is None or not store.check([f"{self.prefix}stop"]):
             return None
-        return int(store.get(f"{self._prefix}stop"))
+        return int(store.get(f"{self.prefix}stop"))
 
 
 def _store() -> Any:
