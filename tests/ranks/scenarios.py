@@ -1,9 +1,10 @@
 """Bugs that show only on several ranks, each with its clean twin; run by torchrun.
 
-Usage: scenarios.py FOLDER RULES NAME...
+Usage: scenarios.py FOLDER TWINS NAME...
 
-Each name is run as ``clean`` and as ``buggy``, both watched and recorded: what the watching found
-goes to ``FOLDER/NAME-TWIN/found_RANK.json``, the trace to ``FOLDER/NAME-TWIN/trace``.
+Each name is run as each of the twins (``clean,buggy``), recorded in ``FOLDER/NAME-TWIN/trace`` and
+watched with the rules of ``FOLDER/NAME.json``, where that exists: what the watching found goes to
+``FOLDER/NAME-TWIN/found_RANK.json``.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from traincheck_plugin import watch
@@ -189,6 +191,13 @@ def untied_on_one_rank(*, is_buggy):
     train(ddp, optimizer, begins=begins)
 
 
+def optimizer_from_before_sharding(*, is_buggy):
+    model = Net()
+    before = torch.optim.SGD(model.parameters(), lr=0.05)
+    fully_shard(model)
+    train(model, before if is_buggy else torch.optim.SGD(model.parameters(), lr=0.05))
+
+
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
@@ -202,26 +211,37 @@ SCENARIOS = {
         cast_and_cast_back,
         clipping_on_one_rank,
         untied_on_one_rank,
+        optimizer_from_before_sharding,
     )
 }
 
 
 def main():
-    folder, rules, *names = sys.argv[1:]
+    folder, twins, *names = sys.argv[1:]
     dist.init_process_group("gloo")
     for name in names:
-        for twin in ("clean", "buggy"):
+        rules = Path(folder, f"{name}.json")
+        for twin in twins.split(","):
             place = Path(folder, f"{name}-{twin}")
-            place.mkdir(exist_ok=True)
             torch.manual_seed(0)
-            with watch(output_dir=place / "trace", invariants=rules, log=False) as monitor:
+            with watch(
+                output_dir=place / "trace",
+                invariants=rules if rules.exists() else None,
+                log=False,
+            ) as monitor:
                 SCENARIOS[name](is_buggy=twin == "buggy")
             found = {
                 "problems": monitor.report.problems,
                 "violations": [
-                    {"message": v.message, "step": v.step, "rank": v.rank, "cause": v.cause.text}
-                    for v in monitor.report.violations
-                    if v.invariant.relation == "RankConsistencyRelation"
+                    {
+                        "rule": violation.invariant.text_description,
+                        "relation": violation.invariant.relation,
+                        "severity": violation.severity,
+                        "message": violation.message,
+                        "step": violation.step,
+                        "subjects": violation.cause.subjects if violation.cause else (),
+                    }
+                    for violation in monitor.report.violations
                 ],
             }
             (place / f"found_{dist.get_rank()}.json").write_text(json.dumps(found))
