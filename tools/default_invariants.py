@@ -2,10 +2,10 @@
 
     python tools/default_invariants.py [--traces DIR] [--output FILE]
 
-Each script is run under traincheck-collect; rules are learned from all traces together, so that
-what one healthy pipeline breaks is no rule. Bundled are the rules that several pipelines showed and
-that would be reported, and what the corpus showed of each such hypothesis, refuted ones included:
-inference asks it what to believe of every pipeline.
+Each script is run under traincheck-collect, those of many ranks by torchrun; rules are learned from
+all traces together, so that what one healthy pipeline breaks is no rule. Bundled are the rules that
+several pipelines showed and that would be reported, and what the corpus showed of each such
+hypothesis, refuted ones included: inference asks it what to believe of every pipeline.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from traincheck_plugin.trace.reader import open_run
 
 ROOT = Path(__file__).parent.parent
 BUNDLED = ROOT / "traincheck_plugin" / "invariants" / "default.jsonl"
+RANKS = ROOT / "tests" / "ranks" / "pipelines"
 CORPUS = ROOT / "traincheck_plugin" / "inference" / "corpus.jsonl"
 
 
@@ -40,11 +41,22 @@ def scripts() -> list[Path]:
     ]
 
 
+def scripts_of_ranks() -> list[Path]:
+    """Return the healthy scripts that are run on two processes."""
+    return sorted(path for path in RANKS.glob("*.py") if path.stem != "__init__")
+
+
 def collect(script: Path, directory: Path) -> None:
     """Write the trace of a script."""
-    command = [sys.executable, "-m", "traincheck_plugin.cli.collect", "--pyscript", str(script)]
+    command = [sys.executable, "-m", "traincheck_plugin.cli.collect"]
+    command += ["--output-dir", str(directory)]
+    if script.parent == RANKS:
+        command += ["--", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script)]
+    else:
+        command += ["--pyscript", str(script)]
     subprocess.run(  # noqa: S603
-        [*command, "--output-dir", str(directory)],
+        command,
         check=True,
         stdout=subprocess.DEVNULL,
         env=child_environment({"OMP_NUM_THREADS": "1"}),
@@ -70,7 +82,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         traces = arguments.traces or Path(folder)
-        found = scripts()
+        found = [*scripts(), *scripts_of_ranks()]
         for script in found:
             if not (traces / script.stem).exists():
                 print(f"collecting {script.relative_to(ROOT)}")  # noqa: T201

@@ -95,13 +95,15 @@ def test_labels_are_those_of_a_naive_reference(seed):
     named = VarNameParam(var_name="b", var_type=EVERY.var_type, attr_name="data")
     assert labels(named, windows) == [row[1] for row in equal]
 
-    expected, joined = [], set()
+    expected, joined, differed = [], set(), set()
     for step, row in enumerate(equal):
         if joined:
             expected.append(all(row[column] for column in joined))
         for column in range(2):
             first = min(ranks[column] for ranks in values[0])
-            if step and row[column] and values[step][0][column] != first:
+            if not row[column] and column not in joined:
+                differed.add(column)
+            if step and column not in differed and values[step][0][column] != first:
                 joined.add(column)
     assert labels(where(EQUAL_BEFORE), windows) == expected
 
@@ -126,6 +128,12 @@ def test_shards_that_begin_alike_are_not_taken_for_replicas():
     shards = [[[0, 0], [0, 0]], [[0, 0], [0, 0]], [[1, 2], [3, 4]], [[5, 6], [7, 8]]]
 
     assert labels(where(EQUAL_BEFORE), steps_of(shards)) == []
+
+
+def test_what_is_averaged_from_time_to_time_is_not_taken_for_replicas():
+    averaged = [[[step], [step if step % 3 == 2 else step + 1]] for step in range(12)]
+
+    assert labels(where(EQUAL_BEFORE), steps_of(averaged, names=("a",))) == []
 
 
 def test_a_rank_alone_is_compared_with_nobody():

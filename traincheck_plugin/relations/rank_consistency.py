@@ -316,13 +316,17 @@ class _Named(_RanksMonitor):
 
 
 class _EqualBefore(_RanksMonitor):
-    """Equal once is no evidence: shards may begin with the same zeros. An update in common is."""
+    """Equal once is no evidence: shards may begin with the same zeros. An update in common is.
+
+    What differed before is averaged from time to time, if it is ever equal again.
+    """
 
     def __init__(self, kind: VariableKind) -> None:
         super().__init__(kind)
         self._seen = np.empty(0, np.bool_)
         self._first = np.empty(0, np.uint64)
         self._joined = np.empty(0, np.bool_)
+        self._differed = np.empty(0, np.bool_)
         self._local_names: set[str] = set()
 
     def _subjects(self, window: Window, comparison: _Comparison) -> Bool:
@@ -331,11 +335,13 @@ class _EqualBefore(_RanksMonitor):
         self._seen = np.append(self._seen, np.zeros(more, np.bool_))
         self._first = np.append(self._first, np.zeros(more, np.uint64))
         self._joined = np.append(self._joined, np.zeros(more, np.bool_))
+        self._differed = np.append(self._differed, np.zeros(more, np.bool_))
         # Views: what is written to them stays.
         seen, first, joined = self._seen[:size], self._first[:size], self._joined[:size]
         allowed = comparison.shown & ~self._local(window, comparison)
         subjects: Bool = joined & allowed
-        joined |= allowed & seen & ~comparison.differs & (first != comparison.low)
+        self._differed[:size] |= comparison.differs & ~joined
+        joined |= allowed & seen & ~self._differed[:size] & (first != comparison.low)
         new = comparison.shown & ~seen
         first[new] = comparison.low[new]
         seen |= new

@@ -27,7 +27,7 @@ from traincheck_plugin.session.comparison import Comparison
 from traincheck_plugin.session.console import say
 from traincheck_plugin.session.live_check import LiveCheck
 from traincheck_plugin.session.options import OnViolation, Paths, Task, WatchOptions
-from traincheck_plugin.session.ranks import Ranks
+from traincheck_plugin.session.ranks import Ranks, place_of
 from traincheck_plugin.session.session import Session, SessionOptions, outcome_of
 from traincheck_plugin.trace.manifest import Outcome
 
@@ -131,7 +131,7 @@ class Monitor:
         Args:
             models: to watch, besides those of the constructor.
             optimizers: that exist already.
-            rank: of this process; by default what the launcher set.
+            rank: of this process; by default that in `torch.distributed`, or what the launcher set.
             world_size: likewise.
 
         Raises:
@@ -140,16 +140,17 @@ class Monitor:
         settings = Settings.from_environment()
         if settings.disabled or self._is_watching:
             return
-        task = self._task = self.options.resolve(settings)
+        own_rank, own_size = place_of(settings)
+        rank = self._rank = own_rank if rank is None else rank
+        world_size = own_size if world_size is None else world_size
+        task = self._task = self.options.resolve(settings, world_size)
         self.should_stop = False
         self._num_told = 0
         self._has_said = False
         self._ranks = Ranks()
         script = Path(sys.argv[0]).name if sys.argv else ""
-        rank = self._rank = settings.rank if rank is None else rank
         self._trace = _unused(task.trace, rank) if task.trace is not None else ""
         self._check = None
-        world_size = settings.world_size if world_size is None else world_size
         sampling = task.sampling
         if task.invariants:
             comparison = None

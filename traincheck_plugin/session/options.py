@@ -77,8 +77,8 @@ class WatchOptions:
         if self.warm_up_steps < 0:
             raise ConfigError(f"expected warm_up_steps to be 0 or more, got {self.warm_up_steps}")
 
-    def resolve(self, settings: Settings) -> Task:
-        """Return what is to be done, the environment considered.
+    def resolve(self, settings: Settings, world_size: int = 1) -> Task:
+        """Return what is to be done by one of *world_size* processes, the environment considered.
 
         Raises:
             InvariantError: a file of invariants cannot be read.
@@ -90,6 +90,9 @@ class WatchOptions:
         if not sources and trace is None:
             sources = (DEFAULT,)
         invariants, remarks = load_checkable(sources) if sources else ((), ())
+        if world_size == 1:
+            # They say nothing of a process alone, and would cost it time.
+            invariants = tuple(i for i in invariants if not is_across_ranks(i))
         if trace is None:
             # Nobody will see the rest, and observing what it needs takes time.
             invariants = tuple(i for i in invariants if is_at_least(i.severity, REPORTED))
@@ -138,7 +141,12 @@ class Task:
     @property
     def compares_ranks(self) -> bool:
         """Whether an invariant is about all ranks together."""
-        return any(relations()[i.relation].is_across_ranks for i in self.invariants)
+        return any(map(is_across_ranks, self.invariants))
+
+
+def is_across_ranks(invariant: Invariant) -> bool:
+    """Return whether *invariant* is about all ranks together."""
+    return relations()[invariant.relation].is_across_ranks
 
 
 def _listed(paths: Paths) -> tuple[str, ...]:

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from traincheck_plugin.config import Settings
+
 _runs = itertools.count()
 
 
@@ -47,6 +49,17 @@ class Ranks:
         if store is None or not store.check([f"{self.prefix}stop"]):
             return None
         return int(store.get(f"{self.prefix}stop"))
+
+
+def place_of(settings: Settings) -> tuple[int, int]:
+    """Return the rank of this process and how many there are.
+
+    As `torch.distributed` has them, which a script may have told itself; else as the launcher set.
+    """
+    distributed = torch.distributed
+    if distributed.is_available() and distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return settings.rank, settings.world_size
 
 
 def _store() -> Any:
