@@ -135,8 +135,8 @@ def _ended(peers: Peers, step: int, error: Exception) -> str:
     if left and all(how == "finished" for how in left.values()):
         return ""
     who = "; ".join(f"rank {r}: {how}" for r, how in left.items() if how != "finished")
-    reason = who or " ".join(str(error).split())[:200]
-    return f"the comparison of ranks ended before step {step}: {reason}"
+    lost = " ".join(str(error).split()).partition(". ")[0]
+    return f"the comparison of ranks ended before step {step}: {who or f'a rank was lost ({lost})'}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
