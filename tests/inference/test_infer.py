@@ -10,6 +10,7 @@ import pytest
 from tests.builders import RunBuilder, training_run
 from tests.traces import recorded
 from traincheck_plugin.checker.check import CheckResult, check
+from traincheck_plugin.engine import LocalEngine
 from traincheck_plugin.events import GradState, Window
 from traincheck_plugin.inference.corpus import (
     NO_CORPUS,
@@ -165,7 +166,7 @@ def test_runs_add_up_in_any_order_and_in_any_number_of_processes(tmp_path: Path)
         tmp_path / "second", training_run(15, optimizer="torch.optim.SGD#0", names=("w", "b"))
     )
     one = infer([first, second], corpus=NO_CORPUS)
-    other = infer([second, first], corpus=NO_CORPUS, processes=2)
+    other = infer([second, first], corpus=NO_CORPUS, engine=LocalEngine(2))
 
     def essence(result: InferenceResult) -> list[Invariant]:
         invariants = [replace(i, pipelines=()) for i in result.invariants]

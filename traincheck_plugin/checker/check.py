@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from traincheck_plugin.checker.diagnosis import Diagnosis, diagnose
-from traincheck_plugin.checker.rank_check import RankCheck, merge_outcomes
-from traincheck_plugin.checker.ranks import StepMerger, interleaved
+from traincheck_plugin.checker.rank_check import RankCheck, RankResult, merge_outcomes
+from traincheck_plugin.checker.ranks import StepMerger, interleaved, steps_of
 from traincheck_plugin.checker.violation import Outcome
+from traincheck_plugin.engine import Engine
 from traincheck_plugin.invariants.model import Invariant
-from traincheck_plugin.trace.reader import Run
+from traincheck_plugin.trace.reader import RankTrace, Run, open_run
 
 Progress = Callable[[str, float], None]
 
@@ -38,57 +40,108 @@ class CheckResult:
 
 
 def check(
-    run: Run, invariants: Sequence[Invariant], *, progress: Progress | None = None
+    run: Run,
+    invariants: Sequence[Invariant],
+    *,
+    progress: Progress | None = None,
+    engine: Engine | None = None,
 ) -> CheckResult:
-    """Check every rank of a run.
+    """Check every rank of a run, and all of them side by side.
 
     Args:
         run: an opened trace.
         invariants: what to check.
         progress: called with what is being done and the part of it that is done.
+        engine: where to work, a piece for each rank; None for this process, where the ranks are
+            read at once.
 
     Raises:
         InvariantError: an invariant names an unknown relation or has unfit parameters.
         TraceError: the trace cannot be read.
     """
+    report = progress or (lambda what, part: None)
+    report("checking", 0.0)
+    if engine is None:
+        ranks, across = _check_here(run, invariants, report)
+        return combine(run, invariants, ranks, across)
+    pieces = [_Piece(path=str(run.path), rank=trace.rank) for trace in run.ranks]
+    pieces.append(_Piece(path=str(run.path), rank=None))
+    results = []
+    for result in engine.map(partial(_check_piece, invariants=tuple(invariants)), pieces):
+        results.append(result)
+        report("checking", len(results) / len(pieces))
+    *ranks, across = results
+    return combine(run, invariants, ranks, across)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Piece:
+    """One rank of a run, or (None) all of them side by side, as a worker needs it."""
+
+    path: str
+    rank: int | None
+
+
+def _check_piece(piece: _Piece, invariants: Sequence[Invariant]) -> RankResult:
+    run = open_run(piece.path)
+    is_across = piece.rank is None
+    check = RankCheck(invariants, run.manifest.script, run.plan, is_across_ranks=is_across)
+    if is_across:
+        for step in steps_of(run.ranks):
+            check.observe(step)
+        check.finish()
+        return check.result()
+    [trace] = [trace for trace in run.ranks if trace.rank == piece.rank]
+    for window in trace.windows():
+        check.observe(window)
+    check.finish()
+    return check.result(problems_of(trace))
+
+
+def _check_here(
+    run: Run, invariants: Sequence[Invariant], report: Progress
+) -> tuple[list[RankResult], RankResult]:
+    """Check all ranks in one go: each is read once."""
     script, plan = run.manifest.script, run.plan
-    ranks = [RankCheck(invariants, script, plan) for _ in run.ranks]
+    checks = [RankCheck(invariants, script, plan) for _ in run.ranks]
     across = RankCheck(invariants, script, plan, is_across_ranks=True)
     num_ended = 0
     for position, window, steps in interleaved(
         run.ranks, StepMerger(trace.rank for trace in run.ranks)
     ):
         if window is None:
-            ranks[position].finish()
+            checks[position].finish()
             num_ended += 1
+            report("checking", num_ended / len(run.ranks))
         else:
-            ranks[position].observe(window)
+            checks[position].observe(window)
         for step in steps:
             across.observe(step)
-        if progress is not None and window is None:
-            progress(f"checked rank {run.ranks[position].rank}", num_ended / len(run.ranks))
     across.finish()
-    return combine(run, invariants, ranks, across)
+    ranks = [c.result(problems_of(t)) for c, t in zip(checks, run.ranks, strict=True)]
+    return ranks, across.result()
+
+
+def problems_of(trace: RankTrace) -> list[str]:
+    """Return what limits the check of a rank that has been read to its end."""
+    return [*trace.problems, *(trace.end.problems if trace.end is not None else ())]
 
 
 def combine(
-    run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankCheck], across: RankCheck
+    run: Run, invariants: Sequence[Invariant], ranks: Sequence[RankResult], across: RankResult
 ) -> CheckResult:
-    """Return what the checks of all ranks of *run*, and that across them, found in the end."""
-    problems = list(run.problems)
-    for trace in run.ranks:
-        problems += trace.problems
-        problems += trace.end.problems if trace.end is not None else ()
+    """Return what the checks of all ranks of *run*, and that across them, came to together."""
+    problems = [*run.problems, *(problem for rank in ranks for problem in rank.problems)]
     return conclude(str(run.path), invariants, ranks, problems, across=across)
 
 
 def conclude(
     path: str,
     invariants: Sequence[Invariant],
-    ranks: Sequence[RankCheck],
+    ranks: Sequence[RankResult],
     problems: Sequence[str],
     *,
-    across: RankCheck | None = None,
+    across: RankResult | None = None,
 ) -> CheckResult:
     """Return what the checks of some ranks came to.
 

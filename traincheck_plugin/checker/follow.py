@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from traincheck_plugin.checker.check import CheckResult, combine
+from traincheck_plugin.checker.check import CheckResult, combine, problems_of
 from traincheck_plugin.checker.diagnosis import Diagnosis, News
 from traincheck_plugin.checker.rank_check import RankCheck
 from traincheck_plugin.checker.ranks import StepMerger
@@ -71,7 +71,8 @@ def follow(
             raise rank.error
     tell_new()
     across.check.finish()
-    return combine(run, invariants, [rank.check for rank in ranks], across.check)
+    results = [rank.check.result(problems_of(rank.trace)) for rank in ranks]
+    return combine(run, invariants, results, across.check.result())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,19 +101,19 @@ class _Follower(threading.Thread):
         super().__init__(name=f"traincheck-follow-{trace.rank}", daemon=True)
         self.check = check
         self.error: Exception | None = None
-        self._trace = trace
+        self.trace = trace
         self._across = across
         self._lock = lock
         self._stop_event = stop
 
     def run(self) -> None:
         try:
-            for window in self._trace.windows(follow=True, stop=self._stop_event.is_set):
+            for window in self.trace.windows(follow=True, stop=self._stop_event.is_set):
                 with self._lock:
                     self.check.observe(window)
-                    self._across.observe(self._across.merger.add(self._trace.rank, window))
+                    self._across.observe(self._across.merger.add(self.trace.rank, window))
             with self._lock:
                 self.check.finish()
-                self._across.observe(self._across.merger.finish(self._trace.rank))
+                self._across.observe(self._across.merger.finish(self.trace.rank))
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             self.error = error

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from traincheck_plugin.checker.checker import Checker
 from traincheck_plugin.checker.violation import Outcome, Violation
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.plan import Plan
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankResult:
+    """What the check of one rank came to; can be sent to another process.
+
+    Attributes:
+        outcomes: one for each invariant, in the order given.
+        num_windows, num_unobserved, steps, duration_ns: as in `RankCheck`.
+        problems: what limits the result.
+    """
+
+    outcomes: Sequence[Outcome]
+    num_windows: int
+    num_unobserved: int
+    steps: frozenset[int]
+    duration_ns: int
+    problems: tuple[str, ...] = ()
 
 
 class RankCheck:
@@ -64,6 +83,17 @@ class RankCheck:
         """How many invariants need more than is observed, and are not checked."""
         return self._checker.num_unobserved
 
+    def result(self, problems: Sequence[str] = ()) -> RankResult:
+        """Return what the check came to."""
+        return RankResult(
+            outcomes=self.outcomes,
+            num_windows=self.num_windows,
+            num_unobserved=self.num_unobserved,
+            steps=frozenset(self.steps),
+            duration_ns=self.duration_ns,
+            problems=tuple(problems),
+        )
+
     @property
     def violations(self) -> list[Violation]:
         """What failed so far; nothing before the first step, which tells the pipeline."""
@@ -72,7 +102,7 @@ class RankCheck:
         return [violation for outcome in self.outcomes for violation in outcome.violations]
 
 
-def merge_outcomes(ranks: Iterable[RankCheck], invariants: Iterable[Invariant]) -> list[Outcome]:
+def merge_outcomes(ranks: Iterable[RankResult], invariants: Iterable[Invariant]) -> list[Outcome]:
     """Return one outcome for each of *invariants*, all ranks together."""
     merged = [Outcome(invariant=invariant) for invariant in invariants]
     for rank in ranks:

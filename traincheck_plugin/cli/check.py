@@ -17,6 +17,7 @@ from traincheck_plugin.cli.command import (
     EXIT_VIOLATIONS,
     run_command,
 )
+from traincheck_plugin.cli.engine_options import add_engine_options, chosen_engine
 from traincheck_plugin.cli.progress import Progress, show_progress
 from traincheck_plugin.errors import ConfigError
 from traincheck_plugin.version import __version__
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from traincheck_plugin.checker.check import CheckResult
     from traincheck_plugin.checker.diagnosis import Diagnosis
+    from traincheck_plugin.engine import Engine
     from traincheck_plugin.invariants.model import Invariant
 
 # As in the model, which imports numpy: too slow for `--help`.
@@ -85,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="check a trace that is still being written, until it ends or Ctrl-C",
     )
+    add_engine_options(parser)
     return parser
 
 
@@ -102,7 +105,7 @@ def _check(arguments: argparse.Namespace) -> int:
     if arguments.follow:
         results = [_followed(arguments, invariants, console)]
     else:
-        results = _results(arguments.trace_folders, invariants)
+        results = _results(arguments.trace_folders, invariants, chosen_engine(arguments))
     results = [replace(r, problems=(*left_out, *r.problems)) for r in results]
     directory = create_results_directory(arguments.output_dir, datetime.now())
     write_results(directory, results, invariants)
@@ -110,7 +113,9 @@ def _check(arguments: argparse.Namespace) -> int:
     return EXIT_OK if arguments.exit_zero else _exit_code(results, arguments.min_severity)
 
 
-def _results(folders: Sequence[str], invariants: Sequence[Invariant]) -> list[CheckResult]:
+def _results(
+    folders: Sequence[str], invariants: Sequence[Invariant], engine: Engine | None
+) -> list[CheckResult]:
     from traincheck_plugin.checker.check import check
     from traincheck_plugin.trace.reader import open_run
 
@@ -120,7 +125,7 @@ def _results(folders: Sequence[str], invariants: Sequence[Invariant]) -> list[Ch
     with show_progress() as progress:
         for folder, run in zip(folders, runs, strict=True):
             told = progress if len(runs) == 1 else partial(_tell, progress, folder)
-            results.append(check(run, invariants, progress=told))
+            results.append(check(run, invariants, progress=told, engine=engine))
     return results
 
 

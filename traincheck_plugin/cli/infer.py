@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from traincheck_plugin.cli.command import EXIT_OK, run_command
+from traincheck_plugin.cli.engine_options import add_engine_options, chosen_engine
 from traincheck_plugin.cli.progress import show_progress
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.version import __version__
@@ -55,24 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     chosen.add_argument(
         "--disable-relation", nargs="+", metavar="R", help="learn no rules of these relations"
     )
-    parser.add_argument(
-        "-j",
-        "--processes",
-        type=_at_least_one,
-        default=1,
-        metavar="N",
-        help="processes to work in (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--engine", choices=["local"], default="local", help="where to work (default: %(default)s)"
-    )
+    add_engine_options(parser)
     return parser
-
-
-def _at_least_one(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _infer(arguments: argparse.Namespace) -> int:
@@ -82,10 +67,11 @@ def _infer(arguments: argparse.Namespace) -> int:
     from traincheck_plugin.invariants.jsonl import dump_invariants
     from traincheck_plugin.trace.reader import open_run
 
+    engine = chosen_engine(arguments)
     relations = _chosen(arguments.enable_relation, arguments.disable_relation)
     with show_progress() as progress:
         runs = [open_run(folder) for folder in arguments.trace_folders]
-        result = infer(runs, relations=relations, progress=progress, processes=arguments.processes)
+        result = infer(runs, relations=relations, progress=progress, engine=engine)
     dump_invariants(result.invariants, arguments.output)
     notes = dict.fromkeys((*(p for run in runs for p in run.problems), *result.notes))
     _print(replace(result, notes=tuple(notes)), arguments.output)

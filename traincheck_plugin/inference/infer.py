@@ -1,7 +1,7 @@
 """Infers invariants from reference runs: propose, label, learn when, keep what is proven.
 
 Two passes over every rank of every run: the first proposes hypotheses, the second labels their
-examples. Both run rank by rank and add up, so a process pool can share them.
+examples. Both run rank by rank and add up, so that an engine can share them out.
 
 What the reference proves is believed of its own pipeline. It is believed of every pipeline where
 enough different ones showed it, in the reference or in the corpus, and none refuted it.
@@ -10,11 +10,12 @@ enough different ones showed it, in the reference or in the corpus, and none ref
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import TypeVar
 
 from traincheck_plugin.checker.ranks import steps_of
+from traincheck_plugin.engine import Engine, LocalEngine
 from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import Corpus, bundled_corpus, is_general
 from traincheck_plugin.inference.preconditions import learn
@@ -35,6 +36,8 @@ from traincheck_plugin.relations.registry import relations as known_relations
 from traincheck_plugin.trace.reader import Run, open_run
 
 Progress = Callable[[str, float], None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 MIN_OCCURRENCES = 3
 """Below, a rule is not even kept: three in a row is the least that is no coincidence."""
@@ -106,7 +109,7 @@ def infer(
     relations: Sequence[Relation] | None = None,
     corpus: Corpus | None = None,
     progress: Progress | None = None,
-    processes: int = 1,
+    engine: Engine | None = None,
 ) -> InferenceResult:
     """Infer invariants from healthy runs.
 
@@ -115,7 +118,7 @@ def infer(
         relations: kinds of rules to look for; all of them when None.
         corpus: what is known of other healthy pipelines; None for what the package brings along.
         progress: called with what is being done and the part of it that is done.
-        processes: how many processes share the ranks of the runs.
+        engine: where to work; None for this process.
 
     Raises:
         TraceError: a trace cannot be read.
@@ -137,13 +140,14 @@ def infer(
             if len(run.ranks) > 1
         ]
     report = progress or (lambda what, part: None)
-    surveys = _map(_survey, parts, processes, partial(report, "proposing hypotheses"))
+    engine = engine or LocalEngine()
+    surveys = _map(engine, _survey, parts, partial(report, "proposing hypotheses"))
     hypotheses = tuple(dict.fromkeys(h for survey in surveys for h in survey.hypotheses))
     work = [
         (part, hypotheses, survey.num_windows) for part, survey in zip(parts, surveys, strict=True)
     ]
     tallies = [Tally() for _ in hypotheses]
-    for result in _map(_label, work, processes, partial(report, "labelling examples")):
+    for result in _map(engine, _label, work, partial(report, "labelling examples")):
         for tally, found in zip(tallies, result, strict=True):
             tally.merge(found)
     # What was put side by side was counted with its ranks.
@@ -164,22 +168,16 @@ def infer(
 
 
 def _map(
-    function: Callable[..., object],
-    work: Sequence[object],
-    processes: int,
+    engine: Engine,
+    function: Callable[[T], R],
+    work: Sequence[T],
     report: Callable[[float], None],
-) -> list:  # type: ignore[type-arg]
+) -> list[R]:
     """Apply *function* to each piece of work, in order, reporting the part that is done."""
     results = []
     report(0.0)
-    if processes > 1 and len(work) > 1:
-        with ProcessPoolExecutor(min(processes, len(work))) as pool:
-            for result in pool.map(function, work):
-                results.append(result)
-                report(len(results) / len(work))
-        return results
-    for piece in work:
-        results.append(function(piece))
+    for result in engine.map(function, work):
+        results.append(result)
         report(len(results) / len(work))
     return results
 

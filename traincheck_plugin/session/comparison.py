@@ -113,7 +113,7 @@ class Comparison:
         step = self._next
         try:
             peers.join()
-            comparer = _Comparer(peers, self._builder)
+            comparer = Comparer(peers, self._builder)
             while (task := self._tasks.get()) is not None:
                 step = task if isinstance(task, int) else task.step
                 window = comparer.compare(step, None if isinstance(task, int) else task)
@@ -155,7 +155,7 @@ class _Table:
     digest: int
 
 
-class _Comparer:
+class Comparer:
     """Compares one step after the other; all ranks call it with the same steps."""
 
     def __init__(self, peers: Peers, builder: StepBuilder) -> None:

@@ -71,7 +71,11 @@ class LiveCheck:
         """
         ended = self._comparison.problems if self._comparison is not None else ()
         return conclude(
-            path, self._invariants, [self._check], [*problems, *ended], across=self._across
+            path,
+            self._invariants,
+            [self._check.result()],
+            [*problems, *ended],
+            across=self._across.result(),
         )
 
     def _observe_steps(self) -> None:
