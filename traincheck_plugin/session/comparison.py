@@ -23,6 +23,10 @@ from traincheck_plugin.session.peers import Peers, are_there
 CLOSE_SECONDS = 10.0
 """How long the end of a run may wait for the last comparisons."""
 
+MAX_KEPT = 64
+"""With more ranks, what tells them apart is only used at the step at which a difference begins."""
+
+_FAMILIES = ("gradient", "parameter", "slot", "buffer", "group")
 _VALUES = ("data", "value", "grad_norm")
 
 
@@ -163,6 +167,7 @@ class Comparer:
         self._builder = builder
         self._keys = _Keys(builder.catalog)
         self._known: Array = np.empty(0, np.uint64)
+        self._last: tuple[int, dict[int, list[int]]] = 0, {}
 
     def compare(self, step: int, moment: Moment | None) -> Window | None:
         """Return the step of all ranks; None where some rank did not observe it."""
@@ -200,24 +205,36 @@ class Comparer:
     def _told(
         self, moment: Moment, table: _Table, values: Array, differs: Bool
     ) -> dict[int, list[int]]:
-        """Return, for each state that begins to differ, what tells the ranks apart in it."""
+        """Return, for each state that differs, what tells the ranks apart in it, if it is known.
+
+        It is asked for when variables begin to differ, and kept where it costs little to go on.
+        """
+        keeps = self._peers.size <= MAX_KEPT and self._last[0] == table.digest
+        told = dict(self._last[1]) if keeps else {}
         new = differs & ~np.isin(table.keys, self._known) & ~_local(moment, table)
         self._known = np.union1d(self._known, table.keys[differs])
-        states = [int(state) for state in np.unique(table.states[new])]
-        if not states:
-            return {}
-        digests = np.array(
-            [
-                xxhash.xxh3_64_intdigest(values[new & (table.states == state)].tobytes())
-                for state in states
-            ],
-            np.uint64,
-        )
+        if not new.any():
+            return told
+        # One number for each kind of variable, in an order that is the same on all ranks.
+        families = [self._family(state) for state in moment.states]
+        of_row = np.array(families)[table.states]
+        digests = np.zeros(len(_FAMILIES), np.uint64)
+        for family in np.unique(of_row[new]):
+            rows = new & (of_row == family)
+            digests[family] = xxhash.xxh3_64_intdigest(values[rows].tobytes())
         gathered = self._peers.gathered(digests)
-        return {
-            state: [int(one.view(np.uint64)[number]) for one in gathered]
-            for number, state in enumerate(states)
+        told |= {
+            state: [int(one.view(np.uint64)[family]) for one in gathered]
+            for state, family in enumerate(families)
+            if digests[family]
         }
+        self._last = table.digest, told
+        return told
+
+    def _family(self, state: State) -> int:
+        if "grad_norm" in state.columns:
+            return _FAMILIES.index("gradient")
+        return _FAMILIES.index(self._builder.catalog.variables[int(state.variables[0])].kind)
 
     def _moments(
         self,
