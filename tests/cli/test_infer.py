@@ -75,7 +75,7 @@ def test_a_missing_trace_is_one_line(tmp_path, capsys):
     [
         ([], "the following arguments are required: -f/--trace-folders"),
         (["-f", "x", "-j", "0"], "argument -j/--processes: expected a number of at least 1"),
-        (["-f", "x", "--engine", "ray"], "argument --engine: invalid choice: 'ray'"),
+        (["-f", "x", "--engine", "dask"], "argument --engine: invalid choice: 'dask'"),
         (
             ["-f", "x", "--enable-relation", "A", "--disable-relation", "B"],
             "argument --disable-relation: not allowed with argument --enable-relation",

@@ -67,10 +67,11 @@ def _infer(arguments: argparse.Namespace) -> int:
     from traincheck_plugin.invariants.jsonl import dump_invariants
     from traincheck_plugin.trace.reader import open_run
 
-    engine = chosen_engine(arguments)
     relations = _chosen(arguments.enable_relation, arguments.disable_relation)
     with show_progress() as progress:
         runs = [open_run(folder) for folder in arguments.trace_folders]
+        # A wrong path is told before an engine is started.
+        engine = chosen_engine(arguments)
         result = infer(runs, relations=relations, progress=progress, engine=engine)
     dump_invariants(result.invariants, arguments.output)
     notes = dict.fromkeys((*(p for run in runs for p in run.problems), *result.notes))
