@@ -38,7 +38,11 @@ def losses(printed, label="loss"):
 def test_the_catalog_finds_every_script():
     others = {"__init__", "catalog", "digits", "test_scripts"}
     assert set(BUGS) == {path.stem for path in FOLDER.glob("*.py")} - others
-    assert all(BUGS.values())
+
+
+def test_causes_are_patterns():
+    for bugs in BUGS.values():
+        assert all(re.compile(bug.cause) for bug in bugs.values())
 
 
 @pytest.mark.parametrize("name", [name for name in BUGS if name != "gan"])
