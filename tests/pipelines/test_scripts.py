@@ -7,15 +7,26 @@ import runpy
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.pipelines.catalog import BUGS, FOLDER, script
 
 
+pytestmark = [
+    # What Lightning and transformers say of themselves, of small machines, and of coming releases.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*lightning.*:UserWarning"),
+]
+
+
 @pytest.fixture(autouse=True)
-def restored_random_state():
+def restored_state():
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+    # One per process, otherwise: the next script would get the precision of the last.
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -45,7 +56,7 @@ def test_causes_are_patterns():
         assert all(re.compile(bug.cause) for bug in bugs.values())
 
 
-@pytest.mark.parametrize("name", [name for name in BUGS if name != "gan"])
+@pytest.mark.parametrize("name", [n for n in BUGS if "train loss" in script(n).read_text()])
 def test_a_healthy_run_learns(run, name):
     first, *_, last = losses(run(name), "train loss")
     assert last < 0.9 * first
