@@ -48,7 +48,7 @@ def main():
     train_set, _ = load_digits(1056)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     model = Classifier()
-    optimizer = optim.AdamW(model.parameters(), lr=2e-3)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     num_steps = args.epochs * -(-len(loader) // ACCUMULATE)
     scheduler = optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, total_iters=num_steps)
     model, optimizer = accelerator.prepare(model, optimizer)
