@@ -54,7 +54,7 @@ def collect(path: Path, directory: Path, *options: str) -> None:
 
 
 def bundled(invariants: Iterable[Invariant]) -> list[Invariant]:
-    """Return those of the invariants of the corpus that are to be checked in everybody's training."""
+    """Return those of the invariants of the corpus that are checked in everybody's training."""
     return [
         # They speak of every pipeline: which parameters showed them does not matter.
         replace(rule, pipelines=tuple(replace(p, parameters=()) for p in rule.pipelines))

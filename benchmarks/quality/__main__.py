@@ -26,11 +26,10 @@ from benchmarks.quality.corpus import (
     three_others,
 )
 from benchmarks.quality.judging import judge, reports
-from benchmarks.quality.learning import bundled_without, learn
+from benchmarks.quality.learning import Bundle, bundles_without, learn
 from benchmarks.quality.table import WAYS, Result, told, written
 from benchmarks.quality.traces import Traces
 from tools.default_invariants import ROOT
-from traincheck_plugin.invariants.model import Invariant
 
 PAGE = ROOT / "docs" / "quality.md"
 
@@ -59,9 +58,9 @@ def main() -> int:
             key=lambda name: min(relatives(name)),
         )
     ]
-    defaults = {
-        name: invariants
-        for names, invariants in bundled_without(references, groups, arguments.processes)
+    bundles = {
+        name: bundle
+        for names, bundle in bundles_without(references, groups, arguments.processes)
         for name in names
     }
     print(f"defaults learned after {time.monotonic() - started:.0f} s", file=sys.stderr)
@@ -71,7 +70,7 @@ def main() -> int:
             [case for case in found if (case.pipeline, case.options) not in failed],
             references[name],
             [references[other] for other in three_others(name) if other in references],
-            defaults[name],
+            bundles[name],
             traces,
         )
         for name, found in chosen.items()
@@ -90,10 +89,12 @@ def main() -> int:
 
 
 def _judge(
-    work: tuple[list[Case], Path, list[Path], list[Invariant], Traces],
+    work: tuple[list[Case], Path, list[Path], Bundle, Traces],
 ) -> list[Result]:
-    found, reference, others, defaults, traces = work
-    rules = dict(zip(WAYS, (learn([reference]), learn(others), defaults), strict=True))
+    found, reference, others, bundle, traces = work
+    # What the package brings along is part of how it learns: it must not know this pipeline either.
+    learned = (learn([reference], bundle.corpus), learn(others, bundle.corpus), bundle.invariants)
+    rules = dict(zip(WAYS, learned, strict=True))
     twins = {}
     results = []
     for case in found:

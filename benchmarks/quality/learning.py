@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-from tools.default_invariants import bundled
+from tools.default_invariants import bundled, evidence
 from traincheck_plugin.inference import infer as inference
+from traincheck_plugin.inference.corpus import NO_CORPUS, Corpus
 from traincheck_plugin.inference.tally import Tally
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.relations.registry import relations
@@ -17,15 +19,23 @@ Set = tuple[str, ...]
 """Names of pipelines that are left out together."""
 
 
-def learn(paths: Sequence[Path]) -> tuple[Invariant, ...]:
-    """Return what the traces at *paths* teach together."""
-    return inference.infer([open_run(path) for path in paths]).invariants
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bundle:
+    """What the package would bring along: invariants, and the evidence that inference asks."""
+
+    invariants: list[Invariant]
+    corpus: Corpus
 
 
-def bundled_without(
-    references: dict[str, Path], left_out: Sequence[Set], processes: int
-) -> Iterator[tuple[Set, list[Invariant]]]:
-    """Return the invariants that would be bundled, were the corpus without each of some sets.
+def learn(paths: Sequence[Path], corpus: Corpus) -> tuple[Invariant, ...]:
+    """Return what the traces at *paths* teach together, with what is known of a corpus."""
+    return inference.infer([open_run(path) for path in paths], corpus=corpus).invariants
+
+
+def bundles_without(
+    references: Mapping[str, Path], left_out: Sequence[Set], processes: int
+) -> Iterator[tuple[Set, Bundle]]:
+    """Return what would be bundled, were the corpus without each of some sets.
 
     The same as inference from all other references, each time; but each trace is read twice only,
     and the counts of all but one set are added up by halves.
@@ -54,13 +64,14 @@ def bundled_without(
             yield from without(inside, _sum([others, *(tallies[n] for s in outside for n in s)]))
 
     for names, total in without(left_out, [Tally() for _ in hypotheses]):
-        rest = [survey for name, survey in surveys.items() if name not in names]
-        proposed = {h for survey in rest for h in survey.hypotheses}
-        known = [(h, t) for h, t in zip(hypotheses, total, strict=True) if h in proposed]
-        pipelines = tuple(dict.fromkeys(survey.pipeline for survey in rest))
-        kept = inference._keep([h for h, _ in known], [t for _, t in known], pipelines)
-        generals = {name: general for s in rest for name, general in s.generals.items()}
-        yield names, bundled(inference._without_implied(kept, generals))
+        rest = {name: survey for name, survey in surveys.items() if name not in names}
+        proposed = {h for survey in rest.values() for h in survey.hypotheses}
+        known = {h: t for h, t in zip(hypotheses, total, strict=True) if h in proposed}
+        pipelines = {parts[name].path: survey.pipeline for name, survey in rest.items()}
+        kept = inference._keep(known, pipelines, NO_CORPUS)
+        generals = {name: general for s in rest.values() for name, general in s.generals.items()}
+        invariants = bundled(inference._without_implied(kept, generals))
+        yield names, Bundle(invariants=invariants, corpus=evidence(known))
 
 
 def _sum(several: Sequence[list[Tally]]) -> list[Tally]:
