@@ -6,6 +6,8 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 # For pytest: make test ARGS="-k config"
 ARGS   ?=
+# For make quality; without, all of it, written to docs/quality.md.
+CASES  ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -14,7 +16,7 @@ DEMO  := demo_output
 # Tests run small models in many processes: more threads each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test check bench defaults clean
+.PHONY: help install demo test check bench quality defaults clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,8 +53,11 @@ bench: $(STAMP) ## run the benchmarks and print their numbers
 		echo "== $$script"; $(BIN)/python $$script; \
 	done
 
+quality: $(STAMP) ## find the seeded bugs, stay silent on healthy runs: CASES="vae lstm.same_batch"
+	$(BIN)/python -m benchmarks.quality $(if $(CASES),$(CASES),--write)
+
 defaults: $(STAMP) ## learn the bundled invariants anew from the healthy pipelines of this repository
-	$(BIN)/python tools/default_invariants.py
+	$(BIN)/python -m tools.default_invariants
 
 clean: ## remove the environment, caches and everything generated
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info .hypothesis .import_linter_cache \

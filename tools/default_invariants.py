@@ -1,6 +1,6 @@
 """Learns the bundled invariants from the healthy pipelines of this repository.
 
-    python tools/default_invariants.py [--traces DIR] [--output FILE]
+    python -m tools.default_invariants [--traces DIR] [--output FILE]
 
 Each script is run under traincheck-collect, those of many ranks by torchrun; rules are learned from
 all traces together, so that what one healthy pipeline breaks is no rule. Bundled are the rules that
@@ -15,12 +15,15 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from tests.pipelines.catalog import BUGS, script
 from traincheck_plugin.config import child_environment
 from traincheck_plugin.inference.corpus import NO_CORPUS, dump_corpus, is_general
 from traincheck_plugin.inference.infer import infer
+from traincheck_plugin.inference.tally import Tally
 from traincheck_plugin.invariants.jsonl import dump_invariants
 from traincheck_plugin.invariants.model import Hypothesis, Invariant
 from traincheck_plugin.relations.registry import relations
@@ -32,46 +35,55 @@ RANKS = ROOT / "tests" / "ranks" / "pipelines"
 CORPUS = ROOT / "traincheck_plugin" / "inference" / "corpus.jsonl"
 
 
-def scripts() -> list[Path]:
-    """Return the healthy scripts: those of the tests that take --bug, run without it, and MNIST."""
-    pipelines = ROOT / "tests" / "pipelines"
-    return [
-        ROOT / "examples" / "tutorial" / "mnist.py",
-        *(path for path in sorted(pipelines.glob("*.py")) if "\nBUGS = (" in path.read_text()),
-    ]
+def scripts() -> dict[str, Path]:
+    """Return the healthy scripts by name: those of the tests, run without --bug, and MNIST."""
+    mnist = ROOT / "examples" / "tutorial" / "mnist.py"
+    return {mnist.stem: mnist} | {name: script(name) for name in BUGS}
 
 
-def scripts_of_ranks() -> list[Path]:
-    """Return the healthy scripts that are run on two processes."""
-    return sorted(path for path in RANKS.glob("*.py") if path.stem != "__init__")
+def scripts_of_ranks() -> dict[str, Path]:
+    """Return the healthy scripts that are run on two processes, by name."""
+    return {path.stem: path for path in sorted(RANKS.glob("*.py")) if path.stem != "__init__"}
 
 
-def collect(script: Path, directory: Path) -> None:
-    """Write the trace of a script."""
+def collect(path: Path, directory: Path, *options: str) -> None:
+    """Write the trace of a script, started with *options*."""
     command = [sys.executable, "-m", "traincheck_plugin.cli.collect"]
     command += ["--output-dir", str(directory)]
-    if script.parent == RANKS:
+    if path.parent == RANKS:
         command += ["--", sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0", str(script)]
+        command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "localhost:0"]
+        command += [str(path), *options]
     else:
-        command += ["--pyscript", str(script)]
+        command += ["--pyscript", str(path), "--", *options]
     subprocess.run(  # noqa: S603
         command,
         check=True,
         stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env=child_environment({"OMP_NUM_THREADS": "1"}),
     )
 
 
-def is_bundled(invariant: Invariant) -> bool:
-    """Return whether an invariant is one to check in everybody's training."""
-    return invariant.scope == "universal" and invariant.severity != "info"
+def bundled(invariants: Iterable[Invariant]) -> list[Invariant]:
+    """Return those of the invariants of the corpus that are checked in everybody's training."""
+    return [
+        # They speak of every pipeline: which parameters showed them does not matter.
+        replace(rule, pipelines=tuple(replace(p, parameters=()) for p in rule.pipelines))
+        for rule in invariants
+        if rule.scope == "universal" and rule.severity != "info"
+    ]
 
 
-def is_evidence(hypothesis: Hypothesis) -> bool:
-    """Return whether it is of use to know what the corpus showed of a hypothesis."""
-    relation = relations()[hypothesis.relation]
-    return is_general(hypothesis) and relation.severity(hypothesis.params) != "info"
+def evidence(tallies: Mapping[Hypothesis, Tally]) -> dict[Hypothesis, Tally]:
+    """Return what the corpus showed of each hypothesis where it is of use to know."""
+    return {
+        hypothesis: tally
+        for hypothesis, tally in tallies.items()
+        if is_general(hypothesis)
+        and relations()[hypothesis.relation].severity(hypothesis.params) != "info"
+    }
 
 
 def main() -> None:
@@ -82,23 +94,17 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         traces = arguments.traces or Path(folder)
-        found = [*scripts(), *scripts_of_ranks()]
-        for script in found:
-            if not (traces / script.stem).exists():
-                print(f"collecting {script.relative_to(ROOT)}")  # noqa: T201
-                collect(script, traces / script.stem)
+        found = scripts() | scripts_of_ranks()
+        for name, path in found.items():
+            if not (traces / name).exists():
+                print(f"collecting {path.relative_to(ROOT)}")  # noqa: T201
+                collect(path, traces / name)
         # The evidence names its runs as they are opened here.
         with contextlib.chdir(traces):
-            runs = [open_run(script.stem) for script in found]
-            result = infer(runs, corpus=NO_CORPUS)
-    kept = [
-        # They speak of every pipeline: which parameters showed them does not matter.
-        replace(rule, pipelines=tuple(replace(p, parameters=()) for p in rule.pipelines))
-        for rule in result.invariants
-        if is_bundled(rule)
-    ]
+            result = infer([open_run(name) for name in found], corpus=NO_CORPUS)
+    kept = bundled(result.invariants)
     dump_invariants(kept, arguments.output)
-    dump_corpus(((h, t) for h, t in result.tallies.items() if is_evidence(h)), CORPUS)
+    dump_corpus(evidence(result.tallies).items(), CORPUS)
     print(f"{len(kept)} invariants from {len(found)} pipelines in {arguments.output}")  # noqa: T201
 
 

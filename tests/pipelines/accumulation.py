@@ -17,13 +17,19 @@ from torch.utils.data import DataLoader
 
 ACCUMULATE = 4
 WARM_UP_STEPS = 10
-BUGS = (
-    "no_zero_grad",
-    "zero_grad_each_micro_batch",
-    "step_each_micro_batch",
-    "optimizer_before_replacement",
-    "scheduler_never_stepped",
-)
+BUGS = {
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "zero_grad_each_micro_batch": (0, "clear|zero_grad|zeroed"),
+    "step_each_micro_batch": (
+        0,
+        r"micro|accumul|backwards? .*step|step.*(every|each|after).*(backward|batch)",
+    ),
+    "optimizer_before_replacement": (
+        0,
+        "in no optimizer|not in .* optimizer|no longer|not part of|of no module",
+    ),
+    "scheduler_never_stepped": (1, r"schedul|\blr\b|learning rate"),
+}
 
 
 class Classifier(nn.Module):

@@ -10,7 +10,10 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = ("adapters_frozen", "no_zero_grad")
+BUGS = {
+    "adapters_frozen": (0, "requires_grad|frozen|in no optimizer"),
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+}
 
 
 class Adapted(nn.Module):

@@ -11,7 +11,15 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = ("average_is_model", "clip_before_unscale", "average_not_updated", "no_zero_grad")
+BUGS = {
+    "average_is_model": (0, "average|same (object|parameter|tensor|storage)|shared|alias|copy"),
+    "clip_before_unscale": (0, "scale"),
+    "average_not_updated": (
+        0,
+        "did not change|never change|not (updated|changed)|(updated|changed) 0|unchanged|constant",
+    ),
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+}
 
 
 def make_model():

@@ -16,13 +16,16 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = (
-    "optimizer_before_replacement",
-    "optimizer_on_backbone",
-    "checkpoint_not_loaded",
-    "no_zero_grad",
-    "no_autocast",
-)
+BUGS = {
+    "optimizer_before_replacement": (
+        0,
+        "in no optimizer|not in .* optimizer|no longer|not part of|of no module",
+    ),
+    "optimizer_on_backbone": (0, "requires_grad|frozen|in no optimizer|not in .* optimizer"),
+    "checkpoint_not_loaded": (20, "load|state_dict|checkpoint|missing|unexpected"),
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "no_autocast": (0, "autocast|bfloat16|precision|float32|dtype"),
+}
 
 
 class Network(nn.Module):

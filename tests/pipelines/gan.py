@@ -11,12 +11,18 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 LATENT = 32
-BUGS = (
-    "generator_optimizer_on_discriminator",
-    "detached_generator",
-    "no_zero_grad_discriminator",
-    "frozen_generator",
-)
+BUGS = {
+    "generator_optimizer_on_discriminator": (
+        0,
+        "in no optimizer|not in .* optimizer|not part of|of no module|other model",
+    ),
+    "detached_generator": (
+        0,
+        "detach|(no|without) gradient|gradient .*(None|missing)|not reach|graph",
+    ),
+    "no_zero_grad_discriminator": (1, "clear|zero_grad|zeroed"),
+    "frozen_generator": (0, "requires_grad|frozen"),
+}
 
 
 class Generator(nn.Module):

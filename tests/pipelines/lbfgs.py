@@ -10,7 +10,14 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = ("no_zero_grad", "no_backward", "other_model_optimizer")
+BUGS = {
+    "no_zero_grad": (0, "clear|zero_grad|zeroed"),
+    "no_backward": (0, "backward|no gradient|gradient .*None"),
+    "other_model_optimizer": (
+        0,
+        "in no optimizer|not in .* optimizer|not part of|of no module|other model",
+    ),
+}
 
 
 def make_model():

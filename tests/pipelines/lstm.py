@@ -11,16 +11,25 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 MAX_NORM = 0.25
-BUGS = (
-    "no_zero_grad",
-    "frozen_encoder",
-    "step_before_backward",
-    "other_model_optimizer",
-    "detached_encoder",
-    "lr_zero",
-    "left_in_eval",
-    "clip_before_backward",
-)
+BUGS = {
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "frozen_encoder": (0, "requires_grad|frozen"),
+    "step_before_backward": (
+        0,
+        "(before|without|no|after|follow).* backward|backward.*(before|after)",
+    ),
+    "other_model_optimizer": (
+        0,
+        "in no optimizer|not in .* optimizer|not part of|of no module|other model",
+    ),
+    "detached_encoder": (
+        0,
+        "detach|(no|without) gradient|gradient .*(None|missing)|not reach|graph",
+    ),
+    "lr_zero": (0, r"\blr\b|learning rate"),
+    "left_in_eval": (20, r"\beval|train(ing)? mode|training(=| is |: )False"),
+    "clip_before_backward": (0, "clip"),
+}
 
 
 class RowReader(nn.Module):

@@ -8,7 +8,15 @@ import torch
 from digits import load_digits
 from torch import nn, optim
 
-BUGS = ("no_zero_grad", "cleared_before_step", "detached_encoder", "lr_zero")
+BUGS = {
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "cleared_before_step": (0, "clear|zero_grad|no gradient|gradient .*None"),
+    "detached_encoder": (
+        0,
+        "detach|(no|without) gradient|gradient .*(None|missing)|not reach|graph",
+    ),
+    "lr_zero": (0, r"\blr\b|learning rate"),
+}
 
 
 def main():

@@ -13,7 +13,13 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = ("no_zero_grad", "detached_output")
+BUGS = {
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "detached_output": (
+        0,
+        "detach|(no|without) gradient|gradient .*(None|missing)|not reach|graph",
+    ),
+}
 
 
 class Network(nn.Module):

@@ -7,15 +7,25 @@ import runpy
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from tests.pipelines.catalog import BUGS, FOLDER, script
 
+pytestmark = [
+    # What Lightning and transformers say of themselves, of small machines, and of coming releases.
+    pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*lightning.*:UserWarning"),
+]
+
 
 @pytest.fixture(autouse=True)
-def restored_random_state():
+def restored_state():
     state = torch.get_rng_state()
     yield
     torch.set_rng_state(state)
+    # One per process, otherwise: the next script would get the precision of the last.
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture
@@ -38,10 +48,14 @@ def losses(printed, label="loss"):
 def test_the_catalog_finds_every_script():
     others = {"__init__", "catalog", "digits", "test_scripts"}
     assert set(BUGS) == {path.stem for path in FOLDER.glob("*.py")} - others
-    assert all(BUGS.values())
 
 
-@pytest.mark.parametrize("name", [name for name in BUGS if name != "gan"])
+def test_causes_are_patterns():
+    for bugs in BUGS.values():
+        assert all(re.compile(bug.cause) for bug in bugs.values())
+
+
+@pytest.mark.parametrize("name", [n for n in BUGS if "train loss" in script(n).read_text()])
 def test_a_healthy_run_learns(run, name):
     first, *_, last = losses(run(name), "train loss")
     assert last < 0.9 * first
@@ -61,9 +75,10 @@ def test_a_seed_decides_everything(run, name):
     assert run(name, "--seed", "7", *quick) != run(name, "--seed", "8", *quick)
 
 
+@pytest.mark.filterwarnings("ignore")  # Some are hinted at, in a warning that is overlooked.
 @pytest.mark.parametrize(("name", "bug"), [(name, bug) for name in BUGS for bug in BUGS[name]])
 def test_a_bug_is_silent_but_changes_the_run(run, name, bug):
-    settings = ("--batch-size", "64", "--epochs", "2")
+    settings = ("--batch-size", "64", "--epochs", "3")
     buggy = run(name, "--bug", bug, *settings)
     assert len(losses(buggy)) == len(losses(run(name, *settings)))
     assert buggy != run(name, *settings)

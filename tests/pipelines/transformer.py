@@ -12,13 +12,16 @@ from torch.utils.data import DataLoader, TensorDataset
 
 ALPHABET = "0123456789+=;"
 LENGTH = 32
-BUGS = (
-    "untied_weights",
-    "missing_group",
-    "scheduler_never_stepped",
-    "optimizer_before_replacement",
-    "no_zero_grad",
-)
+BUGS = {
+    "untied_weights": (0, r"\btied|untie|share|same (storage|tensor|memory)|alias"),
+    "missing_group": (0, "in no optimizer|not in .* optimizer"),
+    "scheduler_never_stepped": (1, r"schedul|\blr\b|learning rate"),
+    "optimizer_before_replacement": (
+        0,
+        "in no optimizer|not in .* optimizer|no longer|not part of|of no module",
+    ),
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+}
 
 
 class LanguageModel(nn.Module):

@@ -13,7 +13,12 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = ("never_unfrozen", "unfrozen_not_added", "zero_grad_between_losses", "no_zero_grad")
+BUGS = {
+    "never_unfrozen": (20, "requires_grad|frozen"),
+    "unfrozen_not_added": (20, "in no optimizer|not in .* optimizer"),
+    "zero_grad_between_losses": (0, "clear|zero_grad|zeroed"),
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+}
 
 
 class TwoHeads(nn.Module):

@@ -10,17 +10,26 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = (
-    "no_zero_grad",
-    "frozen_encoder",
-    "step_before_backward",
-    "zero_grad_after_backward",
-    "other_model_optimizer",
-    "detached_encoder",
-    "lr_zero",
-    "same_batch",
-    "optimizer_every_step",
-)
+BUGS = {
+    "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "frozen_encoder": (0, "requires_grad|frozen"),
+    "step_before_backward": (
+        0,
+        "(before|without|no|after|follow).* backward|backward.*(before|after)",
+    ),
+    "zero_grad_after_backward": (0, "clear|zero_grad|zeroed|no gradient"),
+    "other_model_optimizer": (
+        0,
+        "in no optimizer|not in .* optimizer|not part of|of no module|other model",
+    ),
+    "detached_encoder": (
+        0,
+        "detach|(no|without) gradient|gradient .*(None|missing)|not reach|graph",
+    ),
+    "lr_zero": (0, r"\blr\b|learning rate"),
+    "same_batch": (1, "batch|same data|same input|repeat"),
+    "optimizer_every_step": (1, "(new|created|constructed|every).*optimizer|state.*(reset|lost)"),
+}
 
 
 class Encoder(nn.Module):
