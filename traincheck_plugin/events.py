@@ -11,6 +11,7 @@ them totally, which clock readings do not.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -269,6 +270,7 @@ class Catalog:
         self.objects: Interner[str] = Interner()
         self.strings: Interner[str] = Interner()
         self._decoded: dict[int, tuple[Item, ...]] = {}
+        self._num_elements: Int64 = np.empty(0, np.int64)
 
     def signature(self, code: int) -> tuple[Item, ...]:
         """Return the items of signature *code*; none for `NONE`."""
@@ -278,6 +280,14 @@ class Catalog:
         if items is None:
             items = self._decoded[code] = decode_signature(self.signatures[code])
         return items
+
+    def num_elements(self, variables: Int32) -> Int64:
+        """Return how many elements each of these variables has."""
+        known = len(self._num_elements)
+        if known < len(self.variables):
+            new = [math.prod(self.variables[c].shape) for c in range(known, len(self.variables))]
+            self._num_elements = np.append(self._num_elements, np.array(new, np.int64))
+        return self._num_elements[variables]
 
 
 Int32 = npt.NDArray[np.int32]

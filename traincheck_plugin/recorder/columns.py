@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,41 +20,27 @@ Tensor = torch.Tensor
 Columns = dict[str, Array]
 
 
-class Reader(Protocol):
-    """Reads hashes, norms and states off tensors."""
-
-    def read_data(
-        self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
-    ) -> None:
-        """Add the columns among *names* about what the tensors hold."""
-
-    def read_gradients(
-        self,
-        columns: Columns,
-        names: Sequence[str],
-        table: Tensors,
-        gradients: list[Tensor | None],
-    ) -> None:
-        """Add the columns among *names* about what their gradients hold."""
-
-
 class HostReader:
-    """Reads ordinary tensors on the CPU."""
+    """Reads hashes, norms and states of ordinary tensors on the CPU; leaves others alone."""
 
     def __init__(self, problems: Problems) -> None:
         self._problems = problems
 
     def read_data(
         self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
-    ) -> None:
-        """Add the columns among *names* about what the tensors hold."""
-        memories = table.memories
-        fingerprint.locate(tensors, memories)
-        if "data" in names:
-            found = fingerprint.hashes(tensors, memories, self._problems)
-            columns["data"] = table.spread(np.array(found, np.uint64))
-        if "data_norm" in names:
-            columns["data_norm"] = table.spread(np.array(fingerprint.norms(tensors, memories)))
+    ) -> bool:
+        """Add the columns among *names* about what the tensors hold; False if others are there."""
+        batch = table.data
+        try:
+            if not batch.read(tensors):
+                return False
+            if "data" in names:
+                columns["data"] = table.spread(batch.hashes(self._problems))
+            if "data_norm" in names:
+                columns["data_norm"] = table.spread(batch.norms())
+            return True
+        finally:
+            batch.release()
 
     def read_gradients(
         self,
@@ -62,32 +48,23 @@ class HostReader:
         names: Sequence[str],
         table: Tensors,
         gradients: list[Tensor | None],
-    ) -> None:
-        """Add the columns among *names* about what their gradients hold."""
-        if all(gradient is None for gradient in gradients):
-            self._add_nothing(columns, names, table)
-            return
-        memories = table.gradient_memories
-        fingerprint.locate(gradients, memories)
-        euclidean = fingerprint.norms(gradients, memories)
-        if "grad" in names:
-            states = fingerprint.gradient_states(gradients, euclidean)
-            columns["grad"] = table.spread(np.array(states, np.int8))
-        if "grad_norm" in names:
-            columns["grad_norm"] = table.spread(np.array(euclidean))
-        if "grad_hash" in names:
-            found = fingerprint.hashes(gradients, memories, self._problems)
-            columns["grad_hash"] = table.spread(np.array(found, np.uint64))
-
-    @staticmethod
-    def _add_nothing(columns: Columns, names: Sequence[str], table: Tensors) -> None:
-        num_rows = len(table.variables)
-        if "grad" in names:
-            columns["grad"] = np.full(num_rows, GradState.NULL, np.int8)
-        if "grad_norm" in names:
-            columns["grad_norm"] = np.full(num_rows, math.nan)
-        if "grad_hash" in names:
-            columns["grad_hash"] = np.zeros(num_rows, np.uint64)
+    ) -> bool:
+        """Add the columns among *names* about their gradients; False if others are there."""
+        batch = table.gradients
+        try:
+            if not batch.read(gradients):
+                return False
+            if "grad" in names or "grad_norm" in names:
+                euclidean = batch.norms()
+                if "grad" in names:
+                    columns["grad"] = table.spread(batch.states(euclidean))
+                if "grad_norm" in names:
+                    columns["grad_norm"] = table.spread(euclidean)
+            if "grad_hash" in names:
+                columns["grad_hash"] = table.spread(batch.hashes(self._problems))
+            return True
+        finally:
+            batch.release()
 
 
 class DeviceReader:
@@ -130,7 +107,7 @@ class DeviceReader:
                 places,
                 present,
                 np.full(table.num_tensors, GradState.NULL, np.int8),
-                lambda here: fingerprint.gradient_states(here, _norms(here)),
+                lambda here: [fingerprint.gradient_state(gradient) for gradient in here],
                 partial(device_fingerprint.device_norms, order=math.inf),
                 device_fingerprint.states_of,
             )
@@ -158,7 +135,9 @@ class DeviceReader:
 
     def _norms(self, table: Tensors, places: Sequence[int], tensors: list[Tensor]) -> Array:
         values = np.full(table.num_tensors, math.nan)
-        return self._read(table, places, tensors, values, _norms, device_fingerprint.device_norms)
+        return self._read(
+            table, places, tensors, values, fingerprint.norms, device_fingerprint.device_norms
+        )
 
     def _read(
         self,
@@ -204,7 +183,3 @@ class DeviceReader:
                 self._readings.add(on_device(there), receive)
         column[:] = table.spread(values)
         return column
-
-
-def _norms(tensors: list[Tensor]) -> list[float]:
-    return fingerprint.norms(tensors, [None] * len(tensors))
