@@ -116,15 +116,13 @@ def test_sparse_tensors_have_hashes(hashed):
 def test_norms_are_those_of_torch(size, dtype):
     tensor = torch.linspace(-1, 1, size, dtype=torch.float64).to(dtype)
     expected = float(torch.linalg.vector_norm(tensor.to(torch.complex128)).real)
-    memories = [None]
-    locate([tensor], memories)
-    assert norms([tensor], memories) == [pytest.approx(expected, rel=1e-5)]
+    assert norms([tensor]) == [pytest.approx(expected, rel=1e-5)]
     assert device_norms([tensor]).tolist() == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_what_has_no_norm_is_nan():
     tensors = [torch.arange(3), torch.ones(3)]
-    assert math.isnan(norms(tensors, [None, None])[0])
+    assert math.isnan(norms(tensors)[0])
     found = device_norms(tensors).tolist()
     assert math.isnan(found[0])
     assert found[1] == pytest.approx(math.sqrt(3))
@@ -168,7 +166,8 @@ def test_numbers_of_a_device_arrive_when_resolved(monkeypatch):
     with torch.no_grad():
         host.read_data(expected, names, table, list(parameters))
         host.read_gradients(expected, names, table, gradients)
-    for name in ("data_norm", "grad", "grad_norm"):
+    assert columns["data_norm"] == pytest.approx([0, math.sqrt(3), math.sqrt(12), 0])
+    for name in ("grad", "grad_norm"):
         np.testing.assert_allclose(columns[name], expected[name])
         assert columns[name].dtype == expected[name].dtype
     assert columns["data"][0] == columns["data"][3]

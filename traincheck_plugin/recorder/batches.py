@@ -150,10 +150,16 @@ class Batch:
             result[self._singles] = fingerprint.norms(self._single_tensors())
         return result
 
-    def states(self, norms: Float64) -> Array:
-        """Return the `GradState` of each tensor, given the norms."""
+    def states(self, norms: Float64 | None = None) -> Array:
+        """Return the `GradState` of each tensor, given the norms.
+
+        Without the norms, tensors that are not all zeros are not told apart from those that hold
+        NaN or infinity, so that a few values of each are enough.
+        """
         if self._is_empty:
-            return np.full(len(norms), _NULL, np.int8)
+            return np.full(len(self._tensors), _NULL, np.int8)
+        if norms is None:
+            norms = self._signs_of_life()
         states = np.full(len(norms), _NON_FINITE, np.int8)
         states[norms == 0.0] = _ZERO
         with np.errstate(invalid="ignore"):
@@ -165,6 +171,21 @@ class Batch:
         for place in np.flatnonzero(~is_clear).tolist():
             states[place] = fingerprint.gradient_state(self._tensors[place])
         return states
+
+    def _signs_of_life(self) -> Float64:
+        """Return the norms, but 1 for single tensors that turn out not to be zero before."""
+        result = np.full(len(self._tensors), math.nan)
+        for pack in self._packs:
+            result[pack.places] = pack.norms()
+        unclear = []
+        for place, memory in zip(self._singles, self._memories, strict=True):
+            if memory is not None and memory.is_seen_non_zero():
+                result[place] = 1.0
+            else:
+                unclear.append(place)
+        if unclear:
+            result[unclear] = fingerprint.norms([self._tensors[place] for place in unclear])
+        return result
 
     def _exact(self, size: int) -> Bool:
         exact = np.zeros(size, np.bool_)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array, GradState
+from traincheck_plugin.events import Array, Frame, GradState, Int64
 from traincheck_plugin.recorder import device_fingerprint, fingerprint
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
@@ -37,7 +37,8 @@ class HostReader:
             if "data" in names:
                 columns["data"] = table.spread(batch.hashes(self._problems))
             if "data_norm" in names:
-                columns["data_norm"] = table.spread(batch.norms())
+                # What `RestingNorms` fills in.
+                columns["data_norm"] = np.full(len(table.variables), math.nan)
             return True
         finally:
             batch.release()
@@ -54,17 +55,62 @@ class HostReader:
         try:
             if not batch.read(gradients):
                 return False
-            if "grad" in names or "grad_norm" in names:
-                euclidean = batch.norms()
-                if "grad" in names:
-                    columns["grad"] = table.spread(batch.states(euclidean))
-                if "grad_norm" in names:
-                    columns["grad_norm"] = table.spread(euclidean)
+            euclidean = batch.norms() if "grad_norm" in names else None
+            if "grad" in names:
+                columns["grad"] = table.spread(batch.states(euclidean))
+            if euclidean is not None:
+                columns["grad_norm"] = table.spread(euclidean)
             if "grad_hash" in names:
                 columns["grad_hash"] = table.spread(batch.hashes(self._problems))
             return True
         finally:
             batch.release()
+
+
+class RestingNorms:
+    """The norms of variables that a call left as they were, which tell whether it could move them.
+
+    On the CPU a norm takes as long as all the rest, and hardly ever is anything left: so they are
+    taken when the call ends, of what has not changed, and noted in the frame of its begin.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[int, Frame] = {}
+
+    def begin(self, frame: Frame) -> None:
+        """Note the frame at the begin of a call."""
+        self._begun[frame.call] = frame
+        if len(self._begun) > _MAX_OPEN:
+            # A call that was withdrawn has no end.
+            del self._begun[next(iter(self._begun))]
+
+    def end(self, frame: Frame, table: Tensors) -> None:
+        """Complete the frame at the begin of the call that ends with *frame*."""
+        begin = self._begun.pop(frame.call, None)
+        if begin is None or begin.variables is not frame.variables:
+            return
+        norms = begin.columns["data_norm"]
+        at_rest = begin.columns["data"] == frame.columns["data"]
+        # What a device reads has its norms, or gets them later.
+        rows = np.flatnonzero(at_rest & np.isnan(norms))
+        if len(rows):
+            norms[rows] = self._norms(table, rows, frame.columns["data"])
+
+    @staticmethod
+    def _norms(table: Tensors, rows: Int64, hashes: Array) -> Array:
+        """Return the norms of *rows*; those of tensors with the same bits as before are known."""
+        known, norms = table.resting
+        new = rows[known[rows] != hashes[rows]]
+        if len(new):
+            places = new if table.tensor_of_row is None else table.tensor_of_row[new]
+            tensors = table.alive()
+            norms[new] = fingerprint.norms([tensors[place] for place in places.tolist()])
+            known[new] = hashes[new]
+        found: Array = norms[rows]
+        return found
+
+
+_MAX_OPEN = 16
 
 
 class DeviceReader:

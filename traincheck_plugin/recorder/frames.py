@@ -11,7 +11,12 @@ import torch
 
 from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder.columns import Columns, DeviceReader, HostReader
+from traincheck_plugin.recorder.columns import (
+    Columns,
+    DeviceReader,
+    HostReader,
+    RestingNorms,
+)
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.structure import Structure
@@ -25,6 +30,9 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
+
+_MET = frozenset({"data_norm", "grad_norm"})
+"""What a step meets, and its end frame does not tell again."""
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 _GRADIENT_NAMES = frozenset({"grad", "grad_norm", "grad_hash", "grad_dtype"})
@@ -46,6 +54,7 @@ class FrameTaker:
         self._variables = variables
         self._host = HostReader(problems)
         self._device = DeviceReader(problems, readings)
+        self._resting = RestingNorms()
         self._next = next_sequence
         self._dtypes: dict[torch.dtype | None, int] = {None: NONE}
         self._wanted: dict[str, list[tuple[Any, list[str]]]] = {}
@@ -74,19 +83,24 @@ class FrameTaker:
             is_fresh = phase == "begin" or role in _REPLACING
             structure = self._variables.structure(is_fresh=is_fresh)
             for kind, names in self._wanted[role]:
+                if role == "step" and phase == "end":
+                    names = [name for name in names if name not in _MET]
                 variables, columns = self._of_kind(kind, names, structure, role, optimizer)
                 if not len(variables):
                     continue
-                frames.append(
-                    Frame(
-                        call=call,
-                        phase=phase,
-                        sequence=self._next(),
-                        context=context,
-                        variables=variables,
-                        columns=columns,
-                    )
+                frame = Frame(
+                    call=call,
+                    phase=phase,
+                    sequence=self._next(),
+                    context=context,
+                    variables=variables,
+                    columns=columns,
                 )
+                frames.append(frame)
+                if "data_norm" in columns:
+                    self._resting.begin(frame)
+                elif phase == "end" and kind == "parameter" and "data" in columns:
+                    self._resting.end(frame, structure.parameters)
         return frames
 
     def _of_kind(

@@ -22,6 +22,7 @@ class Tensors:
         variables: code of each row.
         tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
             without tied tensors.
+        resting: hashes and norms of tensors, by row, as they were when a call last left them alone.
         data, gradients: read the tensors and their gradients, where all are on the CPU.
     """
 
@@ -39,6 +40,7 @@ class Tensors:
             None if len(unique) == len(rows) else np.array(index, np.int64)
         )
         self.num_tensors = len(unique)
+        self.resting = (np.zeros(len(rows), np.uint64), np.full(len(rows), np.nan))
         self.data = Batch()
         self.gradients = Batch()
         self._references = [weakref.ref(tensor) for tensor in unique]

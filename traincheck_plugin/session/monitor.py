@@ -150,12 +150,15 @@ class Monitor:
         if task.invariants:
             self._check = LiveCheck(task.invariants, script, task.plan, self._tell)
         given = (*self._models, *models)
+        world_size = settings.world_size if world_size is None else world_size
         self._session = Session(
             SessionOptions(
                 plan=task.plan,
                 trace=self._trace or None,
                 rank=rank,
-                world_size=settings.world_size if world_size is None else world_size,
+                world_size=world_size,
+                # Whether another process asked all to stop is looked up with every window.
+                may_pause=world_size == 1 or self.options.on_violation != "stop",
                 sampling=task.sampling,
                 selection=Selection(discovers_models=not given, variables=self.options.variables),
                 first_step=self._first_step,

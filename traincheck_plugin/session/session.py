@@ -45,6 +45,7 @@ class SessionOptions:
         sampling: which steps to observe.
         selection: which models and variables to track.
         first_step: index of the first step: that of a run that was resumed.
+        may_pause: whether a stretch of steps that sampling leaves out may be one window.
         modules_to_instrument: packages whose functions are observed besides those of torch.
         command, script: for the manifest: as typed, and the entry script.
         notes: what else the manifest should tell; anything that JSON can hold.
@@ -57,6 +58,7 @@ class SessionOptions:
     sampling: Sampling = field(default_factory=Sampling)
     selection: Selection = field(default_factory=Selection)
     first_step: int = 0
+    may_pause: bool = True
     modules_to_instrument: tuple[str, ...] = ()
     command: tuple[str, ...] | None = None
     script: str = ""
@@ -114,6 +116,7 @@ class Session:
             sampling=options.sampling,
             selection=options.selection,
             first_step=options.first_step,
+            may_pause=options.may_pause,
             modules_to_instrument=options.modules_to_instrument,
         )
         self._sinks: tuple[Sink, ...] = tuple(sinks)
