@@ -374,10 +374,10 @@ ATTRIBUTES: Mapping[str, Any] = {
 data: 64-bit hash of the exact bits (parameters, buffers, slots). data_norm: Euclidean norm of the
 parameters that the call leaves as they are; of others it may be NaN. grad_norm: Euclidean norm.
 grad: a `GradState`; without grad_norm, `NON_FINITE` may show as `NON_ZERO`. grad_hash: as data, 0
-where the gradient is None. in_model: whether a tracked model that ran has the parameter now. optimizer: object code of the optimizer that holds it,
-or `NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes into
-`Catalog.strings`, `NONE` where there is none. value: a scalar (an option of a param group; a
-module's training flag as 0 or 1).
+where the gradient is None. in_model: whether a tracked model that ran has the parameter now.
+optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning rate of its param
+group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
+value: a scalar (an option of a param group; a module's training flag as 0 or 1).
 """
 
 

@@ -136,9 +136,13 @@ class Session:
 
     @property
     def overhead(self) -> float:
-        """The share that observing and checking took of the time from start to end, or to now."""
+        """What observing and checking took, as a share of what the training itself did.
+
+        From start to end, or to now, by the wall clock: 0.01 is training that takes 1 % longer.
+        """
         elapsed = (self._end_ns or time.perf_counter_ns()) - self._start_ns
-        return self._recorder.spent_ns / elapsed if self._start_ns and elapsed > 0 else 0.0
+        spent = self._recorder.spent_ns
+        return spent / (elapsed - spent) if self._start_ns and elapsed > spent else 0.0
 
     def start(self) -> None:
         """Begin to observe."""
