@@ -28,9 +28,7 @@ def measure(output: Path) -> list[dict[str, Any]]:
             trace, invariants = folder / f"x{times}", folder / f"{times}.json"
             num_calls = repeat(once, trace, times)
             inferred = run(tool("infer", "-f", trace, "-o", invariants))
-            checked = run(
-                tool("check", "-f", trace, "-i", invariants, "-o", folder, "--exit-zero")
-            )
+            checked = run(tool("check", "-f", trace, "-i", invariants, "-o", folder, "--exit-zero"))
             rows.append(
                 {
                     "trace": f"{times}x",
@@ -78,9 +76,7 @@ def _repeated(windows: list[Window], times: int) -> Iterator[Window]:
         shift = {name: number * size for name, size in length.items()}
         codes: dict[int, int] = {}
 
-        def moved(
-            code: int, codes: dict[int, int] = codes, by: int = shift["step"]
-        ) -> int:
+        def moved(code: int, codes: dict[int, int] = codes, by: int = shift["step"]) -> int:
             if code not in codes:
                 context = contexts[code]
                 codes[code] = catalog.contexts.code(replace(context, step=context.step + by))
