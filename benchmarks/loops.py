@@ -66,7 +66,6 @@ def plain(model: nn.Module, batch: Batch, num_steps: int, options: Options | Non
 def accelerate(model: nn.Module, batch: Batch, num_steps: int, options: Options | None) -> float:
     """Train under Accelerate."""
     from accelerate import Accelerator
-
     from traincheck_accelerate import watch as watch_accelerator
 
     x, target = batch
@@ -90,7 +89,6 @@ def accelerate(model: nn.Module, batch: Batch, num_steps: int, options: Options 
 def lightning(model: nn.Module, batch: Batch, num_steps: int, options: Options | None) -> float:
     """Train under Lightning's `Trainer`."""
     import lightning as L
-
     from traincheck_lightning import TrainCheckCallback
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

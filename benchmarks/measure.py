@@ -6,6 +6,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -45,23 +46,24 @@ class Cost:
     memory: int
 
 
-def run(command: Sequence[str], **environment: str) -> Cost:
-    """Run a command in one thread and say what it took; raises if it fails."""
+def run(command: Sequence[str], *, cwd: Path | None = None, may_fail: bool = False) -> Cost:
+    """Run a command in one thread and say what it and its children took; raises if it fails."""
     start = time.perf_counter()
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
-    )
-    assert process.stderr is not None  # noqa: S101
-    errors = process.stderr.read()
-    # Unlike the usual ways to wait, this tells of one process alone.
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{errors.decode()[-2000:]}")
-    wall = time.perf_counter() - start
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        # Unlike the usual ways to wait, this tells of one process alone.
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode and not may_fail:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} failed:\n{errors.read().decode()[-2000:]}")
     unit = 1 if sys.platform == "darwin" else 1024
     return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
 

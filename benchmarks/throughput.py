@@ -49,7 +49,7 @@ def measure(output: Path) -> list[dict[str, Any]]:
 def repeat(source: Path, target: Path, times: int) -> int:
     """Write the trace *source* so many times in a row, as one run; return the number of calls."""
     run_ = open_run(str(source))
-    windows = [list(trace.windows()) for trace in run_.ranks][0]
+    windows = next(list(trace.windows()) for trace in run_.ranks)
     writer = TraceWriter(str(target), run_.manifest)
     num_calls = 0
     for window in _repeated(windows, times):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -53,7 +54,7 @@ class ResNet18(nn.Sequential):
         widths = (64, 64, 128, 256, 512)
         blocks = [
             block
-            for number, (before, width) in enumerate(zip(widths, widths[1:], strict=False))
+            for number, (before, width) in enumerate(pairwise(widths))
             for block in (
                 Residual(before, width, 1 if number == 0 else 2),
                 Residual(width, width, 1),
