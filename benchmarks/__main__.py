@@ -24,7 +24,7 @@ Rows = list[dict[str, Any]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Formatter)
     parser.add_argument("parts", nargs="*", help="which parts to run; none: all")
-    parser.add_argument("--rounds", type=int, default=7, help="of neighbouring runs (default 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="of neighbouring runs")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS))
     parser.add_argument("--device", default="cpu", help="of the trainings of overhead")

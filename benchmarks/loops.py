@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -130,8 +131,22 @@ def lightning(model: nn.Module, batch: Batch, num_steps: int, options: Options |
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-        trainer.fit(Module(), [batch] * (UNTIMED + num_steps))
+        trainer.fit(Module(), _Repeated(batch, UNTIMED + num_steps))
     return seconds[0] / num_steps
+
+
+class _Repeated:
+    """A loader that delivers one batch again and again."""
+
+    def __init__(self, batch: Batch, number: int) -> None:
+        self._batch = batch
+        self._number = number
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[Batch]:
+        return repeat(self._batch, self._number)
 
 
 LOOPS: dict[str, Loop] = {"plain": plain, "lightning": lightning, "accelerate": accelerate}

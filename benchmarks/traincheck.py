@@ -26,9 +26,11 @@ def measure(output: Path) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(dir=output.resolve()) as name:
         folder = Path(name)
         script = folder / "mnist.py"
-        # TrainCheck puts code of its own first, where nothing may come before this import.
+        # TrainCheck puts code of its own first: a docstring, and an import from the future, are
+        # none then.
         lines = SCRIPT.read_text().splitlines(keepends=True)
-        script.write_text("".join(line for line in lines if "__future__" not in line))
+        text = "".join(line for line in lines if "__future__" not in line)
+        script.write_text(text.replace("description=__doc__.splitlines()[0]", ""))
         run([sys.executable, str(script)])
         figures = {
             f"TrainCheck {VERSION}": _figures(

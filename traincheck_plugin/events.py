@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -217,21 +218,23 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Interner(Generic[T]):
-    """Gives each distinct value a small code, in order of first sight."""
+    """Gives each distinct value a small code, in order of first sight; threads may share it."""
 
-    __slots__ = ("_codes", "_values")
+    __slots__ = ("_codes", "_lock", "_values")
 
     def __init__(self) -> None:
         self._values: list[T] = []
         self._codes: dict[T, int] = {}
+        self._lock = threading.Lock()
 
     def code(self, value: T) -> int:
         """Return the code of *value*, giving it the next one when it is new."""
         code = self._codes.get(value)
         if code is None:
-            code = self._codes.setdefault(value, len(self._values))
-            if code == len(self._values):
-                self._values.append(value)
+            with self._lock:
+                code = self._codes.setdefault(value, len(self._values))
+                if code == len(self._values):
+                    self._values.append(value)
         return code
 
     def find(self, value: T) -> int:
