@@ -142,6 +142,8 @@ class Segmenter:
         Without what comes between, only a second step of the same optimizer tells that.
         """
         is_next = optimizer in self._stepped
+        if is_next and len(self._stepped) == 1:
+            return True
         if is_next:
             self._stepped.clear()
         self._stepped.add(optimizer)
