@@ -16,10 +16,10 @@ DEMO  := demo_output
 # Tests run small models in many processes: more threads each only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test check bench quality defaults clean
+.PHONY: help install demo test check bench bench-gpu quality defaults clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(STAMP) ## create .venv with the package, editable, and every tool
 
@@ -48,10 +48,11 @@ check: $(STAMP) ## style, types and import layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(STAMP) ## run the benchmarks and print their numbers
-	@set -e; for script in benchmarks/bench_*.py; do \
-		echo "== $$script"; $(BIN)/python $$script; \
-	done
+bench: $(STAMP) ## run the benchmarks, or some: make bench ARGS="overhead --rounds 3"
+	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-gpu: $(STAMP) ## run the overhead benchmark on a CUDA device
+	$(BIN)/python -m benchmarks overhead --device cuda $(ARGS)
 
 quality: $(STAMP) ## find the seeded bugs, stay silent on healthy runs: CASES="vae lstm.same_batch"
 	$(BIN)/python -m benchmarks.quality $(if $(CASES),$(CASES),--write)
@@ -60,6 +61,6 @@ defaults: $(STAMP) ## learn the bundled invariants anew from the healthy pipelin
 	$(BIN)/python -m tools.default_invariants
 
 clean: ## remove the environment, caches and everything generated
-	rm -rf $(VENV) $(DEMO) build dist *.egg-info .hypothesis .import_linter_cache \
+	rm -rf $(VENV) $(DEMO) bench_output build dist *.egg-info .hypothesis .import_linter_cache \
 		.mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

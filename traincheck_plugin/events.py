@@ -11,6 +11,8 @@ them totally, which clock readings do not.
 from __future__ import annotations
 
 import json
+import math
+import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
@@ -224,21 +226,23 @@ T = TypeVar("T", bound=Hashable)
 
 
 class Interner(Generic[T]):
-    """Gives each distinct value a small code, in order of first sight."""
+    """Gives each distinct value a small code, in order of first sight; threads may share it."""
 
-    __slots__ = ("_codes", "_values")
+    __slots__ = ("_codes", "_lock", "_values")
 
     def __init__(self) -> None:
         self._values: list[T] = []
         self._codes: dict[T, int] = {}
+        self._lock = threading.Lock()
 
     def code(self, value: T) -> int:
         """Return the code of *value*, giving it the next one when it is new."""
         code = self._codes.get(value)
         if code is None:
-            code = self._codes.setdefault(value, len(self._values))
-            if code == len(self._values):
-                self._values.append(value)
+            with self._lock:
+                code = self._codes.setdefault(value, len(self._values))
+                if code == len(self._values):
+                    self._values.append(value)
         return code
 
     def find(self, value: T) -> int:
@@ -277,6 +281,7 @@ class Catalog:
         self.objects: Interner[str] = Interner()
         self.strings: Interner[str] = Interner()
         self._decoded: dict[int, tuple[Item, ...]] = {}
+        self._num_elements: Int64 = np.empty(0, np.int64)
 
     def signature(self, code: int) -> tuple[Item, ...]:
         """Return the items of signature *code*; none for `NONE`."""
@@ -286,6 +291,14 @@ class Catalog:
         if items is None:
             items = self._decoded[code] = decode_signature(self.signatures[code])
         return items
+
+    def num_elements(self, variables: Int32) -> Int64:
+        """Return how many elements each of these variables has."""
+        known = len(self._num_elements)
+        if known < len(self.variables):
+            new = [math.prod(self.variables[c].shape) for c in range(known, len(self.variables))]
+            self._num_elements = np.append(self._num_elements, np.array(new, np.int64))
+        return self._num_elements[variables]
 
 
 Int32 = npt.NDArray[np.int32]
@@ -370,12 +383,14 @@ ATTRIBUTES: Mapping[str, Any] = {
 }
 """Attributes of variables and how a frame stores them.
 
-data: 64-bit hash of the exact bits (parameters, buffers, slots). data_norm, grad_norm: Euclidean
-norm. grad: a `GradState`. grad_hash: as data, 0 where the gradient is None. in_model: whether a
-tracked model that ran has the parameter now. optimizer: object code of the optimizer that holds it,
-or `NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes into
-`Catalog.strings`, `NONE` where there is none. value: a scalar (an option of a param group; a
-module's training flag as 0 or 1). placement: a `Placement`.
+data: 64-bit hash of the exact bits (parameters, buffers, slots). data_norm: Euclidean norm of the
+parameters that the call leaves as they are; of others it may be NaN. grad_norm: Euclidean norm.
+grad: a `GradState`; without grad_norm, `NON_FINITE` may show as `NON_ZERO`. grad_hash: as data, 0
+where the gradient is None. in_model: whether a tracked model that ran has the parameter now.
+optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning rate of its param
+group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
+value: a scalar (an option of a param group; a module's training flag as 0 or 1). placement: a
+`Placement`.
 """
 
 

@@ -70,7 +70,7 @@ def test_a_healthy_run_logs_once_at_the_end(from_plain):
     ((values, step, kwargs),) = tracker.ours
     assert tracker.rows[-1][0] is values
     assert values[VIOLATIONS] == 0
-    assert 0 < values["traincheck/overhead"] < 1
+    assert values["traincheck/overhead"] > 0
     # The step that the training logged last, and no row of its own.
     assert step == 129
     assert kwargs == {"commit": False}

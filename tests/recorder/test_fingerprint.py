@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from traincheck_plugin.events import GradState
+from traincheck_plugin.recorder.batches import MIN_PACKED, Batch
 from traincheck_plugin.recorder.columns import DeviceReader, HostReader
 from traincheck_plugin.recorder.device_fingerprint import (
     DeviceHasher,
@@ -20,7 +21,13 @@ from traincheck_plugin.recorder.device_fingerprint import (
     hash_seeds,
     states_of,
 )
-from traincheck_plugin.recorder.fingerprint import hash_tensor, hashes, locate, norms
+from traincheck_plugin.recorder.fingerprint import (
+    gradient_state,
+    hash_tensor,
+    hashes,
+    locate,
+    norms,
+)
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.tables import Tensors
@@ -33,12 +40,19 @@ def on_host(tensor):
     return value
 
 
+def in_a_pack(tensor):
+    """Hash it as one of many small tensors of its kind, where it is such a one."""
+    batch = Batch()
+    assert batch.read([torch.zeros_like(tensor) for _ in range(MIN_PACKED)] + [tensor])
+    return int(batch.hashes(Problems())[-1])
+
+
 def on_device(tensor, block=8):
     sums = DeviceHasher(block).hashes([tensor]).numpy()
     return int(finished_hashes(sums, hash_seeds([tensor]))[0])
 
 
-@pytest.fixture(params=[on_host, on_device])
+@pytest.fixture(params=[on_host, in_a_pack, on_device])
 def hashed(request):
     return request.param
 
@@ -116,15 +130,13 @@ def test_sparse_tensors_have_hashes(hashed):
 def test_norms_are_those_of_torch(size, dtype):
     tensor = torch.linspace(-1, 1, size, dtype=torch.float64).to(dtype)
     expected = float(torch.linalg.vector_norm(tensor.to(torch.complex128)).real)
-    memories = [None]
-    locate([tensor], memories)
-    assert norms([tensor], memories) == [pytest.approx(expected, rel=1e-5)]
+    assert norms([tensor]) == [pytest.approx(expected, rel=1e-5)]
     assert device_norms([tensor]).tolist() == [pytest.approx(expected, rel=1e-5)]
 
 
 def test_what_has_no_norm_is_nan():
     tensors = [torch.arange(3), torch.ones(3)]
-    assert math.isnan(norms(tensors, [None, None])[0])
+    assert math.isnan(norms(tensors)[0])
     found = device_norms(tensors).tolist()
     assert math.isnan(found[0])
     assert found[1] == pytest.approx(math.sqrt(3))
@@ -168,10 +180,147 @@ def test_numbers_of_a_device_arrive_when_resolved(monkeypatch):
     with torch.no_grad():
         host.read_data(expected, names, table, list(parameters))
         host.read_gradients(expected, names, table, gradients)
-    for name in ("data_norm", "grad", "grad_norm"):
+    assert columns["data_norm"] == pytest.approx([0, math.sqrt(3), math.sqrt(12), 0])
+    for name in ("grad", "grad_norm"):
         np.testing.assert_allclose(columns[name], expected[name])
         assert columns[name].dtype == expected[name].dtype
     assert columns["data"][0] == columns["data"][3]
     assert len(set(columns["data"].tolist())) == 3
     assert columns["grad_hash"].dtype == np.uint64
     assert columns["grad_hash"][0] == 0
+
+
+DTYPES = [
+    *[torch.float64, torch.float32, torch.float16, torch.bfloat16],
+    *[torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64, torch.complex128],
+    *[torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool],
+]
+SHAPES = [(), (1,), (5,), (3, 4), (2, 3, 5), (0,), (4, 0)]
+
+
+def bits(dtype, shape, seed):
+    """Return a tensor of any bits, or of any of both truths."""
+    generator = torch.Generator().manual_seed(seed)
+    if dtype is torch.bool:
+        return torch.randint(2, shape, generator=generator, dtype=torch.bool)
+    size = math.prod(shape) * dtype.itemsize
+    return (
+        torch.randint(256, (size,), generator=generator, dtype=torch.uint8).view(dtype).view(shape)
+    )
+
+
+def laid_out(tensor, layout):
+    """Return the same values in another memory layout."""
+    if layout == "transposed" and tensor.dim() > 1:
+        return tensor.mT.contiguous().mT
+    if layout == "strided":
+        return torch.stack([tensor, tensor], -1)[..., 0]
+    return tensor
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    dtype=st.sampled_from(DTYPES),
+    shape=st.sampled_from(SHAPES),
+    layout=st.sampled_from(["contiguous", "transposed", "strided"]),
+    seed=st.integers(0, 2**32),
+    data=st.data(),
+)
+def test_any_bit_of_any_dtype_and_layout_counts(dtype, shape, layout, seed, data):
+    tensor = bits(dtype, shape, seed)
+    changed = tensor.clone()
+    if tensor.numel():
+        where = data.draw(st.integers(0, tensor.nbytes - 1))
+        bit = 1 if dtype is torch.bool else 1 << data.draw(st.integers(0, 7))
+        changed.view(-1).view(torch.uint8)[where] ^= bit
+    for hash_of in (on_host, in_a_pack):
+        assert hash_of(laid_out(tensor, layout)) == hash_of(tensor)
+        same = hash_of(laid_out(changed, layout)) == hash_of(tensor)
+        assert same == (not tensor.numel())
+    assert on_host(tensor) == in_a_pack(tensor)
+
+
+@pytest.mark.parametrize("dtype", [d for d in DTYPES if d is not torch.bool])
+def test_constants_signs_places_and_zeros_all_differ(hashed, dtype):
+    one = torch.tensor([1.0, 0, 0, 0, 0, 0, 0, 0]).to(dtype)
+    signs = [] if dtype is torch.uint8 else [torch.tensor([-1.0] + [0.0] * 7).to(dtype)]
+    halves = [torch.full((8,), 0.5).to(dtype)] if dtype.is_floating_point else []
+    tensors = [
+        one,
+        one.roll(1),
+        one.roll(7),
+        *signs,
+        *halves,
+        *(torch.full((8,), float(value)).to(dtype) for value in range(4)),
+        *(torch.zeros(size, dtype=dtype) for size in (0, 1, 2, 7)),
+    ]
+    assert len({hashed(tensor) for tensor in tensors}) == len(tensors)
+
+
+@pytest.mark.parametrize("first", DTYPES)
+def test_zeros_of_different_dtypes_differ(first):
+    found = {on_host(torch.zeros(8 // dtype.itemsize or 1, dtype=dtype)) for dtype in DTYPES}
+    assert len(found) == len(DTYPES)
+    assert on_host(torch.zeros(3, dtype=first)) != on_host(torch.zeros(4, dtype=first))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_sparse_and_quantized_tensors_differ_by_value_and_place():
+    def sparse(place, value):
+        return torch.sparse_coo_tensor([[place]], [value], (4,), check_invariants=True)
+
+    found = [sparse(1, 1.0), sparse(2, 1.0), sparse(1, 2.0), sparse(1, 1.0).to_dense()]
+    found += [tensor.to_dense().reshape(2, 2).to_sparse_coo() for tensor in found[:3]]
+    found += [
+        torch.quantize_per_tensor(torch.tensor(values), 0.5, 0, torch.qint8)
+        for values in ([0.0, 1.0], [1.0, 0.0], [1.0, 1.0])
+    ]
+    assert len({on_host(tensor) for tensor in found}) == len(found)
+    assert on_host(sparse(1, 1.0)) == on_host(sparse(1, 1.0))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    dtype=st.sampled_from([torch.float64, torch.float32, torch.float16, torch.bfloat16]),
+    sizes=st.lists(st.integers(0, 2000), min_size=1, max_size=20),
+    absent=st.sets(st.integers(0, 19)),
+    seed=st.integers(0, 2**32),
+)
+def test_a_batch_reads_what_each_tensor_alone_tells(dtype, sizes, absent, seed):
+    """In one after another, with gradients that come and go and values that change."""
+    torch.manual_seed(seed)
+    batch = Batch()
+    tensors = [torch.randn(size).to(dtype) for size in sizes]
+    for step in range(4):
+        if step == 2:
+            tensors[0].zero_()
+        if step == 3 and sizes[-1]:
+            tensors[-1][-1] = math.nan
+        shown = [
+            None if place in absent and step % 2 else tensor for place, tensor in enumerate(tensors)
+        ]
+        assert batch.read(shown)
+        for place, tensor in enumerate(shown):
+            if tensor is None:
+                assert batch.hashes(Problems())[place] == 0
+                continue
+            assert batch.hashes(Problems())[place] == on_host(tensor)
+            expected = float(tensor.double().norm())
+            assert batch.norms()[place] == pytest.approx(expected, rel=1e-5, nan_ok=True)
+        states = [gradient_state(tensor) for tensor in shown]
+        assert batch.states(batch.norms()).tolist() == states
+        coarse = [min(state, GradState.NON_ZERO) for state in states]
+        assert np.minimum(batch.states(), GradState.NON_ZERO).tolist() == coarse
+
+
+def test_a_batch_notices_tensors_of_another_kind():
+    tensors = [torch.ones(4) for _ in range(MIN_PACKED)]
+    batch = Batch()
+    assert batch.read(tensors)
+    tensors = [tensor.double() for tensor in tensors]
+    assert batch.read(tensors)
+    assert batch.hashes(Problems())[0] == on_host(tensors[0])
+    tensors[2] = torch.ones(7, dtype=torch.float64)
+    assert batch.read(tensors)
+    assert batch.norms()[2] == pytest.approx(math.sqrt(7))
+    assert not batch.read([*tensors, torch.ones(4, device="meta")])

@@ -409,7 +409,8 @@ def test_sampling_counts_on_without_recording():
 
     assert [window.observed for window in recording.windows] == [
         *[True, True, True],
-        *[False, True, False, False, True, False],
+        # A stretch that is left out is one window.
+        *[False, True, False, True, False],
     ]
     assert [call.context.step for call in recording.of_role("step")] == [0, 1, 3, 6]
     assert [c.context.steps_since_clear for c in recording.of_role("zero_grad")] == [0, 1, 1, 1]
@@ -488,3 +489,25 @@ def test_recomputed_forwards_are_part_of_backward():
     recording = windows(train)
 
     assert len(recording.of_role("forward")) == 2
+
+
+def test_steps_that_are_left_out_cost_no_hooks_and_are_counted():
+    hooks = []
+
+    def train():
+        model = make_model()
+        optimizers = [torch.optim.SGD(model[n].parameters(), lr=0.1) for n in (0, 2)]
+        for batch in batches(10):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            model(batch).sum().backward()
+            hooks.append(bool(torch.nn.modules.module._global_forward_hooks))
+            for optimizer in optimizers:
+                optimizer.step()
+
+    recording = windows(train, sampling=Sampling(interval=8, warm_up_steps=2))
+
+    assert [call.context.step for call in recording.of_role("step")] == [0, 0, 1, 1, 8, 8]
+    assert {call.context.stage for call in recording.of_role("step")} == {"training"}
+    # The first step that is left out tells that the next ones are too.
+    assert hooks == [True, True, True, *[False] * 5, True, True]

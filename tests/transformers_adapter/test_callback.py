@@ -98,7 +98,7 @@ def test_a_violation_is_told_in_the_log_and_in_the_metrics(tmp_path, rules, capl
         counts = [entry["traincheck/violations"] for entry in steps]
         assert counts[:BROKEN] == [0.0] * BROKEN
         assert all(counts[BROKEN:])
-        assert all(0 < entry["traincheck/overhead"] < 1 for entry in steps)
+        assert all(entry["traincheck/overhead"] > 0 for entry in steps)
     # What evaluate() and train() return is the user's.
     others = [entry for entry in run.state.log_history if "loss" not in entry]
     assert len(others) == 2

@@ -11,8 +11,9 @@ import numpy as np
 
 from traincheck_plugin.checker.violation import Outcome, Violation
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Catalog, Window
+from traincheck_plugin.events import NONE, Bool, Catalog, Context, Int32, Interner, Window
 from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.invariants.precondition import Precondition
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Relation
@@ -54,7 +55,8 @@ class Checker:
         """
         self._script = script
         known = known_relations() if relations is None else relations
-        watches = [_Watch(invariant, known, plan or Plan.full()) for invariant in invariants]
+        met: dict[Precondition, _Met] = {}
+        watches = [_Watch(invariant, known, plan or Plan.full(), met) for invariant in invariants]
         self.outcomes = [watch.outcome for watch in watches]
         self.num_unobserved = sum(watch.closed for watch in watches)
         self._watches = [
@@ -95,10 +97,41 @@ class Checker:
         self._watches = [watch for watch in self._watches if not watch.closed]
 
 
+class _Met:
+    """Tells of contexts, by their codes, whether they meet a precondition.
+
+    What it depends on is looked at, and not the context as a whole: every step has new ones.
+    """
+
+    def __init__(self, precondition: Precondition) -> None:
+        self._precondition = precondition
+        self._properties = precondition.properties
+        self._by_value: dict[tuple[object, ...], bool] = {}
+        self._by_code: list[bool] = []
+
+    def of(self, codes: Int32, contexts: Interner[Context]) -> Bool:
+        """Return a value for each of *codes*."""
+        known, by_value = self._by_code, self._by_value
+        for code in range(len(known), len(contexts)):
+            context = contexts[code]
+            key = tuple([context.get(name) for name in self._properties])
+            met = by_value.get(key)
+            if met is None:
+                met = by_value[key] = self._precondition.holds(context)
+            known.append(met)
+        return np.array([known[code] for code in codes.tolist()], np.bool_)
+
+
 class _Watch:
     """One invariant with its monitor, on one rank."""
 
-    def __init__(self, invariant: Invariant, known: Mapping[str, Relation], plan: Plan) -> None:
+    def __init__(
+        self,
+        invariant: Invariant,
+        known: Mapping[str, Relation],
+        plan: Plan,
+        met: dict[Precondition, _Met],
+    ) -> None:
         if invariant.relation not in known:
             raise InvariantError(
                 f"unknown relation {invariant.relation!r}; "
@@ -109,7 +142,8 @@ class _Watch:
         self._monitor = relation.monitor(invariant.params)
         self.closed = not plan.covers(relation.needs(invariant.params))
         self._violation: Violation | None = None
-        self._met: list[bool] = []
+        precondition = invariant.precondition
+        self._met = met.setdefault(precondition, _Met(precondition))
 
     def observe(self, window: Window) -> None:
         if self.closed:
@@ -124,13 +158,8 @@ class _Watch:
 
     def _judge(self, window: Window, examples: Examples) -> None:
         contexts = window.catalog.contexts
-        precondition = self.outcome.invariant.precondition
-        for code in range(len(self._met), len(contexts)):
-            self._met.append(precondition.holds(contexts[code]))
-        met: Bool = np.fromiter(
-            (self._met[code] for code in examples.context), np.bool_, len(examples)
-        )
-        self.outcome.num_triggered += int(met.sum())
+        met = self._met.of(examples.context, contexts)
+        self.outcome.num_triggered += int(np.count_nonzero(met))
         failed = np.flatnonzero(met & ~examples.holds)
         if not len(failed):
             return

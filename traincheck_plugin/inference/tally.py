@@ -10,8 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from traincheck_plugin.events import Context, Window
 from traincheck_plugin.relations.base import Examples
 
@@ -97,21 +95,21 @@ class Tally:
             kinds: kind of each context of the catalog of the window.
             held_out: whether the window is kept aside for confirmation.
         """
-        codes, inverse = np.unique(examples.context, return_inverse=True)
-        positive = np.bincount(inverse, weights=examples.holds, minlength=len(codes))
-        total = np.bincount(inverse, minlength=len(codes))
         shown = set()
-        for code, good, number in zip(codes, positive, total, strict=True):
-            kind = kinds[int(code)]
-            count = self.counts.setdefault(kind, Count())
-            bad = int(number - good)
-            count.positive += int(good)
-            count.negative += bad
-            if bad:
-                count.refuted_by.add(run)
-                count.held_out_negative += bad if held_out else 0
+        # A window has few examples: arrays would take longer.
+        pairs = Counter(zip(examples.context.tolist(), examples.holds.tolist(), strict=True))
+        for (code, good), number in pairs.items():
+            kind = kinds[code]
+            count = self.counts.get(kind)
+            if count is None:
+                count = self.counts[kind] = Count()
             if good:
+                count.positive += number
                 shown.add(kind)
+            else:
+                count.negative += number
+                count.refuted_by.add(run)
+                count.held_out_negative += number if held_out else 0
         if shown:
             self.windows[run, held_out, frozenset(shown)] += 1
 

@@ -85,6 +85,12 @@ class Precondition:
     alternatives: tuple[tuple[Clause, ...], ...] = ()
     inverted: bool = False
 
+    @property
+    def properties(self) -> tuple[str, ...]:
+        """The properties of contexts that it depends on."""
+        names = (clause.prop_name for clauses in self.alternatives for clause in clauses)
+        return tuple(dict.fromkeys(name.removeprefix(PREFIX) for name in names))
+
     def holds(self, *contexts: Context) -> bool:
         """Return whether an example with these contexts is one that the invariant speaks about."""
         if not self.alternatives:

@@ -107,6 +107,16 @@ class ThreadState(threading.local):
         return None
 
 
+class Doorbell:
+    """What calls the recorder from code that runs often, and can be put out of the way."""
+
+    def pause(self) -> None:
+        """Call no more, at no cost, until `resume`."""
+
+    def resume(self) -> None:
+        """Call again."""
+
+
 class Silencer:
     """Where functions can be muted: the functions probe overrides it, else nothing listens."""
 

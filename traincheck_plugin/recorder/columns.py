@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array, GradState
+from traincheck_plugin.events import Array, Frame, GradState, Int64
 from traincheck_plugin.recorder import device_fingerprint, fingerprint
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
@@ -20,41 +20,28 @@ Tensor = torch.Tensor
 Columns = dict[str, Array]
 
 
-class Reader(Protocol):
-    """Reads hashes, norms and states off tensors."""
-
-    def read_data(
-        self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
-    ) -> None:
-        """Add the columns among *names* about what the tensors hold."""
-
-    def read_gradients(
-        self,
-        columns: Columns,
-        names: Sequence[str],
-        table: Tensors,
-        gradients: list[Tensor | None],
-    ) -> None:
-        """Add the columns among *names* about what their gradients hold."""
-
-
 class HostReader:
-    """Reads ordinary tensors on the CPU."""
+    """Reads hashes, norms and states of ordinary tensors on the CPU; leaves others alone."""
 
     def __init__(self, problems: Problems) -> None:
         self._problems = problems
 
     def read_data(
         self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
-    ) -> None:
-        """Add the columns among *names* about what the tensors hold."""
-        memories = table.memories
-        fingerprint.locate(tensors, memories)
-        if "data" in names:
-            found = fingerprint.hashes(tensors, memories, self._problems)
-            columns["data"] = table.spread(np.array(found, np.uint64))
-        if "data_norm" in names:
-            columns["data_norm"] = table.spread(np.array(fingerprint.norms(tensors, memories)))
+    ) -> bool:
+        """Add the columns among *names* about what the tensors hold; False if others are there."""
+        batch = table.data
+        try:
+            if not batch.read(tensors):
+                return False
+            if "data" in names:
+                columns["data"] = table.spread(batch.hashes(self._problems))
+            if "data_norm" in names:
+                # What `RestingNorms` fills in.
+                columns["data_norm"] = np.full(len(table.variables), math.nan)
+            return True
+        finally:
+            batch.release()
 
     def read_gradients(
         self,
@@ -62,32 +49,68 @@ class HostReader:
         names: Sequence[str],
         table: Tensors,
         gradients: list[Tensor | None],
-    ) -> None:
-        """Add the columns among *names* about what their gradients hold."""
-        if all(gradient is None for gradient in gradients):
-            self._add_nothing(columns, names, table)
+    ) -> bool:
+        """Add the columns among *names* about their gradients; False if others are there."""
+        batch = table.gradients
+        try:
+            if not batch.read(gradients):
+                return False
+            euclidean = batch.norms() if "grad_norm" in names else None
+            if "grad" in names:
+                columns["grad"] = table.spread(batch.states(euclidean))
+            if euclidean is not None:
+                columns["grad_norm"] = table.spread(euclidean)
+            if "grad_hash" in names:
+                columns["grad_hash"] = table.spread(batch.hashes(self._problems))
+            return True
+        finally:
+            batch.release()
+
+
+class RestingNorms:
+    """The norms of variables that a call left as they were, which tell whether it could move them.
+
+    On the CPU a norm takes as long as all the rest, and hardly ever is anything left: so they are
+    taken when the call ends, of what has not changed, and noted in the frame of its begin.
+    """
+
+    def __init__(self) -> None:
+        self._begun: dict[int, Frame] = {}
+
+    def begin(self, frame: Frame) -> None:
+        """Note the frame at the begin of a call."""
+        self._begun[frame.call] = frame
+        if len(self._begun) > _MAX_OPEN:
+            # A call that was withdrawn has no end.
+            del self._begun[next(iter(self._begun))]
+
+    def end(self, frame: Frame, table: Tensors) -> None:
+        """Complete the frame at the begin of the call that ends with *frame*."""
+        begin = self._begun.pop(frame.call, None)
+        if begin is None or begin.variables is not frame.variables:
             return
-        memories = table.gradient_memories
-        fingerprint.locate(gradients, memories)
-        euclidean = fingerprint.norms(gradients, memories)
-        if "grad" in names:
-            states = fingerprint.gradient_states(gradients, euclidean)
-            columns["grad"] = table.spread(np.array(states, np.int8))
-        if "grad_norm" in names:
-            columns["grad_norm"] = table.spread(np.array(euclidean))
-        if "grad_hash" in names:
-            found = fingerprint.hashes(gradients, memories, self._problems)
-            columns["grad_hash"] = table.spread(np.array(found, np.uint64))
+        norms = begin.columns["data_norm"]
+        at_rest = begin.columns["data"] == frame.columns["data"]
+        # What a device reads has its norms, or gets them later.
+        rows = np.flatnonzero(at_rest & np.isnan(norms))
+        if len(rows):
+            norms[rows] = self._norms(table, rows, frame.columns["data"])
 
     @staticmethod
-    def _add_nothing(columns: Columns, names: Sequence[str], table: Tensors) -> None:
-        num_rows = len(table.variables)
-        if "grad" in names:
-            columns["grad"] = np.full(num_rows, GradState.NULL, np.int8)
-        if "grad_norm" in names:
-            columns["grad_norm"] = np.full(num_rows, math.nan)
-        if "grad_hash" in names:
-            columns["grad_hash"] = np.zeros(num_rows, np.uint64)
+    def _norms(table: Tensors, rows: Int64, hashes: Array) -> Array:
+        """Return the norms of *rows*; those of tensors with the same bits as before are known."""
+        known, norms = table.resting
+        new = rows[known[rows] != hashes[rows]]
+        if len(new):
+            places = new if table.tensor_of_row is None else table.tensor_of_row[new]
+            tensors = table.alive()
+            norms[new] = fingerprint.norms([tensors[place] for place in places.tolist()])
+            known[new] = hashes[new]
+        found: Array = norms[rows]
+        return found
+
+
+_MAX_OPEN = 16
 
 
 class DeviceReader:
@@ -130,7 +153,7 @@ class DeviceReader:
                 places,
                 present,
                 np.full(table.num_tensors, GradState.NULL, np.int8),
-                lambda here: fingerprint.gradient_states(here, _norms(here)),
+                lambda here: [fingerprint.gradient_state(gradient) for gradient in here],
                 partial(device_fingerprint.device_norms, order=math.inf),
                 device_fingerprint.states_of,
             )
@@ -158,7 +181,9 @@ class DeviceReader:
 
     def _norms(self, table: Tensors, places: Sequence[int], tensors: list[Tensor]) -> Array:
         values = np.full(table.num_tensors, math.nan)
-        return self._read(table, places, tensors, values, _norms, device_fingerprint.device_norms)
+        return self._read(
+            table, places, tensors, values, fingerprint.norms, device_fingerprint.device_norms
+        )
 
     def _read(
         self,
@@ -204,7 +229,3 @@ class DeviceReader:
                 self._readings.add(on_device(there), receive)
         column[:] = table.spread(values)
         return column
-
-
-def _norms(tensors: list[Tensor]) -> list[float]:
-    return fingerprint.norms(tensors, [None] * len(tensors))

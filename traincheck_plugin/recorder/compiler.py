@@ -24,6 +24,13 @@ def hide_from_compiler() -> None:
                 skip(code)
 
 
+def has_compiled() -> bool:
+    """Return whether `torch.compile` compiled anything in this process."""
+    utils = sys.modules.get("torch._dynamo.utils")
+    counters: Any = getattr(utils, "counters", {})
+    return bool(counters.get("frames"))
+
+
 def _skip() -> Callable[[CodeType], None] | None:
     """Return what tells torch to run code as it is; each of its versions has another way."""
     skip: Callable[[CodeType], None] | None = getattr(eval_frame, "skip_code", None)

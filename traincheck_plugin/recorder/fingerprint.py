@@ -17,22 +17,23 @@ from traincheck_plugin.recorder.problems import Problems
 
 Tensor = torch.Tensor
 
-_hash = xxhash.xxh3_64_intdigest
+hash_bytes = xxhash.xxh3_64_intdigest
 _buffers: dict[int, Any] = {}
 _seeds: dict[torch.dtype, int] = {}
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
-
-def is_plain(tensor: Tensor) -> bool:
-    """Return whether *tensor* is an ordinary one on the CPU."""
-    return tensor.is_cpu and type(tensor) in _PLAIN
+PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
+"""Classes of ordinary tensors."""
 
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a distributed tensor that this process holds."""
-    if type(tensor) not in _PLAIN and hasattr(tensor, "to_local"):
+    if type(tensor) not in PLAIN and hasattr(tensor, "to_local"):
         return tensor.to_local()  # type: ignore[no-any-return]
     return tensor
+
+
+_SAMPLES = 256
+"""How many words are looked at first, where any value that is not zero will do."""
 
 
 class Memory:
@@ -42,10 +43,9 @@ class Memory:
         address, num_bytes, dtype: tell whether the tensor is still there.
         buffer: the memory, contiguous; not kept alive, so to be used only while the tensor is.
         seed: what is mixed into its hash.
-        values: the memory as an array, if it is small and its norm is best computed by NumPy.
     """
 
-    __slots__ = ("address", "buffer", "dtype", "num_bytes", "seed", "values")
+    __slots__ = ("address", "buffer", "dtype", "num_bytes", "seed")
 
     def __init__(self, tensor: Tensor) -> None:
         self.address = tensor.data_ptr()
@@ -56,23 +56,24 @@ class Memory:
         if buffer is None:
             buffer = _buffers[self.num_bytes] = ctypes.c_char * self.num_bytes
         self.buffer = buffer.from_address(self.address)
-        is_small = self.dtype is torch.float32 and self.num_bytes <= _MAX_SMALL
+
+    def is_seen_non_zero(self) -> bool:
+        """Return whether one of some values of it is not zero; False where that is not clear."""
+        if self.dtype.itemsize == 1:
+            return False
         memory: Any = self.buffer
-        self.values = np.frombuffer(memory, np.float32) if is_small else None
+        words = np.frombuffer(memory, np.uint16)
+        # An odd distance, so that all words of a value get their turn; 0x8000 is in a -0.0.
+        some = words[:: len(words) // _SAMPLES | 1]
+        return bool((some & 0x7FFF).any())
 
 
-_MAX_SMALL = 1 << 15
-"""Larger tensors are left to torch, whose norm is faster then and starts no threads of BLAS."""
-
-
-def locate(tensors: Sequence[Tensor | None], memories: list[Memory | None]) -> None:
+def locate(tensors: Sequence[Tensor], memories: list[Memory | None]) -> None:
     """Update where *tensors*, all on the CPU, are; most stay where they are.
 
-    A memory is None where a tensor is absent or cannot be read in place.
+    A memory is None where a tensor cannot be read in place.
     """
     for place, tensor in enumerate(tensors):
-        if tensor is None:
-            continue
         memory = memories[place]
         if (
             memory is None
@@ -97,19 +98,15 @@ def _is_readable_in_place(tensor: Tensor) -> bool:
 
 
 def hashes(
-    tensors: Sequence[Tensor | None], memories: Sequence[Memory | None], problems: Problems
+    tensors: Sequence[Tensor], memories: Sequence[Memory | None], problems: Problems
 ) -> list[int]:
-    """Return a 64-bit hash of the exact bits of each located tensor, 0 for None.
+    """Return a 64-bit hash of the exact bits of each located tensor.
 
     The dtype is mixed in and the number of bytes counts, so that two constants differ. Contiguous
     memory is hashed in place, everything else in logical order through a copy.
     """
     return [
-        0
-        if tensor is None
-        else hash_tensor(tensor, problems)
-        if memory is None
-        else _hash(memory.buffer, memory.seed)
+        hash_tensor(tensor, problems) if memory is None else hash_bytes(memory.buffer, memory.seed)
         for tensor, memory in zip(tensors, memories, strict=True)
     ]
 
@@ -122,13 +119,13 @@ def hash_tensor(tensor: Tensor, problems: Problems) -> int:
         tensor = tensor.int_repr()
     tensor = tensor.detach().resolve_conj().resolve_neg().contiguous()
     if not tensor.nbytes:
-        return _hash(b"", seed_of(tensor.dtype))
+        return hash_bytes(b"", seed_of(tensor.dtype))
     if not tensor.data_ptr():
         problems.note(f"hash: {type(tensor).__name__} has no memory of its own, it counts as 0")
         return 0
     # `tensor` keeps the memory alive meanwhile.
     memory = Memory(tensor)
-    return _hash(memory.buffer, memory.seed)
+    return hash_bytes(memory.buffer, memory.seed)
 
 
 def seed_of(dtype: torch.dtype) -> int:
@@ -152,29 +149,22 @@ def _hash_parts(tensor: Tensor, problems: Problems) -> int:
         problems.note(f"hash: a tensor of layout {tensor.layout} cannot be read, it counts as 0")
         return 0
     hashes = np.array([hash_tensor(part.detach(), problems) for part in parts], np.uint64)
-    return _hash(hashes.tobytes())
+    return hash_bytes(hashes.tobytes())
 
 
-def norms(tensors: Sequence[Tensor | None], memories: Sequence[Memory | None]) -> list[float]:
-    """Return the norm of each located tensor; NaN where it has none, 0 where it is empty."""
+def norms(tensors: Sequence[Tensor]) -> list[float]:
+    """Return the norm of each tensor; NaN where it has none, 0 where it is empty."""
     result = [math.nan] * len(tensors)
     places, batch = [], []
-    with np.errstate(all="ignore"):
-        for place, tensor in enumerate(tensors):
-            if tensor is None:
-                continue
-            memory = memories[place]
-            if memory is not None and memory.values is not None:
-                result[place] = math.sqrt(np.dot(memory.values, memory.values))
-                continue
-            dense = dense_values(tensor)
-            if dense is None:
-                continue
-            if dense.numel():
-                places.append(place)
-                batch.append(dense)
-            else:
-                result[place] = 0.0
+    for place, tensor in enumerate(tensors):
+        dense = dense_values(tensor)
+        if dense is None:
+            continue
+        if dense.numel():
+            places.append(place)
+            batch.append(dense)
+        else:
+            result[place] = 0.0
     if batch:
         found = stacked(torch._foreach_norm(batch)).tolist()
         for place, value in zip(places, found, strict=True):
@@ -206,21 +196,10 @@ def dense_values(tensor: Tensor) -> Tensor | None:
     return tensor
 
 
-def gradient_states(gradients: Sequence[Tensor | None], euclidean: Sequence[float]) -> list[int]:
-    """Return the `GradState` of each gradient on the CPU, given its norm."""
-    return [
-        int(GradState.NULL)
-        if gradient is None
-        # Squares of tiny or huge values underflow or overflow: only a finite, positive norm speaks
-        # for itself.
-        else int(GradState.NON_ZERO)
-        if 0.0 < norm < math.inf
-        else _state(gradient)
-        for gradient, norm in zip(gradients, euclidean, strict=True)
-    ]
-
-
-def _state(gradient: Tensor) -> int:
+def gradient_state(gradient: Tensor | None) -> int:
+    """Return the `GradState` of one gradient on the CPU."""
+    if gradient is None:
+        return int(GradState.NULL)
     values = dense_values(gradient)
     if values is None:
         return int(GradState.NON_FINITE)

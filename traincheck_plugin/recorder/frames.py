@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ import torch
 
 from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder.columns import Columns, DeviceReader, HostReader, Reader
-from traincheck_plugin.recorder.fingerprint import is_plain
+from traincheck_plugin.recorder.columns import (
+    Columns,
+    DeviceReader,
+    HostReader,
+    RestingNorms,
+)
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.structure import Structure
@@ -26,6 +31,10 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
 
+_MET = frozenset({"data_norm", "grad_norm"})
+"""What a step meets, and its end frame does not tell again."""
+
+_requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 _GRADIENT_NAMES = frozenset({"grad", "grad_norm", "grad_hash", "grad_dtype"})
 
 
@@ -45,8 +54,9 @@ class FrameTaker:
         self._variables = variables
         self._host = HostReader(problems)
         self._device = DeviceReader(problems, readings)
+        self._resting = RestingNorms()
         self._next = next_sequence
-        self._dtypes: dict[torch.dtype, int] = {}
+        self._dtypes: dict[torch.dtype | None, int] = {None: NONE}
         self._wanted: dict[str, list[tuple[Any, list[str]]]] = {}
         for role in plan.attributes:
             kinds = sorted({kind for kind, _ in plan.attributes[role]})
@@ -73,19 +83,24 @@ class FrameTaker:
             is_fresh = phase == "begin" or role in _REPLACING
             structure = self._variables.structure(is_fresh=is_fresh)
             for kind, names in self._wanted[role]:
+                if role == "step" and phase == "end":
+                    names = [name for name in names if name not in _MET]
                 variables, columns = self._of_kind(kind, names, structure, role, optimizer)
                 if not len(variables):
                     continue
-                frames.append(
-                    Frame(
-                        call=call,
-                        phase=phase,
-                        sequence=self._next(),
-                        context=context,
-                        variables=variables,
-                        columns=columns,
-                    )
+                frame = Frame(
+                    call=call,
+                    phase=phase,
+                    sequence=self._next(),
+                    context=context,
+                    variables=variables,
+                    columns=columns,
                 )
+                frames.append(frame)
+                if "data_norm" in columns:
+                    self._resting.begin(frame)
+                elif phase == "end" and kind == "parameter" and "data" in columns:
+                    self._resting.end(frame, structure.parameters)
         return frames
 
     def _of_kind(
@@ -117,14 +132,15 @@ class FrameTaker:
 
     def _state_columns(self, names: list[str], table: Tensors, alive: list[Tensor]) -> Columns:
         columns: Columns = {}
-        if "data" in names or "data_norm" in names:
-            self._reader(alive).read_data(columns, names, table, alive)
+        if {"data", "data_norm"}.isdisjoint(names):
+            pass
+        elif not self._host.read_data(columns, names, table, alive):
+            self._device.read_data(columns, names, table, alive)
         if "dtype" in names:
-            dtypes = [self._dtype(tensor) for tensor in alive]
-            columns["dtype"] = table.spread(np.array(dtypes, np.int32))
+            columns["dtype"] = table.spread(self._dtypes_of(alive))
         if "requires_grad" in names:
-            flags = [tensor.requires_grad for tensor in alive]
-            columns["requires_grad"] = table.spread(np.array(flags, np.bool_))
+            flags = np.fromiter(map(_requires_grad, alive), np.bool_, len(alive))
+            columns["requires_grad"] = table.spread(flags)
         return columns
 
     def _parameter_columns(
@@ -135,10 +151,10 @@ class FrameTaker:
         columns = self._state_columns(names, table, alive)
         if not _GRADIENT_NAMES.isdisjoint(names):
             gradients = [tensor.grad for tensor in alive]
-            self._reader(gradients).read_gradients(columns, names, table, gradients)
+            if not self._host.read_gradients(columns, names, table, gradients):
+                self._device.read_gradients(columns, names, table, gradients)
             if "grad_dtype" in names:
-                dtypes = [NONE if g is None else self._dtype(g) for g in gradients]
-                columns["grad_dtype"] = table.spread(np.array(dtypes, np.int32))
+                columns["grad_dtype"] = table.spread(self._dtypes_of(gradients))
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "placement" in names:
@@ -151,16 +167,12 @@ class FrameTaker:
                 columns["lr"] = membership.rates()
         return columns
 
-    def _reader(self, tensors: Sequence[Tensor | None]) -> Reader:
-        if all(tensor is None or is_plain(tensor) for tensor in tensors):
-            return self._host
-        return self._device
-
-    def _dtype(self, tensor: Tensor) -> int:
-        code = self._dtypes.get(tensor.dtype)
-        if code is None:
-            code = self._dtypes[tensor.dtype] = self._catalog.strings.code(str(tensor.dtype))
-        return code
+    def _dtypes_of(self, tensors: Sequence[Tensor | None]) -> Array:
+        found = [None if tensor is None else tensor.dtype for tensor in tensors]
+        codes = self._dtypes
+        for dtype in set(found).difference(codes):
+            codes[dtype] = self._catalog.strings.code(str(dtype))
+        return np.fromiter(map(codes.__getitem__, found), np.int32, len(found))
 
 
 def _only(name: str, names: list[str], values: list[float]) -> Columns:

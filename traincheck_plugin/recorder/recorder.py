@@ -49,6 +49,8 @@ class Recorder:
         selection: which models and variables are tracked.
         modules_to_instrument: packages whose public functions and methods are recorded too.
         first_step: index of the first step: that of a run that was resumed.
+        may_pause: whether a stretch of steps that sampling leaves out may be one window, of which
+            nothing is seen but that optimizers step. Otherwise each step has its own.
 
     Attributes:
         catalog: what the codes of the windows point into.
@@ -66,6 +68,7 @@ class Recorder:
         selection: Selection = Selection(),  # noqa: B008  # frozen
         modules_to_instrument: tuple[str, ...] = (),
         first_step: int = 0,
+        may_pause: bool = True,
     ) -> None:
         self._problems = Problems()
         self._tape = Tape(
@@ -77,6 +80,7 @@ class Recorder:
             selection=selection,
             problems=self._problems,
             first_step=first_step,
+            may_pause=may_pause,
         )
         self._patches = Patches(self._problems)
         self._probes: list[Probe] = [
@@ -172,6 +176,7 @@ class Recorder:
     def attend(self) -> None:
         """Observe every step for a while, whatever it costs."""
         self._tape.sampler.attend(self._tape.tracker.step)
+        self._tape.resume()
 
     def resume_at(self, step: int) -> None:
         """Count on from *step*: a checkpoint was loaded."""
@@ -232,7 +237,7 @@ def is_recording() -> bool:
 def _leave_child() -> None:
     """Make recorders inactive in a forked child: a worker's calls are not the run's."""
     for recorder in list(_active):
-        recorder._tape.is_active = False
+        recorder._tape.deactivate()
         for probe in recorder._probes:
             if isinstance(probe, FunctionsProbe):
                 probe.detach()

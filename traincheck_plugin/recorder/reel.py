@@ -112,6 +112,11 @@ class Reel:
         if rows or frames or num_left_out:
             self._emit(rows if was_observed else [], frames if was_observed else [], was_observed)
 
+    @property
+    def has_waiting(self) -> bool:
+        """Whether a window waits for numbers from a device."""
+        return bool(self._waiting)
+
     def finish(self) -> None:
         """Hand out what still waits for numbers from a device."""
         self._deliver(len(self._waiting))

@@ -80,12 +80,14 @@ class Sampler:
             # A slowly moving mean; the first step, which imports and compiles, is soon forgotten.
             self._expected_ns += (cost - self._expected_ns) * (0.3 if self._expected_ns else 1.0)
         self._last_spent_ns = spent_ns
-        self._was_observed = self._decide(step, spent_ns, now_ns)
-        return self._was_observed
-
-    def _decide(self, step: int, spent_ns: int, now_ns: int) -> bool:
+        self._was_observed = self.expects(step, spent_ns, now_ns)
         if step < self._attentive_until:
             self._start_spent_ns, self._start_ns = spent_ns, now_ns
+        return self._was_observed
+
+    def expects(self, step: int, spent_ns: int, now_ns: int) -> bool:
+        """Return what `observes` would, if *step* began now, without beginning it."""
+        if step < self._attentive_until:
             return True
         if self._sampling.interval is not None:
             return step % self._sampling.interval == 0

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from traincheck_plugin.events import Int32, Int64
-from traincheck_plugin.recorder.fingerprint import Memory
+from traincheck_plugin.recorder.batches import Batch
 
 Tensor = torch.Tensor
 
@@ -22,7 +22,8 @@ class Tensors:
         variables: code of each row.
         tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
             without tied tensors.
-        memories, gradient_memories: where each tensor and its gradient was when last read.
+        resting: hashes and norms of tensors, by row, as they were when a call last left them alone.
+        data, gradients: read the tensors and their gradients, where all are on the CPU.
     """
 
     def __init__(self, rows: Sequence[tuple[int, Tensor]]) -> None:
@@ -39,8 +40,9 @@ class Tensors:
             None if len(unique) == len(rows) else np.array(index, np.int64)
         )
         self.num_tensors = len(unique)
-        self.memories: list[Memory | None] = [None] * len(unique)
-        self.gradient_memories: list[Memory | None] = [None] * len(unique)
+        self.resting = (np.zeros(len(rows), np.uint64), np.full(len(rows), np.nan))
+        self.data = Batch()
+        self.gradients = Batch()
         self._references = [weakref.ref(tensor) for tensor in unique]
 
     def alive(self) -> list[Tensor]:

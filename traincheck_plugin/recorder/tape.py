@@ -15,6 +15,7 @@ from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.calls import (
     LISTENING,
     TRANSPARENT,
+    Doorbell,
     OpenCall,
     Silencer,
     ThreadState,
@@ -36,7 +37,9 @@ class Tape:
     """Keeps the open calls of every thread and puts the finished ones on the reel.
 
     Attributes:
-        is_active: whether anything is recorded; probes pass everything through when not.
+        is_active: whether there is a recording.
+        is_listening: whether anything is to be told now; probes pass everything through when not,
+            but for the ends of optimizer steps, which go to `passed_step`.
         num_backwards_open: backward calls under way on any thread.
         spent_ns: time that recording took from the training thread, sinks included.
         interruption: raised into the training at the next recorded call, once.
@@ -53,6 +56,7 @@ class Tape:
         selection: Selection,
         problems: Problems,
         first_step: int = 0,
+        may_pause: bool = True,
     ) -> None:
         self.catalog = Catalog()
         self.problems = problems
@@ -88,7 +92,9 @@ class Tape:
         self.segmenter = Segmenter(self.reel, self.variables.optimizers)
         self.threads = ThreadState()
         self.silencer = Silencer()
-        self.is_active = False
+        self.doorbell = Doorbell()
+        self.is_active = self.is_listening = False
+        self._may_pause = may_pause
         self.num_backwards_open = 0
         self._training_thread = 0
         self._thread_numbers = itertools.count(1)
@@ -98,7 +104,7 @@ class Tape:
         self._training_thread = threading.get_ident()
         self.threads.number = 0
         self.start_ns = time.perf_counter_ns()
-        self.is_active = True
+        self.is_active = self.is_listening = True
         if not self.reel.is_observed:
             self.silencer.mute()
 
@@ -106,15 +112,52 @@ class Tape:
         """Close what is open, emit the last window and record nothing more."""
         if not self.is_active:
             return
+        self.resume()
         self.silencer.mute()
         with self.problems:
             while self.threads.stack:
                 self._finish(self.threads, self.threads.stack.pop(), "", NONE, 0)
-        self.is_active = False
+        self.deactivate()
         with self.problems:
             self.segmenter.cut_here()
         with self.problems:
             self.reel.finish()
+
+    def deactivate(self) -> None:
+        """Record nothing more."""
+        self.is_active = self.is_listening = False
+
+    def passed_step(self, optimizer: Any) -> None:
+        """Count a step that ends while nobody listens, and listen again if the next one counts."""
+        if self.is_listening or not self.is_active or not self.is_training_thread():
+            return
+        start_ns = time.perf_counter_ns()
+        with self.problems:
+            if self.segmenter.passed(optimizer):
+                self.tracker.completed_window()
+            # Whether gradients were cleared meanwhile is not known: taken for what it was before.
+            self.tracker.attempted_step()
+            if self.reel.has_waiting:
+                self.reel.finish()
+            if self._expects_next_step():
+                self.resume()
+        self.spent_ns += time.perf_counter_ns() - start_ns
+
+    def resume(self) -> None:
+        """Listen again, if nobody did."""
+        if self.is_active and not self.is_listening:
+            self.is_listening = True
+            self.doorbell.resume()
+            self.tracker.enter_stage("training")
+
+    def _pause(self) -> None:
+        """Listen to nothing but the ends of steps, until one is to be observed again."""
+        self.is_listening = False
+        self.doorbell.pause()
+
+    def _expects_next_step(self) -> bool:
+        now_ns = time.perf_counter_ns() - self.start_ns
+        return self.sampler.expects(self.tracker.step + 1, self.spent_ns, now_ns)
 
     def around(
         self,
@@ -264,7 +307,7 @@ class Tape:
 
     def end_batch(self) -> None:
         """End the window if an optimizer stepped in it: a framework says that the batch is over."""
-        if not self.is_active or not self.is_training_thread() or self.threads.num_opaque:
+        if not self.is_listening or not self.is_training_thread() or self.threads.num_opaque:
             return
         start_ns = time.perf_counter_ns()
         with self.problems:
@@ -394,6 +437,13 @@ class Tape:
             self.tracker.completed_step(entry.optimizer)
             self.segmenter.stepped(entry.optimizer)
             self.variables.settle()
+            if (
+                self._may_pause
+                and not self.reel.is_observed
+                and not self.threads.num_opaque
+                and not self._expects_next_step()
+            ):
+                self._pause()
         elif entry.role == "zero_grad":
             self.tracker.cleared(entry.optimizer)
         elif entry.role == "backward":

@@ -136,6 +136,19 @@ class Segmenter:
         self._is_training = True
         self._mark = None
 
+    def passed(self, optimizer: Any) -> bool:
+        """Note a step of which nothing else was seen; return whether it was in another batch.
+
+        Without what comes between, only a second step of the same optimizer tells that.
+        """
+        is_next = optimizer in self._stepped
+        if is_next and len(self._stepped) == 1:
+            return True
+        if is_next:
+            self._stepped.clear()
+        self._stepped.add(optimizer)
+        return is_next
+
     def went_backward(self) -> None:
         """Note a completed backward call."""
         self._backwards += 1

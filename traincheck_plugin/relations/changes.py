@@ -183,9 +183,7 @@ def inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
     if "lr" in columns:
         inert |= columns["lr"] == 0
     if {"lr", "grad", "grad_norm", "data_norm", "dtype"} <= set(columns):
-        sizes = np.array(
-            [np.prod(window.catalog.variables[int(code)].shape) for code in frame.variables]
-        )
+        sizes = window.catalog.num_elements(frame.variables)
         strings = window.catalog.strings
         codes, inverse = np.unique(columns["dtype"], return_inverse=True)
         epsilon = np.array(

@@ -16,7 +16,7 @@ from traincheck_plugin.invariants.model import (
     VarNameParam,
     VarTypeParam,
 )
-from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
     Cause,
@@ -27,7 +27,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.naming import describe_variables
-from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.params import attribute_plan, pair
 from traincheck_plugin.relations.values import is_about
 
 PARAMETER = VAR_TYPES["parameter"]
@@ -79,7 +79,12 @@ class ConsistencyRelation(Relation):
         return f"{x.attr_name} equals {y.attr_name} in every {x.var_type}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return Plan(functions=frozenset(), attributes={"step": FULL_ATTRIBUTES["step"]})
+        plan = Plan.nothing()
+        for param in params:
+            if isinstance(param, VarNameParam | VarTypeParam):
+                about = VarTypeParam(var_type=param.var_type, attr_name=param.attr_name)
+                plan = plan.union(attribute_plan(about, ("step",)))
+        return plan
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "critical" if isinstance(params[0], VarNameParam) else "warning"

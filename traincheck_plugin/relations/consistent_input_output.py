@@ -19,6 +19,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.distinct import Distinct
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
@@ -75,6 +76,9 @@ class _Monitor(Monitor):
     def __init__(self, given: APIParam, returned: APIParam) -> None:
         self._given = given
         self._returned = returned
+        # By the codes of both signatures, which repeat in every step.
+        self._known: dict[tuple[int, int], tuple[Any, Any]] = {}
+        self._catalog: Catalog | None = None
 
     def observe(self, window: Window) -> Examples:
         calls = window.calls
@@ -82,21 +86,16 @@ class _Monitor(Monitor):
         rows = rows[calls.exception[rows] == NONE]
         if not len(rows):
             return NO_EXAMPLES
-        codes, inverse = np.unique(
-            np.stack([calls.inputs[rows], calls.outputs[rows]]), axis=1, return_inverse=True
-        )
-        inverse = inverse.reshape(-1)
-        values = [
-            _values(window.catalog, self._given, self._returned, *pair_)
-            for pair_ in codes.T.tolist()
-        ]
-        known = np.array([a is not None and b is not None for a, b in values])[inverse]
-        holds = np.array([a == b for a, b in values])[inverse][known]
-        rows, seen = rows[known], inverse[known]
+        pairs = zip(calls.inputs[rows].tolist(), calls.outputs[rows].tolist(), strict=True)
+        found = [self._look_up(window.catalog, pair_) for pair_ in pairs]
+        known = [a is not None and b is not None for a, b in found]
+        rows = rows[np.array(known)]
+        values = [both for both, is_known in zip(found, known, strict=True) if is_known]
+        holds = np.array([a == b for a, b in values], np.bool_)
 
         def explain(index: int) -> Explanation:
             name = short(window.catalog.apis[int(calls.api[rows[index]])].name)
-            expected, actual = values[seen[index]]
+            expected, actual = values[index]
             return Explanation(
                 message=f"{name} returned {self._returned.attribute} {actual} for an argument "
                 f"of {expected}"
@@ -104,19 +103,31 @@ class _Monitor(Monitor):
 
         return Examples.of_calls(window, rows, holds, explain)
 
+    def _look_up(self, catalog: Catalog, codes: tuple[int, int]) -> tuple[Any, Any]:
+        if catalog is not self._catalog:
+            self._catalog = catalog
+            self._known.clear()
+        values = self._known.get(codes)
+        if values is None:
+            values = self._known[codes] = _values(catalog, self._given, self._returned, *codes)
+        return values
+
 
 class _Proposer(Proposer):
     """Proposes what was equal in every call."""
 
     def __init__(self) -> None:
+        self._seen = Distinct()
         self._names = ApiNames()
         self._equal: dict[tuple[APIParam, APIParam], bool] = {}
 
     def observe(self, window: Window) -> None:
         calls = window.calls
-        mask = (calls.outputs != NONE) & (calls.inputs != NONE)
-        signatures = np.stack([calls.api, calls.inputs, calls.outputs])[:, mask]
-        for api_code, inputs, outputs in np.unique(signatures, axis=1).T.tolist():
+        for api_code, inputs, outputs in self._seen.new(
+            window.catalog, calls.api, calls.inputs, calls.outputs
+        ):
+            if NONE in (inputs, outputs):
+                continue
             api = window.catalog.apis[api_code]
             for name in self._names.of(api):
                 for given in window.catalog.signature(inputs):

@@ -26,6 +26,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import frozen_parameters
+from traincheck_plugin.relations.distinct import Distinct
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
@@ -107,13 +108,15 @@ class _Monitor(Monitor):
 
 class _Proposer(Proposer):
     def __init__(self) -> None:
+        self._seen = Distinct()
         self._names = ApiNames()
         self._values: dict[APIParam, set[Any]] = {}
 
     def observe(self, window: Window) -> None:
         calls = window.calls
-        signatures = np.stack([calls.api, calls.outputs])[:, calls.outputs != NONE]
-        for api_code, code in np.unique(signatures, axis=1).T.tolist():
+        for api_code, code in self._seen.new(window.catalog, calls.api, calls.outputs):
+            if code == NONE:
+                continue
             api = window.catalog.apis[api_code]
             for name in self._names.of(api):
                 for item in window.catalog.signature(code):

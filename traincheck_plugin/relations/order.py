@@ -28,6 +28,8 @@ ORDERED: frozenset[Role] = frozenset(
 )
 """Roles whose order says something about the training; other orders are plumbing."""
 
+_NOTHING: Bool = np.empty(0, np.bool_)
+
 MIN_CALLS = 3
 """An order of calls that happened less often says nothing."""
 
@@ -63,6 +65,8 @@ class Gaps:
         ends = calls.end[rows]
         steps = self._steps(window) if self._restarts else ends[:0]
         wanted = calls.end[window.rows_of_name(self._wanted)]
+        if not len(rows) and not len(wanted) and not len(steps):
+            return rows, _NOTHING
         if not len(rows):
             self._last_wanted = int(wanted[-1]) if len(wanted) else self._last_wanted
             self._last_step = int(steps[-1]) if len(steps) else self._last_step

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TypeVar
 
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Role
-from traincheck_plugin.invariants.model import APIParam, Param, VarTypeParam
+from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Param, VarTypeParam
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 
 P = TypeVar("P", bound=Param)
@@ -50,6 +51,13 @@ def api_plan(*apis: APIParam) -> Plan:
     return Plan(functions=frozenset(functions), attributes={})
 
 
+_CAUSES = ("requires_grad", "in_model", "optimizer", "lr", "grad")
+"""What tells why a parameter failed."""
+
+_MOBILITY = ("data_norm", "grad_norm", "dtype")
+"""What tells, with that, whether an update can move a parameter at all."""
+
+
 def variable_plan(api: APIParam, variables: VarTypeParam) -> Plan:
     """Return the plan that shows these variables at calls of *api*.
 
@@ -59,7 +67,25 @@ def variable_plan(api: APIParam, variables: VarTypeParam) -> Plan:
     roles: tuple[Role, ...] = tuple(FULL_ATTRIBUTES)
     if api.role is not None and api.span == "call":
         roles = (api.role,)
+    return attribute_plan(variables, roles, functions=api_plan(api).functions)
+
+
+def attribute_plan(
+    variables: VarTypeParam,
+    roles: Iterable[Role],
+    *,
+    functions: frozenset[str] | None = frozenset(),
+) -> Plan:
+    """Return the plan that shows what *variables* speaks of at calls of these roles, and why."""
+    kind = next(kind for kind, name in VAR_TYPES.items() if name == variables.var_type)
+    names = {variables.attr_name, *(name for name, _ in variables.where)}
+    if kind == "parameter":
+        names.update(_CAUSES)
+        if variables.attr_name == "data":
+            names.update(_MOBILITY)
+    wanted = {(kind, name) for name in names}
+    attributes = {role: FULL_ATTRIBUTES.get(role, frozenset()) & wanted for role in roles}
     return Plan(
-        functions=api_plan(api).functions,
-        attributes={role: FULL_ATTRIBUTES[role] for role in roles if role in FULL_ATTRIBUTES},
+        functions=functions,
+        attributes={role: found for role, found in attributes.items() if found},
     )

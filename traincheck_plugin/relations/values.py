@@ -10,6 +10,10 @@ from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, VarTypeParam
 
+# Looking a member of an enumeration up takes longer than comparing a small frame with it.
+_NULL, _ZERO = int(GradState.NULL), int(GradState.ZERO)
+_NON_ZERO, _NON_FINITE = int(GradState.NON_ZERO), int(GradState.NON_FINITE)
+
 
 def matches(attribute: str, expected: Any, column: Array, before: Array | None = None) -> Bool:
     """Return which values of *column* are *expected*.
@@ -30,13 +34,13 @@ def matches(attribute: str, expected: Any, column: Array, before: Array | None =
         return np.asarray(column != before)
     if attribute == "grad":
         if expected is None:
-            return np.asarray(column <= GradState.ZERO)
+            return np.asarray(column <= _ZERO)
         if expected == "non_zero":
-            return np.asarray(column >= GradState.NON_ZERO)
+            return np.asarray(column >= _NON_ZERO)
         if expected == "not_null":
-            return np.asarray(column > GradState.NULL)
+            return np.asarray(column > _NULL)
         if expected == "finite":
-            return np.asarray(column != GradState.NON_FINITE)
+            return np.asarray(column != _NON_FINITE)
     elif attribute == "optimizer":
         if expected == "not_null":
             return np.asarray(column != NONE)

@@ -29,7 +29,7 @@ class Report:
         result: outcomes, diagnoses and problems.
         invariants: what was checked.
         num_steps: completed training steps, whether they were watched or not.
-        overhead: the share of the run's time that observing and checking took.
+        overhead: what observing and checking took, as a share of what the training itself did.
     """
 
     result: CheckResult

@@ -165,6 +165,9 @@ class Monitor:
                 trace=self._trace or None,
                 rank=rank,
                 world_size=world_size,
+                # Several ranks compare steps that they agreed on, and look with every window
+                # whether another one asked all to stop.
+                may_pause=world_size == 1,
                 sampling=sampling,
                 selection=Selection(discovers_models=not given, variables=self.options.variables),
                 first_step=self._first_step,

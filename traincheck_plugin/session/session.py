@@ -45,6 +45,7 @@ class SessionOptions:
         sampling: which steps to observe.
         selection: which models and variables to track.
         first_step: index of the first step: that of a run that was resumed.
+        may_pause: whether a stretch of steps that sampling leaves out may be one window.
         modules_to_instrument: packages whose functions are observed besides those of torch.
         command, script: for the manifest: as typed, and the entry script.
         notes: what else the manifest should tell; anything that JSON can hold.
@@ -57,6 +58,7 @@ class SessionOptions:
     sampling: Sampling = field(default_factory=Sampling)
     selection: Selection = field(default_factory=Selection)
     first_step: int = 0
+    may_pause: bool = True
     modules_to_instrument: tuple[str, ...] = ()
     command: tuple[str, ...] | None = None
     script: str = ""
@@ -114,6 +116,7 @@ class Session:
             sampling=options.sampling,
             selection=options.selection,
             first_step=options.first_step,
+            may_pause=options.may_pause,
             modules_to_instrument=options.modules_to_instrument,
         )
         self._sinks: tuple[Sink, ...] = tuple(sinks)
@@ -133,9 +136,13 @@ class Session:
 
     @property
     def overhead(self) -> float:
-        """The share that observing and checking took of the time from start to end, or to now."""
+        """What observing and checking took, as a share of what the training itself did.
+
+        From start to end, or to now, by the wall clock: 0.01 is training that takes 1 % longer.
+        """
         elapsed = (self._end_ns or time.perf_counter_ns()) - self._start_ns
-        return self._recorder.spent_ns / elapsed if self._start_ns and elapsed > 0 else 0.0
+        spent = self._recorder.spent_ns
+        return spent / (elapsed - spent) if self._start_ns and elapsed > spent else 0.0
 
     def start(self) -> None:
         """Begin to observe."""

@@ -49,7 +49,7 @@ def _recorded(
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             stack = tape.threads.stack
-            if is_compiling() or not tape.is_active or (stack and stack[-1].role == "backward"):
+            if is_compiling() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
             return tape.around(
                 "backward", api, function, args, kwargs, counts=counts, is_summarised=True

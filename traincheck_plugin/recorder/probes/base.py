@@ -51,7 +51,7 @@ def recorded(
 
     @functools.wraps(function)
     def traincheck_call(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or not tape.is_active:
+        if is_compiling() or not tape.is_listening:
             return function(*args, **kwargs)
         if not is_nesting and tape.threads.is_within(role):
             return function(*args, **kwargs)

@@ -42,8 +42,9 @@ class DataProbe:
             with tape.problems:
                 if tape.is_training_thread():
                     tape.tracker.started_loader(loader)
-                api = tape.apis.method(type(loader), "__iter__", "data", DataLoader)
-                entry = tape.open("data", api, subject=loader)
+                if tape.is_listening:
+                    api = tape.apis.method(type(loader), "__iter__", "data", DataLoader)
+                    entry = tape.open("data", api, subject=loader)
             try:
                 iterator = function(loader)
             except BaseException as error:
@@ -61,7 +62,7 @@ class DataProbe:
 
         @functools.wraps(function)
         def __next__(iterator: Any) -> Any:  # noqa: N807
-            if is_compiling() or not tape.is_active:
+            if is_compiling() or not tape.is_listening:
                 return function(iterator)
             entry = loader = None
             with tape.problems:

@@ -14,7 +14,8 @@ from torch.nn.modules.module import (
 )
 
 from traincheck_plugin.events import NONE, Role
-from traincheck_plugin.recorder.calls import ThreadState
+from traincheck_plugin.recorder.calls import Doorbell, ThreadState
+from traincheck_plugin.recorder.compiler import has_compiled
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import is_compiling, recorded
 from traincheck_plugin.recorder.tape import Tape
@@ -31,7 +32,7 @@ _FAST_PATHS = (
 kernels are skipped. The mode is taken off while they run without gradients."""
 
 
-class ModulesProbe:
+class ModulesProbe(Doorbell):
     """Observes the forwards that no other forward encloses, through torch's global hooks."""
 
     def __init__(self) -> None:
@@ -44,10 +45,8 @@ class ModulesProbe:
         self._threads: ThreadState = tape.threads
         self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._muting: list[int] = []
-        self._handles = [
-            register_module_forward_pre_hook(self._before_forward),
-            register_module_forward_hook(self._after_forward, with_kwargs=True, always_call=True),
-        ]
+        tape.doorbell = self
+        self.resume()
         # Meant for people who registered the hooks themselves.
         warnings.filterwarnings("ignore", message=_ABOUT_HOOKS, category=UserWarning)
         self._filter = warnings.filters[0]
@@ -58,13 +57,32 @@ class ModulesProbe:
             )
             patches.set(Module, name, recorded(tape, vars(Module)[name], role, code))
 
-    def detach(self) -> None:
-        """Remove the hooks."""
+    def resume(self) -> None:
+        """Register the hooks."""
+        if not self._handles:
+            self._handles = [
+                register_module_forward_pre_hook(self._before_forward),
+                register_module_forward_hook(
+                    self._after_forward, with_kwargs=True, always_call=True
+                ),
+            ]
+
+    def pause(self) -> None:
+        """Remove the hooks: while there are some, torch is slow to call any module."""
+        # What was compiled with them would be compiled again without.
+        if not has_compiled():
+            self._remove()
+
+    def _remove(self) -> None:
         for handle in self._handles:
             handle.remove()
             # torch forgets to.
             torch.nn.modules.module._global_forward_hooks_with_kwargs.pop(handle.id, None)
         self._handles.clear()
+
+    def detach(self) -> None:
+        """Remove the hooks."""
+        self._remove()
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
@@ -96,7 +114,7 @@ class ModulesProbe:
     def _before_root(self, thread: ThreadState, module: Any) -> None:
         tape = self._tape
         # A recomputation of activation checkpointing is part of the backward pass.
-        if not tape.is_active or tape.num_backwards_open:
+        if not tape.is_listening or tape.num_backwards_open:
             return
         key = id(module)
         module = _uncompiled(module)

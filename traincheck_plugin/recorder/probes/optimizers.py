@@ -94,7 +94,7 @@ class OptimizersProbe:
         def make(function: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(function)
             def zero_grad(self_: Any, *args: Any, **kwargs: Any) -> Any:
-                if is_compiling() or not tape.is_active or tape.threads.is_within("zero_grad"):
+                if is_compiling() or not tape.is_listening or tape.threads.is_within("zero_grad"):
                     return function(self_, *args, **kwargs)
                 optimizer = inner_optimizer(self_)
                 if optimizer is not self_ and not isinstance(optimizer, cls):
@@ -116,7 +116,7 @@ class OptimizersProbe:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         tape = self._tape
-        if is_compiling() or not tape.is_active:
+        if is_compiling() or not tape.is_listening:
             return None
         with tape.problems:
             open_step = tape.threads.find("step", optimizer)
@@ -142,7 +142,10 @@ class OptimizersProbe:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         tape = self._tape
-        if is_compiling() or not tape.is_active:
+        if is_compiling():
+            return
+        if not tape.is_listening:
+            tape.passed_step(optimizer)
             return
         with tape.problems:
             entry = tape.threads.find("step", optimizer)

@@ -78,7 +78,7 @@ class PackagesProbe:
 
         @functools.wraps(function)
         def traincheck_call(*args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.is_active or problems.is_own_code_running:
+            if is_compiling() or not tape.is_listening or problems.is_own_code_running:
                 return function(*args, **kwargs)
             return tape.around("instrumented", code, function, args, kwargs, is_summarised=True)
 

@@ -1,0 +1,100 @@
+"""Times commands and sums measurements up."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median with its extremes."""
+
+    median: float
+    minimum: float
+    maximum: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        return cls(statistics.median(values), min(values), max(values))
+
+    def __str__(self) -> str:
+        if self.median >= 1000:
+            return f"{self.median:,.0f}"
+        return f"{self.median:.3g} ({self.minimum:.3g} to {self.maximum:.3g})"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one command took.
+
+    Attributes:
+        wall, cpu: seconds.
+        memory: peak of the resident set, in bytes.
+    """
+
+    wall: float
+    cpu: float
+    memory: int
+
+
+def run(command: Sequence[str], *, cwd: Path | None = None, may_fail: bool = False) -> Cost:
+    """Run a command in one thread and say what it and its children took; raises if it fails."""
+    start = time.perf_counter()
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            cwd=cwd,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        # Unlike the usual ways to wait, this tells of one process alone.
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode and not may_fail:
+            errors.seek(0)
+            raise RuntimeError(f"{' '.join(command)} failed:\n{errors.read().decode()[-2000:]}")
+    unit = 1 if sys.platform == "darwin" else 1024
+    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+
+def tool(name: str, *arguments: object) -> list[str]:
+    """Return the command line of one of the three commands, in this environment."""
+    return [sys.executable, "-m", f"traincheck_plugin.cli.{name}", *map(str, arguments)]
+
+
+def bytes_of(folder: Path) -> int:
+    """Return the size of all files below *folder*."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def table(rows: Sequence[dict[str, Any]], *, with_head: bool = True) -> str:
+    """Return *rows*, which have the same keys, as a table in Markdown."""
+    keys = list(rows[0])
+    head = ["| " + " | ".join(keys) + " |", "|" + "---|" * len(keys)] if with_head else []
+    return "\n".join(
+        [*head, *("| " + " | ".join(_text(row[key]) for key in keys) + " |" for row in rows)]
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def plain_data(value: Any) -> Any:
+    """Turn a measurement into what JSON can hold."""
+    if isinstance(value, Spread):
+        return asdict(value)
+    raise TypeError(f"expected a measurement, got {value!r}")
