@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.builders import training_run
@@ -16,7 +17,7 @@ from traincheck_plugin.invariants.model import APIParam, Invariant, Param, Sever
 from traincheck_plugin.invariants.precondition import Clause, Precondition
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 from traincheck_plugin.relations.api_contain import APIContainRelation
-from traincheck_plugin.relations.base import Cause, Examples, Monitor
+from traincheck_plugin.relations.base import NO_EXAMPLES, Cause, Examples, Explanation, Monitor
 
 UPDATES = Invariant(
     relation="APIContainRelation",
@@ -163,3 +164,43 @@ def test_news_are_told_once() -> None:
         checker.observe(window)
         told.append(news.of(v for outcome in checker.outcomes for v in outcome.violations))
     assert [len(diagnoses) for diagnoses in told] == [1, 0, 0, 0, 0]
+
+
+class _NeverCalled(Monitor):
+    """Fails at the end of the run, for its first call of all."""
+
+    def __init__(self) -> None:
+        self._first: Window | None = None
+
+    def observe(self, window: Window) -> Examples:
+        self._first = self._first or window
+        return NO_EXAMPLES
+
+    def finish(self) -> Examples:
+        assert self._first is not None
+        return Examples.of_calls(
+            self._first,
+            np.array([0]),
+            np.array([False]),
+            lambda row: Explanation(message="it never happened"),
+        )
+
+
+class _NeverCalledRelation(APIContainRelation):
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        return _NeverCalled()
+
+
+@pytest.mark.parametrize(
+    ("is_success", "observed", "failed"), [(True, True, 1), (False, True, 0), (True, False, 0)]
+)
+def test_what_never_happened_is_judged_at_the_end_of_a_whole_run(
+    is_success: bool, observed: bool, failed: int
+) -> None:
+    checker = Checker([UPDATES], relations={UPDATES.relation: _NeverCalledRelation()})
+    windows = training_run(3)
+    for window in (*windows[:-1], replace(windows[-1], observed=observed)):
+        checker.observe(window)
+    assert not checker.outcomes[0].violations
+    checker.finish(is_success=is_success)
+    assert [v.message for v in checker.outcomes[0].violations] == ["it never happened"] * failed

@@ -94,7 +94,7 @@ def _check_piece(piece: _Piece, invariants: Sequence[Invariant]) -> RankResult:
     [trace] = [trace for trace in run.ranks if trace.rank == piece.rank]
     for window in trace.windows():
         check.observe(window)
-    check.finish()
+    check.finish(is_success=trace.is_success)
     return check.result(problems_of(trace))
 
 
@@ -110,7 +110,7 @@ def _check_here(
         run.ranks, StepMerger(trace.rank for trace in run.ranks)
     ):
         if window is None:
-            checks[position].finish()
+            checks[position].finish(is_success=run.ranks[position].is_success)
             num_ended += 1
             report("checking", num_ended / len(run.ranks))
         else:

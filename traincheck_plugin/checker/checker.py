@@ -5,7 +5,7 @@ The same class checks a trace and a live run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -66,10 +66,12 @@ class Checker:
         ]
         self._scoped = False
         self._catalog: Catalog | None = None
+        self._is_whole = True
 
     def observe(self, window: Window) -> None:
         """Check a window; a relation that fails is reported as an error of its invariant."""
         self._catalog = window.catalog
+        self._is_whole &= window.observed
         for watch in self._watches:
             watch.observe(window)
         if not self._scoped and any(
@@ -77,9 +79,19 @@ class Checker:
         ):
             self._leave_other_pipelines(window.catalog)
 
-    def finish(self) -> None:
-        """End the run."""
-        if not self._scoped and self._catalog is not None:
+    def finish(self, *, is_success: bool = False) -> None:
+        """End the run.
+
+        Args:
+            is_success: whether the run did all that it was meant to do; what it never did is
+                judged only then.
+        """
+        if self._catalog is None:
+            return
+        if is_success and self._is_whole:
+            for watch in self._watches:
+                watch.finish(self._catalog)
+        if not self._scoped:
             self._leave_other_pipelines(self._catalog)
 
     def _leave_other_pipelines(self, catalog: Catalog) -> None:
@@ -146,18 +158,24 @@ class _Watch:
         self._met = met.setdefault(precondition, _Met(precondition))
 
     def observe(self, window: Window) -> None:
+        self._take(window.catalog, lambda: self._monitor.observe(window))
+
+    def finish(self, catalog: Catalog) -> None:
+        self._take(catalog, self._monitor.finish)
+
+    def _take(self, catalog: Catalog, label: Callable[[], Examples]) -> None:
         if self.closed:
             return
         try:
-            examples = self._monitor.observe(window)
+            examples = label()
             if len(examples):
-                self._judge(window, examples)
+                self._judge(catalog, examples)
         except Exception as error:  # noqa: BLE001 - a fault of ours must not read as healthy
             self.outcome.error = f"checker error: {type(error).__name__}: {error}"
             self.closed = True
 
-    def _judge(self, window: Window, examples: Examples) -> None:
-        contexts = window.catalog.contexts
+    def _judge(self, catalog: Catalog, examples: Examples) -> None:
+        contexts = catalog.contexts
         met = self._met.of(examples.context, contexts)
         self.outcome.num_triggered += int(np.count_nonzero(met))
         failed = np.flatnonzero(met & ~examples.holds)
@@ -165,15 +183,15 @@ class _Watch:
             return
         last = contexts[int(examples.context[failed[-1]])]
         if self._violation is None:
-            self._violation = self._violate(window, examples, int(failed[0]))
+            self._violation = self._violate(catalog, examples, int(failed[0]))
             self.outcome.violations.append(self._violation)
             self._violation.num_occurrences = 0
         self._violation.num_occurrences += len(failed)
         self._violation.last_step = last.step
 
-    def _violate(self, window: Window, examples: Examples, row: int) -> Violation:
+    def _violate(self, catalog: Catalog, examples: Examples, row: int) -> Violation:
         explanation = examples.explain(row)
-        context = window.catalog.contexts[int(examples.context[row])]
+        context = catalog.contexts[int(examples.context[row])]
         source = int(examples.source[row])
         return Violation(
             invariant=self.outcome.invariant,
@@ -183,7 +201,7 @@ class _Watch:
             epoch=context.epoch,
             stage=context.stage,
             rank=context.rank,
-            source=window.catalog.sources[source] if source != NONE else "",
+            source=catalog.sources[source] if source != NONE else "",
             sequence=int(examples.sequence[row]),
             time_ns=int(examples.time_ns[row]),
             last_step=context.step,

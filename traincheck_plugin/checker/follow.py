@@ -113,7 +113,7 @@ class _Follower(threading.Thread):
                     self.check.observe(window)
                     self._across.observe(self._across.merger.add(self.trace.rank, window))
             with self._lock:
-                self.check.finish()
+                self.check.finish(is_success=self.trace.is_success)
                 self._across.observe(self._across.merger.finish(self.trace.rank))
         except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
             self.error = error

@@ -69,9 +69,9 @@ class RankCheck:
             for code in window.calls.context[window.rows_of_api(api)]
         }
 
-    def finish(self) -> None:
-        """End the run."""
-        self._checker.finish()
+    def finish(self, *, is_success: bool = False) -> None:
+        """End the run; see `Checker.finish`."""
+        self._checker.finish(is_success=is_success)
 
     @property
     def outcomes(self) -> Sequence[Outcome]:

@@ -33,7 +33,7 @@ from traincheck_plugin.invariants.precondition import Precondition
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
 from traincheck_plugin.relations.base import Monitor, Relation
 from traincheck_plugin.relations.registry import relations as known_relations
-from traincheck_plugin.trace.reader import Run, open_run
+from traincheck_plugin.trace.reader import RankTrace, Run, open_run
 
 Progress = Callable[[str, float], None]
 T = TypeVar("T")
@@ -80,14 +80,21 @@ class _Part:
 
     def windows(self, problems: list[str] | None = None) -> Iterator[Window]:
         """Yield the windows; *problems* gets what could not be read of a rank."""
-        run = open_run(self.path)
         if self.rank is None:
-            yield from steps_of(run.ranks)
+            yield from steps_of(open_run(self.path).ranks)
             return
-        trace = next(trace for trace in run.ranks if trace.rank == self.rank)
+        trace = self._trace()
         yield from trace.windows()
         if problems is not None:
             problems += trace.problems
+
+    @property
+    def is_success(self) -> bool:
+        """Whether the rank did all that it was meant to do."""
+        return self.rank is not None and self._trace().is_success
+
+    def _trace(self) -> RankTrace:
+        return next(trace for trace in open_run(self.path).ranks if trace.rank == self.rank)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,14 +226,22 @@ def _label(work: tuple[_Part, tuple[Hypothesis, ...], int]) -> list[Tally]:
         if h.relation in part.relations
     ]
     kinds: list[Kind] = []
+    is_whole = True
+    window = None
     for position, window in enumerate(part.windows()):
         contexts = window.catalog.contexts
         kinds += [kind_of(contexts[code]) for code in range(len(kinds), len(contexts))]
         held_out = position >= num_windows * (1 - HELD_OUT)
+        is_whole &= window.observed
         for monitor, tally in watched:
             examples = monitor.observe(window)
             if len(examples):
                 tally.add(part.path, window, examples, kinds, held_out=held_out)
+    if window is not None and is_whole and part.is_success:
+        for monitor, tally in watched:
+            examples = monitor.finish()
+            if len(examples):
+                tally.add(part.path, window, examples, kinds, held_out=True)
     return tallies
 
 

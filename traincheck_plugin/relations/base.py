@@ -112,6 +112,14 @@ class Monitor(ABC):
     def observe(self, window: Window) -> Examples:
         """Return the examples that *window* completes."""
 
+    def finish(self) -> Examples:
+        """Return the examples that only the end of the run completes.
+
+        Called once, after the last window, and only of a run that ended by itself and of which no
+        window was left out: of another one nobody knows what it would still have done.
+        """
+        return NO_EXAMPLES
+
 
 class Proposer(ABC):
     """Finds the hypotheses that are worth testing."""

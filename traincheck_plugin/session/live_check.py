@@ -58,7 +58,7 @@ class LiveCheck:
         if self._comparison is not None:
             self._comparison.close(how_of(outcome))
         self._observe_steps()
-        self._check.finish()
+        self._check.finish(is_success=outcome.is_success)
         self._across.finish()
         self._tell_news()
 

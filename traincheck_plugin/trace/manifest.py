@@ -110,6 +110,11 @@ class Outcome:
     detail: str = ""
     exit_code: int | None = None
 
+    @property
+    def is_success(self) -> bool:
+        """Whether the run did all that it was meant to do."""
+        return self.how == "finished" or (self.how == "exit" and not self.exit_code)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:

@@ -56,6 +56,11 @@ class RankTrace:
                 self._end = End.from_json(place.read_text(), place.name)
         return self._end
 
+    @property
+    def is_success(self) -> bool:
+        """Whether the run did all that it was meant to do, and all of it could be read."""
+        return self.end is not None and self.end.outcome.is_success and not self.problems
+
     def windows(
         self, *, follow: bool = False, stop: Callable[[], bool] | None = None
     ) -> Iterator[Window]:
