@@ -366,6 +366,10 @@ class Calls:
         )
 
 
+NOT_RUN = -1
+RUN_WITHOUT_GRADIENTS = -2
+"""What `ran` is of the parameters of a module that did not run, or only under `no_grad`."""
+
 ATTRIBUTES: Mapping[str, Any] = {
     "data": np.uint64,
     "data_norm": np.float64,
@@ -380,6 +384,7 @@ ATTRIBUTES: Mapping[str, Any] = {
     "grad_dtype": np.int32,
     "value": np.float64,
     "placement": np.int8,
+    "ran": np.int32,
 }
 """Attributes of variables and how a frame stores them.
 
@@ -390,7 +395,8 @@ where the gradient is None. in_model: whether a tracked model that ran has the p
 optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning rate of its param
 group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
 value: a scalar (an option of a param group; a module's training flag as 0 or 1). placement: a
-`Placement`.
+`Placement`. ran: the place of its module in the order in which modules last ran with gradients
+since the optimizer's last step, counted from 0; else `NOT_RUN` or `RUN_WITHOUT_GRADIENTS`.
 """
 
 

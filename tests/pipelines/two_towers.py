@@ -56,7 +56,8 @@ def main():
     if bug != "tower_not_appended":
         held += right.parameters()
     optimizer = optim.RMSprop(held, lr=1e-3)
-    second = optim.RMSprop(right.parameters(), lr=1e-3)
+    if bug == "two_optimizers_same_parameters":
+        second = optim.RMSprop(right.parameters(), lr=1e-3)
     for epoch in range(1, args.epochs + 1):
         left.train()
         right.train()

@@ -60,7 +60,7 @@ def test_frames_have_the_columns_of_the_plan():
             kind = catalog.variables[int(frame.variables[0])].kind
             wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind}
             if call.role == "step" and frame.phase == "end":
-                wanted -= {"data_norm", "grad_norm"}
+                wanted -= {"data_norm", "grad_norm", "ran"}
             assert set(frame.columns) == wanted
             for name, column in frame.columns.items():
                 assert column.dtype == ATTRIBUTES[name]

@@ -19,6 +19,7 @@ from traincheck_plugin.recorder.columns import (
 )
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.recorder.variables import Variables
@@ -31,7 +32,7 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
 
-_MET = frozenset({"data_norm", "grad_norm"})
+_MET = frozenset({"data_norm", "grad_norm", "ran"})
 """What a step meets, and its end frame does not tell again."""
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
@@ -48,10 +49,12 @@ class FrameTaker:
         variables: Variables,
         readings: DeviceReadings,
         problems: Problems,
+        runs: ModuleRuns,
         next_sequence: Callable[[], int],
     ) -> None:
         self._catalog = catalog
         self._variables = variables
+        self._runs = runs
         self._host = HostReader(problems)
         self._device = DeviceReader(problems, readings)
         self._resting = RestingNorms()
@@ -159,6 +162,9 @@ class FrameTaker:
             columns["in_model"] = structure.in_model
         if "placement" in names:
             columns["placement"] = structure.placement
+        if "ran" in names:
+            places = self._runs.since_step(optimizer, structure.parameter_modules)
+            columns["ran"] = places[structure.module_of_parameter]
         if "optimizer" in names or "lr" in names:
             membership = structure.membership(optimizer)
             if "optimizer" in names:

@@ -59,6 +59,8 @@ class Structure:
         in_model: for each parameter, whether it is in a tracked model that ran; as long as none
             did, whether it is in any.
         placement: for each parameter, a `Placement`.
+        parameter_modules: ids of the modules that have parameters; 0 stands for none.
+        module_of_parameter: for each parameter, the place of its module among these.
     """
 
     def __init__(self) -> None:
@@ -69,6 +71,8 @@ class Structure:
         self.buffers = Tensors(())
         self.in_model: Bool = np.empty(0, np.bool_)
         self.placement: Array = np.empty(0, np.int8)
+        self.parameter_modules: list[int] = []
+        self.module_of_parameter: Int64 = np.empty(0, np.int64)
         self.holdings: list[tuple[weakref.ref[Any], int, Int64, Int64]] = []
         self.names: dict[int, str] = {}
         self._memberships: dict[int, Membership] = {}

@@ -26,6 +26,7 @@ from traincheck_plugin.recorder.naming import Apis, Labels
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.reel import Reel
+from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.sampling import Sampler, Sampling
 from traincheck_plugin.recorder.signatures import Signatures
 from traincheck_plugin.recorder.sources import Sources
@@ -72,9 +73,10 @@ class Tape:
         self.start_ns = 0
         self.sampler = Sampler(sampling, first_step)
         self.interruption: BaseException | None = None
+        self.runs = ModuleRuns()
         readings = DeviceReadings()
         self.frames = FrameTaker(
-            plan, self.catalog, self.variables, readings, problems, self.next_sequence
+            plan, self.catalog, self.variables, readings, problems, self.runs, self.next_sequence
         )
         self.reel = Reel(
             self.catalog,
@@ -435,6 +437,7 @@ class Tape:
     def _count(self, entry: OpenCall) -> None:
         if entry.role == "step":
             self.tracker.completed_step(entry.optimizer)
+            self.runs.stepped(entry.optimizer)
             self.segmenter.stepped(entry.optimizer)
             self.variables.settle()
             if (

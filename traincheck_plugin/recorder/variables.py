@@ -110,6 +110,15 @@ class Variables:
         for model in models:
             self.add_root(model)
 
+    def add_stray(self, module: Any) -> None:
+        """Learn of a module that ran within another to which it does not belong.
+
+        It trains only if an optimizer knows its parameters; no model that ran has them.
+        """
+        if self._selection.discovers_models and not self._names:
+            for model in models_of((), (module,), ()):
+                self.add_root(model)
+
     def add_root(self, module: Any) -> None:
         """Track *module* unless tracked models have all its parameters already."""
         module = unwrapped(module)
@@ -177,6 +186,8 @@ class Variables:
         buffers: list[tuple[int, Tensor]] = []
         modules: list[tuple[int, Any]] = []
         have_run, owned_by = [], []
+        module_places: dict[int, int] = {}
+        module_of: list[int] = []
         for root in self.roots():
             owner = self._labels.text(root)
             have_run.append(any(module in self._seen_modules for module in root.modules()))
@@ -197,6 +208,10 @@ class Variables:
                             continue
                         code = self._tensor_code(kind, full, owner, tensor, module_type)
                         rows.append((code, tensor))
+                        if kind == "parameter":
+                            module_of.append(
+                                module_places.setdefault(id(module), len(module_places))
+                            )
                         result.names.setdefault(id(tensor), full)
             owned_by.append(len(parameters) - num_before)
         is_owned = [True] * len(parameters)
@@ -208,6 +223,8 @@ class Variables:
             if not takes(name):
                 continue
             parameters.append((self._tensor_code("parameter", name, owner, tensor, ""), tensor))
+            # An id that no module has.
+            module_of.append(module_places.setdefault(0, len(module_places)))
             result.names.setdefault(id(tensor), name)
         result.modules = [weakref.ref(module) for _, module in modules]
         result.module_rows = np.array([code for code, _ in modules], np.int32)
@@ -216,6 +233,8 @@ class Variables:
         orphans = [False] * (len(parameters) - len(is_owned))
         result.in_model = np.array(is_owned + orphans, np.bool_)
         result.placement = placements([tensor for _, tensor in parameters])
+        result.parameter_modules = list(module_places)
+        result.module_of_parameter = np.array(module_of, np.int64)
         rows_of: dict[int, list[int]] = {}
         for row, (_, tensor) in enumerate(parameters):
             rows_of.setdefault(id(tensor), []).append(row)

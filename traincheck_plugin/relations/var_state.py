@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,9 +29,10 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.derived import DERIVED, Modules, extended, needed
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
-from traincheck_plugin.relations.values import is_about, matches, select
+from traincheck_plugin.relations.values import matches, select
 
 PARAMETER, MODULE = VAR_TYPES["parameter"], VAR_TYPES["module"]
 
@@ -44,32 +46,65 @@ OPTIMIZED = VarTypeParam(
     quantifier="every",
     where=TRAINABLE,
 )
-IN_MODEL = VarTypeParam(
-    var_type=PARAMETER, attr_name="in_model", pre_value=True, quantifier="every", where=HELD
-)
 LEARNING = VarTypeParam(
     var_type=PARAMETER, attr_name="lr", pre_value="non_zero", quantifier="every", where=HELD
 )
 FINITE = VarTypeParam(
     var_type=PARAMETER, attr_name="grad", pre_value="finite", quantifier="every", where=HELD
 )
+SOME_LEARNING = replace(LEARNING, quantifier="some", where=(*HELD, ("requires_grad", True)))
+USED = VarTypeParam(
+    var_type=PARAMETER, attr_name="used", pre_value=True, quantifier="every", where=HELD
+)
+ACCOUNTED = VarTypeParam(
+    var_type=PARAMETER, attr_name="accounted", pre_value=True, quantifier="every"
+)
+WHOLE = replace(OPTIMIZED, where=(*TRAINABLE, ("module_held", True)))
+THAWED = replace(OPTIMIZED, where=(*TRAINABLE, ("thawed", True)))
+REACHED = VarTypeParam(
+    var_type=PARAMETER,
+    attr_name="grad",
+    pre_value="not_null",
+    where=(*HELD, ("requires_grad", True), ("is_first", True)),
+)
+RECORDED = VarTypeParam(
+    var_type=PARAMETER,
+    attr_name="ran_with_gradients",
+    pre_value=True,
+    quantifier="every",
+    where=(*HELD, ("requires_grad", True)),
+)
 TRAIN_MODE = VarTypeParam(var_type=MODULE, attr_name="value", pre_value=True, quantifier="every")
+SOME_TRAIN_MODE = VarTypeParam(
+    var_type=MODULE, attr_name="value", pre_value=True, where=(("learns", True),)
+)
 ACCUMULATED = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero")
 
 STATES: dict[Role, tuple[VarTypeParam, ...]] = {
-    "step": (OPTIMIZED, IN_MODEL, LEARNING, FINITE),
-    "backward": (TRAIN_MODE, ACCUMULATED),
+    "step": (
+        OPTIMIZED,
+        LEARNING,
+        FINITE,
+        SOME_LEARNING,
+        USED,
+        ACCOUNTED,
+        WHOLE,
+        THAWED,
+        REACHED,
+        RECORDED,
+    ),
+    "backward": (TRAIN_MODE, SOME_TRAIN_MODE, ACCUMULATED),
 }
 """What may hold of variables when a call of the role begins."""
+
+PATIENT = frozenset({LEARNING, SOME_LEARNING, REACHED, RECORDED})
+"""What may fail once, but not twice in a row: a warm-up may start at a learning rate of 0, and what
+alternates leaves a part out now and then."""
 
 _SENTENCES = {
     OPTIMIZED: (
         "every parameter that requires gradients is in an optimizer when {name} runs",
         "{who} {require} gradients and {be} in no optimizer when {name} runs",
-    ),
-    IN_MODEL: (
-        "every parameter that {name} holds is in a model that ran",
-        "{count} of {total} parameters that {name} holds are in no model that ran",
     ),
     LEARNING: (
         "every parameter that {name} holds has a learning rate above 0",
@@ -79,9 +114,43 @@ _SENTENCES = {
         "every gradient that {name} uses is finite",
         "the gradients of {count} of {total} parameters are NaN or infinite when {name} runs",
     ),
+    SOME_LEARNING: (
+        "at least one parameter that {name} trains has a learning rate above 0",
+        "the learning rate of all parameters that {name} trains is 0",
+    ),
+    USED: (
+        "every parameter that {name} holds is in a model that ran, or gets a gradient",
+        "{count} of {total} parameters that {name} holds are in no model that ran and get no "
+        "gradient",
+    ),
+    ACCOUNTED: (
+        "every parameter that gets a gradient is in a model or an optimizer",
+        "{who} {get} gradients, {be} in no optimizer, and not part of the model that ran",
+    ),
+    WHOLE: (
+        "an optimizer that trains a module trains all of its parameters that require gradients",
+        "{who} {require} gradients and {be} in no optimizer, unlike others of the same modules",
+    ),
+    THAWED: (
+        "a parameter that is unfrozen on the way is in an optimizer when {name} runs",
+        "{who} {be} no longer frozen, and in no optimizer when {name} runs",
+    ),
+    REACHED: (
+        "gradients reach the first module that runs of those that {name} trains",
+        "backward does not reach the first module that {name} trains: {who} {have} no gradient",
+    ),
+    RECORDED: (
+        "no module that {name} trains runs without gradients only",
+        "{count} of {total} parameters that {name} trains belong to modules that ran only without "
+        "gradients",
+    ),
     TRAIN_MODE: (
         "every module is in training mode when {name} runs",
         "{count} of {total} modules are in eval mode when {name} runs",
+    ),
+    SOME_TRAIN_MODE: (
+        "some module of what is trained is in training mode when {name} runs",
+        "{who} of what is trained {be} in eval mode when {name} runs",
     ),
     ACCUMULATED: (
         "gradients are there to add to when {name} runs",
@@ -94,8 +163,10 @@ _SENTENCES = {
 class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
 
-    ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. A learning rate
-    may be 0 for one step, since a warm-up may start there: the first in a row is no example.
+    ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. Of the rules in
+    `PATIENT` the first failure in a row is no example. An attribute is a recorded or a derived
+    one (`traincheck_plugin.relations.derived`), or ``thawed``: the parameter requires gradients
+    and did not at an earlier call of A.
 
     Catches a model that an evaluation left in eval mode, and a layer that is in no optimizer.
     Cannot see what happens between the calls.
@@ -128,7 +199,12 @@ class VarStateRelation(Relation):
         )
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return variable_plan(*pair(self.name, params, APIParam, VarTypeParam))
+        api, variables = pair(self.name, params, APIParam, VarTypeParam)
+        plan = variable_plan(api, variables)
+        wanted = needed(_names(variables))
+        if api.role is None or not wanted:
+            return plan
+        return plan.union(Plan(functions=frozenset(), attributes={api.role: frozenset(wanted)}))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "critical" if params[1] == FINITE else "warning"
@@ -138,7 +214,10 @@ class _Monitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
+        self._names = _names(variables)
+        self._modules = Modules()
         self._excused: set[int] = set()
+        self._was_frozen = np.zeros(0, np.bool_)
 
     def observe(self, window: Window) -> Examples:
         rows: list[int] = []
@@ -146,15 +225,18 @@ class _Monitor(Monitor):
         seen: list[tuple[Frame, Bool, Bool]] = []
         param = self._variables
         for row in window.rows_of_name(self._api.api_full_name).tolist():
-            for frame in window.frames_of_call.get(int(window.calls.call[row]), ()):
-                if frame.phase != "begin" or not is_about(window, frame, param):
+            for shown in window.frames_of_call.get(int(window.calls.call[row]), ()):
+                if shown.phase != "begin" or not _is_of(window, shown, param):
+                    continue
+                frame = self._completed(window, row, shown)
+                if frame is None or param.attr_name not in frame.columns:
                     continue
                 subject = select(param, frame, int(window.calls.object[row]))
                 if subject is None or not subject.any():
                     continue
                 met = subject & matches(param.attr_name, param.pre_value, _column(frame, param))
                 held = bool((met == subject).all() if _is_every(param) else met.any())
-                if param == LEARNING and self._excuses(int(window.calls.object[row]), held):
+                if param in PATIENT and self._excuses(int(window.calls.object[row]), held):
                     continue
                 rows.append(row)
                 holds.append(held)
@@ -167,6 +249,23 @@ class _Monitor(Monitor):
             return self._explain(window, int(where[index]), *seen[index])
 
         return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+
+    def _completed(self, window: Window, row: int, frame: Frame) -> Frame | None:
+        """Return *frame* with the columns that follow from it; None where it cannot tell."""
+        if "thawed" in self._names:
+            frozen = frame.columns.get("requires_grad")
+            if frozen is None:
+                return None
+            frozen = ~frozen
+            missing = len(window.catalog.variables) - len(self._was_frozen)
+            if missing > 0:
+                self._was_frozen = np.append(self._was_frozen, np.zeros(missing, np.bool_))
+            thawed = self._was_frozen[frame.variables] & ~frozen
+            self._was_frozen[frame.variables] |= frozen
+            frame = replace(frame, columns={**frame.columns, "thawed": thawed})
+        if not DERIVED.keys().isdisjoint(self._names):
+            return extended(window, row, frame, self._names, self._modules)
+        return frame
 
     def _excuses(self, target: int, held: bool) -> bool:
         """Return whether a call on *target* is the first in a row that did not hold."""
@@ -188,7 +287,9 @@ class _Monitor(Monitor):
         happened = _SENTENCES.get(param, ("", "{who} did not have {attr} {value} at {name}"))[1]
         text = happened.format(
             name=name,
-            who=who,
+            who=_modules(names) if param.var_type == MODULE else who,
+            get="gets" if one else "get",
+            have="has" if one else "have",
             count=len(names),
             total=len(names) + int(met.sum()),
             be="is" if one else "are",
@@ -197,14 +298,29 @@ class _Monitor(Monitor):
             value=param.pre_value,
         )
         labels = tuple(sorted(v.label for v in names))
-        if param == OPTIMIZED:
+        if param in (OPTIMIZED, WHOLE, THAWED):
             cause = Cause(
                 fact="in no optimizer",
                 subjects=labels,
                 text=f"{who} {'was' if one else 'were'} not given to an optimizer, "
                 "or replaced after one was built",
             )
-        elif param == TRAIN_MODE:
+        elif param == ACCOUNTED:
+            cause = Cause(
+                fact="in no optimizer",
+                subjects=labels,
+                text=f"{who} {'is' if one else 'are'} not registered with the model (its modules "
+                "in a plain list or dict, or created on the way), so that no optimizer got "
+                f"{'it' if one else 'them'}",
+            )
+        elif param == RECORDED:
+            cause = Cause(
+                fact="ran without gradients",
+                subjects=labels,
+                text=f"the modules of {who} ran under no_grad, or in a checkpoint whose inputs do "
+                "not require gradients: backward does not reach them",
+            )
+        elif param in (TRAIN_MODE, SOME_TRAIN_MODE):
             cause = Cause(
                 fact="in eval mode",
                 subjects=labels,
@@ -220,6 +336,17 @@ class _Monitor(Monitor):
         else:
             return Explanation(message=text, cause=find_cause(window, row, frame, failing, met))
         return Explanation(message=text, cause=cause)
+
+
+def _names(param: VarTypeParam) -> tuple[str, ...]:
+    """Return the attributes that a rule asks for."""
+    return (param.attr_name, *(name for name, _ in param.where))
+
+
+def _is_of(window: Window, frame: Frame, param: VarTypeParam) -> bool:
+    """Return whether *frame* is of variables of the type that the rule speaks of."""
+    kind = window.kind(frame)
+    return kind is not None and VAR_TYPES[kind] == param.var_type
 
 
 def _is_every(param: VarTypeParam) -> bool:
@@ -241,6 +368,7 @@ class _Proposer(Proposer):
 
     def __init__(self) -> None:
         self._found: dict[Hypothesis, None] = {}
+        self._monitors: dict[Hypothesis, _Monitor] = {}
 
     def observe(self, window: Window) -> None:
         for code in window.api_codes:
@@ -250,8 +378,10 @@ class _Proposer(Proposer):
                 hypothesis = Hypothesis(relation=VarStateRelation.name, params=params)
                 if hypothesis in self._found:
                     continue
-                if _Monitor(*params).observe(window).holds.any():
+                monitor = self._monitors.setdefault(hypothesis, _Monitor(*params))
+                if monitor.observe(window).holds.any():
                     self._found[hypothesis] = None
+                    del self._monitors[hypothesis]
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         return tuple(self._found)

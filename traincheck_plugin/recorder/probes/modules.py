@@ -23,6 +23,9 @@ from traincheck_plugin.recorder.tape import Tape
 Module = torch.nn.Module
 
 _ABOUT_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"
+MAX_STRAYS = 64
+"""Modules that run within one to which they do not belong: more are not looked at."""
+
 _FAST_PATHS = (
     torch.nn.MultiheadAttention,
     torch.nn.TransformerEncoderLayer,
@@ -43,6 +46,10 @@ class ModulesProbe(Doorbell):
         """Register the hooks and patch the methods of `Module` itself."""
         self._tape = tape
         self._threads: ThreadState = tape.threads
+        self._runs = tape.runs
+        self._parts: set[int] = set()
+        self._parts_of: weakref.WeakKeyDictionary[Any, set[int]] = weakref.WeakKeyDictionary()
+        self._num_strays = 0
         self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._muting: list[int] = []
         tape.doorbell = self
@@ -97,6 +104,10 @@ class ModulesProbe(Doorbell):
             self._before_root(thread, module)
         elif thread.root_id == key:
             thread.root_depth += 1
+        elif key not in self._parts and thread.number == 0:
+            self._examine(module)
+        if thread.number == 0:
+            self._runs.note(key)
         if type(module) in _FAST_PATHS and not torch.is_grad_enabled() and thread.number == 0:
             self._mute_within(key)
 
@@ -132,9 +143,33 @@ class ModulesProbe(Doorbell):
             )
             if entry is not None:
                 thread.root_id = key
+                self._enter_root(module)
                 if id(module) != key:
                     # Compiled code would have to be compiled with the mode in it.
                     self._mute_within(key)
+
+    def _enter_root(self, module: Any) -> None:
+        """Know the parts of the outermost module that runs."""
+        parts = self._parts_of.get(module)
+        if parts is None:
+            parts = self._parts_of[module] = {id(part) for part in module.modules()}
+        self._parts = parts
+
+    def _examine(self, module: Any) -> None:
+        """Look at a module that runs within another and was not known as part of it."""
+        tape = self._tape
+        entry = next((e for e in reversed(tape.threads.stack) if e.role == "forward"), None)
+        if entry is None or self._num_strays >= MAX_STRAYS:
+            return
+        with tape.problems:
+            # Parts may have been added since the root was entered first.
+            self._parts.update(id(part) for part in entry.subject.modules())
+            if id(module) in self._parts:
+                return
+            self._parts.update(id(part) for part in module.modules())
+            if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
+                self._num_strays += 1
+                tape.variables.add_stray(module)
 
     def _after_forward(self, module: Any, args: Any, *rest: Any) -> None:
         if is_compiling():
