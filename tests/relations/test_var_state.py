@@ -30,7 +30,6 @@ from traincheck_plugin.relations.var_state import (
     ACCOUNTED,
     ACCUMULATED,
     FINITE,
-    IN_MODEL,
     LEARNING,
     OPTIMIZED,
     PATIENT,
@@ -85,7 +84,6 @@ def _step(target: str, met: Sequence[Row]) -> Callable[[RunBuilder], object]:
 
 MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
     OPTIMIZED: lambda row: row[2] != "",
-    IN_MODEL: lambda row: row[1],
     LEARNING: lambda row: row[3] != 0,
     FINITE: lambda row: row[4] != GradState.NON_FINITE,
     SOME_LEARNING: lambda row: row[3] != 0,
@@ -98,7 +96,7 @@ MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
 }
 """Which rows are as a rule about steps wants them."""
 
-HOLDING = (IN_MODEL, LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED)
+HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED)
 """The rules that speak of what the optimizer holds."""
 
 
@@ -241,12 +239,6 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
             "in no optimizer",
         ),
         (
-            IN_MODEL,
-            (True, False, FIRST, 0.1, GradState.NON_ZERO, 0),
-            "1 of 2 parameters that SGD.step holds are in no model that ran",
-            "in no model that ran",
-        ),
-        (
             LEARNING,
             STILL,
             "the learning rate of 1 of 2 parameters that SGD.step holds is 0",
@@ -284,7 +276,7 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
             "ran without gradients",
         ),
     ],
-    ids=["optimized", "in_model", "learning", "finite", "used", "accounted", "whole", "recorded"],
+    ids=["optimized", "learning", "finite", "used", "accounted", "whole", "recorded"],
 )
 def test_the_explanation_of_a_step_names_the_parameter(
     rule: VarTypeParam, bad: Row, message: str, fact: str

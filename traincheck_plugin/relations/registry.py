@@ -13,6 +13,7 @@ from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
+from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
@@ -31,6 +32,7 @@ BUILT_IN: tuple[Relation, ...] = (
     FunctionCoverRelation(),
     FunctionLeadRelation(),
     CallCountRelation(),
+    ExclusiveChangeRelation(),
     VarPeriodicChangeRelation(),
     VarStateRelation(),
 )
