@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 Role = Literal[
-    "construct",  # an optimizer is built
+    "construct",  # an optimizer or a learning-rate scheduler is built
     "step",  # Optimizer.step
     "zero_grad",  # Optimizer.zero_grad, Module.zero_grad
     "backward",  # torch.autograd.backward, Tensor.backward
@@ -137,6 +137,9 @@ class Context:
         autocast: the autocast dtype (``torch.bfloat16``), "" outside autocast.
         steps_since_clear: of a call on an optimizer: its steps since its gradients were last
             cleared by a `zero_grad` (its own or a module's). -1 for other calls.
+        scaling: what a gradient scaler did to the gradients since the last step: ``scaled`` and
+            not unscaled yet, ``unscaled``; ``disabled`` where one that is switched off was asked
+            to scale the loss; "" where there is none.
         annotations: what the script itself said (`META_VARS`), as sorted pairs.
     """
 
@@ -149,6 +152,7 @@ class Context:
     grad_enabled: bool = True
     autocast: str = ""
     steps_since_clear: int = -1
+    scaling: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
 
     def get(self, name: str) -> object | None:

@@ -45,6 +45,7 @@ contexts = st.fixed_dictionaries(
         "grad_enabled": st.booleans(),
         "autocast": st.sampled_from(["", "torch.bfloat16"]),
         "steps_since_clear": st.integers(-1, 3),
+        "scaling": st.sampled_from(["", "scaled", "disabled"]),
         "annotations": st.lists(st.tuples(texts, texts), max_size=2).map(tuple),
     }
 )

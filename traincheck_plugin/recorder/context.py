@@ -33,6 +33,7 @@ class ContextTracker:
         self.micro_step = 0
         self._stage = "init"
         self._saving = 0
+        self._scaling = ""
         self._epoch = 0
         self._starts: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         self._delivered: weakref.ref[Any] | None = None
@@ -63,6 +64,7 @@ class ContextTracker:
                     grad_enabled=grad_enabled,
                     autocast=autocast,
                     steps_since_clear=steps_since_clear,
+                    scaling=self._scaling,
                     annotations=self._annotations,
                 )
             )
@@ -85,6 +87,17 @@ class ContextTracker:
         if stage != self._stage:
             self._stage = stage
             self._codes.clear()
+
+    def enter_scaling(self, scaling: str) -> None:
+        """Note what a gradient scaler did to the gradients that the next step uses."""
+        if scaling != self._scaling:
+            self._scaling = scaling
+            self._codes.clear()
+
+    def unscaled(self) -> None:
+        """Note that a gradient scaler undoes its scaling, if it scales at all."""
+        if self._scaling == "scaled":
+            self.enter_scaling("unscaled")
 
     def saving(self, change: int) -> None:
         """Note that a checkpoint call begins (1) or ends (-1)."""
@@ -112,13 +125,13 @@ class ContextTracker:
 
     def completed_step(self, optimizer: Any) -> None:
         """Count a step of *optimizer*."""
-        self.micro_step = 0
         self._steps[optimizer] = self._steps.get(optimizer, 0) + 1
-        self._codes.clear()
+        self.attempted_step()
 
     def attempted_step(self) -> None:
         """Note a step that was made or skipped: the micro-batches so far are used up."""
         self.micro_step = 0
+        self._scaling = ""
         self._codes.clear()
 
     def steps_since_clear(self, optimizer: Any) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from traincheck_plugin.events import NONE, Interner, Item, encode_signature
+from traincheck_plugin.events import NONE, Interner, Item, decode_signature, encode_signature
 from traincheck_plugin.recorder.naming import class_path
 
 MAX_ELEMENTS = 32
@@ -53,6 +53,15 @@ class Signatures:
         key = _key(value, 0)
         code = self._codes.get(key)
         return self._add(key, _items(key, "")) if code is None else code
+
+    def extended(self, arguments: int, path: str, value: str) -> int:
+        """Return the code of *arguments* with a text at *path* added to them."""
+        key = (Item, arguments, path, value)
+        code = self._codes.get(key)
+        if code is not None:
+            return code
+        items = decode_signature(self._interner[arguments]) if arguments != NONE else ()
+        return self._add(key, iter((*items, Item(path=path, type="str", value=value))))
 
     def _add(self, key: _Key, items: Iterator[Item]) -> int:
         code = self._codes[key] = self._interner.code(encode_signature(list(items)))

@@ -173,15 +173,18 @@ class Tape:
         optimizer: Any = None,
         counts: bool = True,
         is_summarised: bool = False,
+        note: Callable[[int], int] | None = None,
     ) -> Any:
         """Call *function* and record the call; see `open` for the arguments.
 
-        With *is_summarised* the signatures of arguments and result are recorded too.
+        With *is_summarised* the signatures of arguments and result are recorded too; *note* may
+        add to that of the arguments.
         """
         inputs = outputs = NONE
         if is_summarised and self.reel.is_observed:
             with self.problems:
                 inputs = self.signatures.arguments(args, kwargs)
+                inputs = inputs if note is None else note(inputs)
         entry = self.open(
             role, api, subject=subject, optimizer=optimizer, inputs=inputs, counts=counts
         )
@@ -245,6 +248,8 @@ class Tape:
             self._enter(thread, entry)
             if entry.is_observed:
                 entry.inputs = inputs
+                if optimizer is not None:
+                    self.is_about(entry, optimizer)
                 self._describe(thread, entry)
                 if not is_deferring_frames:
                     self.take_begin_frames(entry)
@@ -266,6 +271,12 @@ class Tape:
         if entry.optimizer is not None and entry.role in ("construct", "step", "zero_grad"):
             since = self.tracker.steps_since_clear(entry.optimizer)
         entry.context = self.tracker.code(since)
+
+    def is_about(self, entry: OpenCall, optimizer: Any) -> None:
+        """Name *optimizer* among the arguments of a call on something else, such as a scheduler."""
+        if entry.is_observed and entry.subject is not optimizer:
+            label = self.labels.text(optimizer)
+            entry.inputs = self.signatures.extended(entry.inputs, "optimizer", label)
 
     def take_begin_frames(self, entry: OpenCall) -> None:
         """Take the frames before what the call does."""

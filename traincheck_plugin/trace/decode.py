@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,9 @@ def decode(
 
 
 def _decode_entries(batch: pa.RecordBatch, entry: Any, interner: Interner[Any]) -> None:
-    names = batch.schema.names
-    columns = [_freeze(column.to_pylist()) for column in batch.columns]
+    # An older trace lacks what was added since, a newer one has what this version does not know.
+    names = [field.name for field in fields(entry) if field.name in batch.schema.names]
+    columns = [_freeze(batch.column(name).to_pylist()) for name in names]
     for row in zip(*columns, strict=True):
         expected = len(interner)
         if interner.code(entry(**dict(zip(names, row, strict=True)))) != expected:

@@ -80,6 +80,7 @@ _COLUMNS: Mapping[str, list[tuple[str, pa.DataType]]] = {
         ("grad_enabled", pa.bool_()),
         ("autocast", TEXT),
         ("steps_since_clear", pa.int32()),
+        ("scaling", TEXT),
         ("annotations", pa.list_(pa.list_(pa.string(), 2))),
     ],
     "frames": [

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,9 +54,61 @@ def _recorded(
             if is_compiling() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
             return tape.around(
-                "backward", api, function, args, kwargs, counts=counts, is_summarised=True
+                "backward",
+                api,
+                function,
+                args,
+                kwargs,
+                counts=counts,
+                is_summarised=True,
+                note=partial(_with_factor, tape, args) if counts else None,
             )
 
         return wrapper
 
     return make
+
+
+def _with_factor(tape: Tape, args: tuple[Any, ...], arguments: int) -> int:
+    """Return the code *arguments* with the constant that the loss was multiplied by, if any."""
+    loss = args[0] if args else None
+    if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
+        return arguments
+    factor = constant_factor(loss.grad_fn)
+    extended = tape.signatures.extended
+    return arguments if factor == 1.0 else extended(arguments, "factor", repr(factor))
+
+
+_FACTORS = {"MulBackward0": 1, "DivBackward0": -1}
+_NUMBERS = frozenset({torch.float64, torch.int64})
+"""What Python numbers become in a graph. The scale of a gradient scaler is float32."""
+
+MAX_FACTORS = 8
+
+
+def constant_factor(node: Any) -> float:
+    """Return the product of the numbers that the result of *node* was multiplied or divided by.
+
+    NaN where compiled code hides them. The graph is only looked at: no tensor on a device is read.
+    """
+    factor = 1.0
+    for _ in range(MAX_FACTORS):
+        if node.name().startswith("CompiledFunction"):
+            return math.nan
+        power = _FACTORS.get(node.name())
+        inputs = [inner for inner, _ in node.next_functions if inner is not None]
+        if len(inputs) != 1 or (power is None and node.name() != "ToCopyBackward0"):
+            break
+        if power is not None:
+            saved = node._raw_saved_other
+            # Hooks on what is saved are the user's, and may compute.
+            number = saved.data if getattr(saved, "unpack_hook", saved) is None else None
+            if (
+                number is not None
+                and number.dim() == 0
+                and number.is_cpu
+                and number.dtype in _NUMBERS
+            ):
+                factor *= float(number) ** power
+        node = inputs[0]
+    return factor

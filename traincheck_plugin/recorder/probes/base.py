@@ -34,6 +34,7 @@ def recorded(
     is_method: bool = True,
     has_subject: bool = True,
     is_nesting: bool = False,
+    is_summarised: bool = False,
     optimizer: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Return *function* wrapped to record its outermost calls of *role* on each thread.
@@ -46,6 +47,7 @@ def recorded(
         is_method: whether the first argument is that object.
         has_subject: whether that object gets a label.
         is_nesting: whether calls within calls of *role* are recorded too.
+        is_summarised: whether the signatures of arguments and result are recorded.
         optimizer: gives the optimizer a call is about, from its arguments.
     """
 
@@ -70,6 +72,7 @@ def recorded(
             kwargs,
             subject=subject if has_subject else None,
             optimizer=about,
+            is_summarised=is_summarised,
         )
 
     return traincheck_call

@@ -11,7 +11,7 @@ import torch
 from torch.amp.autocast_mode import autocast
 
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import recorded, subclasses_overriding
+from traincheck_plugin.recorder.probes.base import is_compiling, recorded, subclasses_overriding
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
 
@@ -21,6 +21,8 @@ Optimizer = torch.optim.Optimizer
 
 class ScalingProbe:
     """Observes `GradScaler` and entering `torch.autocast`.
+
+    That a loss is scaled is no call of its own: it is a property of the contexts that follow.
 
     A step that the scaler skips, because gradients overflowed, shows as a ``GradScaler.step``
     without an ``Optimizer.step`` in it.
@@ -33,13 +35,15 @@ class ScalingProbe:
                 function = vars(cls)[name]
                 method = recorded(
                     tape,
-                    _attempting(tape, function) if name == "step" else function,
+                    _following(tape, function, name),
                     "scaler",
                     partial(_scaler_api, tape, name),
                     optimizer=_optimizer,
                     is_nesting=True,
                 )
                 patches.set(cls, name, method)
+        for cls in subclasses_overriding(GradScaler, "scale"):
+            patches.set(cls, "scale", _scaling(tape, vars(cls)["scale"]))
         code = tape.apis.function(
             "torch.amp.autocast.__enter__",
             "autocast",
@@ -53,15 +57,37 @@ class ScalingProbe:
         """Nothing beyond the patches."""
 
 
-def _attempting(tape: Tape, function: Callable[..., Any]) -> Callable[..., Any]:
+def _following(tape: Tape, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """Return the method *name* of a scaler, which tells the tracker what becomes of gradients."""
+
     @functools.wraps(function)
-    def step(*args: Any, **kwargs: Any) -> Any:
+    def method(*args: Any, **kwargs: Any) -> Any:
+        if tape.is_training_thread() and name == "step":
+            # It unscales what is scaled still, or the optimizer does.
+            tape.tracker.unscaled()
         result = function(*args, **kwargs)
         if tape.is_training_thread():
-            tape.tracker.attempted_step()
+            if name == "step":
+                tape.tracker.attempted_step()
+            elif name == "unscale_":
+                tape.tracker.unscaled()
+            else:
+                tape.tracker.enter_scaling("")
         return result
 
-    return step
+    return method
+
+
+def _scaling(tape: Tape, function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+        if tape.is_listening and tape.is_training_thread() and not is_compiling():
+            with tape.problems:
+                is_enabled = scaler.is_enabled()
+                tape.tracker.enter_scaling("scaled" if is_enabled else "disabled")
+        return function(scaler, *args, **kwargs)
+
+    return scale
 
 
 def _scaler_api(tape: Tape, name: str, scaler: Any) -> int:

@@ -6,24 +6,35 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import recorded, subclasses_overriding
+from traincheck_plugin.recorder.probes.base import is_compiling, recorded, subclasses_overriding
+from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
 
 
 class SchedulersProbe:
-    """Observes ``step`` of every scheduler, but not the one that its constructor makes."""
+    """Observes the construction of every scheduler and its ``step``.
+
+    The step that a constructor makes is not observed. Calls name the optimizer they are about.
+    """
 
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch every class that defines ``step``, and the constructors."""
         self._tape = tape
         self._patches = patches
         self._patched: set[type] = set()
+        self._constructed: set[type] = set()
         self._num_constructing = 0
-        patches.wrap(LRScheduler, "__init__", self._constructing)
-        patches.wrap(LRScheduler, "_initial_step", self._constructing)
+        # Those that chain others, and ReduceLROnPlateau, do without the constructor of the base.
+        for root in (LRScheduler, ReduceLROnPlateau):
+            for cls in subclasses_overriding(root, "__init__"):
+                if cls not in self._constructed:
+                    self._constructed.add(cls)
+                    patches.wrap(cls, "__init__", self._constructing)
+        patches.wrap(LRScheduler, "_initial_step", self._initial)
         # A base class of its own in older versions of torch.
         for root in (LRScheduler, ReduceLROnPlateau):
             for cls in subclasses_overriding(root, "step"):
@@ -42,15 +53,15 @@ class SchedulersProbe:
         tape = self._tape
 
         def api(scheduler: Any) -> int:
-            root = LRScheduler if isinstance(scheduler, LRScheduler) else ReduceLROnPlateau
-            return tape.apis.method(type(scheduler), "step", "scheduler", root)
+            return tape.apis.method(type(scheduler), "step", "scheduler", _root(scheduler))
 
         observed = recorded(
             tape,
             function,
             "scheduler",
             api,
-            optimizer=lambda scheduler, *_: getattr(scheduler, "optimizer", None),
+            is_summarised=True,
+            optimizer=lambda scheduler, *_: _optimizer(scheduler),
         )
 
         @functools.wraps(function)
@@ -61,16 +72,60 @@ class SchedulersProbe:
         return step
 
     def _constructing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        tape = self._tape
+
         @functools.wraps(function)
         def construct(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            for cls in type(scheduler).__mro__:
-                # A class made after the start may have a step of its own.
-                if self._tape.is_active and issubclass(cls, LRScheduler) and "step" in vars(cls):
-                    self._patch_step(cls)
-            self._num_constructing += 1
+            if is_compiling() or not tape.is_active or self._num_constructing:
+                return self._without_steps(function, scheduler, args, kwargs)
+            entry = None
+            with tape.problems:
+                for cls in type(scheduler).__mro__:
+                    # A class made after the start may have a step of its own.
+                    if issubclass(cls, LRScheduler) and "step" in vars(cls):
+                        self._patch_step(cls)
+                api = tape.apis.method(type(scheduler), "__init__", "construct", _root(scheduler))
+                entry = tape.open("construct", api, subject=scheduler)
             try:
-                return function(scheduler, *args, **kwargs)
-            finally:
-                self._num_constructing -= 1
+                result = self._without_steps(function, scheduler, args, kwargs)
+            except BaseException as error:
+                tape.close(entry, type(error).__name__)
+                raise
+            with tape.problems:
+                optimizer = _optimizer(scheduler)
+                if entry is not None and optimizer is not None:
+                    tape.is_about(entry, optimizer)
+            tape.close(entry, "")
+            return result
 
         return construct
+
+    def _initial(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def initial(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            return self._without_steps(function, scheduler, args, kwargs)
+
+        return initial
+
+    def _without_steps(
+        self,
+        function: Callable[..., Any],
+        scheduler: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self._num_constructing += 1
+        try:
+            return function(scheduler, *args, **kwargs)
+        finally:
+            self._num_constructing -= 1
+
+
+def _root(scheduler: Any) -> type:
+    return LRScheduler if isinstance(scheduler, LRScheduler) else ReduceLROnPlateau
+
+
+def _optimizer(scheduler: Any) -> Any:
+    """Return the torch optimizer whose learning rates a scheduler sets, None if it has none."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    return inner_optimizer(optimizer) if isinstance(optimizer, Optimizer) else None
