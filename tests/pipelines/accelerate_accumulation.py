@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import nullcontext
 
 import torch.nn.functional as F
 from accelerate import Accelerator
@@ -43,8 +44,7 @@ def main():
     bug = args.bug
     set_seed(args.seed)
 
-    steps = 1 if bug == "step_outside_accumulate" else ACCUMULATE
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=steps)
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=ACCUMULATE)
     train_set, _ = load_digits(1056)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     model = Classifier()
@@ -61,7 +61,8 @@ def main():
         model.train()
         total = 0.0
         for images, labels in loader:
-            with accelerator.accumulate(model):
+            outside = bug == "step_outside_accumulate"
+            with nullcontext() if outside else accelerator.accumulate(model):
                 if bug == "zero_grad_before_backward":
                     optimizer.zero_grad()
                 loss = F.cross_entropy(model(images), labels)

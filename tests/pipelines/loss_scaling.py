@@ -14,7 +14,7 @@ BUGS = {
     "scheduler_steps_when_skipped": (0, r"schedul|\blr\b|learning rate|skip"),
     "scaler_disabled": (0, "scal"),
     "stepped_twice": (
-        4,
+        1,
         "step.*(twice|2|two|again|more)|backward|no gradient|(twice|second).*step",
     ),
     "same_order_each_epoch": (20, "order|shuffl|batch|same data|repeat"),
