@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Role
+from traincheck_plugin.events import Role, VariableKind
 from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Param, VarTypeParam
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 
@@ -89,3 +89,11 @@ def attribute_plan(
         functions=functions,
         attributes={role: found for role, found in attributes.items() if found},
     )
+
+
+def gradient_plan(*roles: Role) -> Plan:
+    """Return the plan that shows at calls of these roles who holds which gradients."""
+    wanted: frozenset[tuple[VariableKind, str]] = frozenset(
+        {("parameter", "grad"), ("parameter", "optimizer")}
+    )
+    return Plan(functions=frozenset(), attributes=dict.fromkeys(roles, wanted))

@@ -14,9 +14,18 @@ from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
+from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+from traincheck_plugin.relations.gradients_kept import GradientsKeptRelation
+from traincheck_plugin.relations.loss_scaling import LossScalingRelation
+from traincheck_plugin.relations.loss_share import LossShareRelation
+from traincheck_plugin.relations.new_gradients import NewGradientsRelation
+from traincheck_plugin.relations.one_epoch import OneEpochRelation
+from traincheck_plugin.relations.optimizer_kept import OptimizerKeptRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
+from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
+from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
 from traincheck_plugin.relations.var_state import VarStateRelation
 
@@ -33,6 +42,15 @@ BUILT_IN: tuple[Relation, ...] = (
     FunctionLeadRelation(),
     CallCountRelation(),
     ExclusiveChangeRelation(),
+    EventualCallRelation(),
+    SchedulePaceRelation(),
+    ScheduleMovesRelation(),
+    GradientsKeptRelation(),
+    NewGradientsRelation(),
+    LossScalingRelation(),
+    LossShareRelation(),
+    OneEpochRelation(),
+    OptimizerKeptRelation(),
     VarPeriodicChangeRelation(),
     VarStateRelation(),
 )

@@ -1,0 +1,100 @@
+"""What the losses of one step are multiplied by."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.relations.loops import failure, holding, told
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.invariants.model import APIParam, ConstantParam
+from traincheck_plugin.relations.loss_share import AT_MOST, SHORTER, WHOLE, LossShareRelation
+
+RELATION = LossShareRelation()
+API = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
+FULL = "backward/2 backward/2 step zero "
+SHORT = "backward/2 step zero "
+
+
+def _holds(total: str, words: str, **options: int) -> list[bool]:
+    # The first step of all ends no cycle.
+    return holding(RELATION, (API, ConstantParam(value=total)), "step " + words, **options)
+
+
+@pytest.mark.parametrize(
+    ("words", "whole", "shorter", "at_most"),
+    [
+        (FULL * 2, [True, True], [True, True], [True, True]),
+        (FULL + SHORT + FULL, [True, False, True], [True] * 3, [True] * 3),
+        (SHORT * 2, [False] * 2, [True, False], [True] * 2),
+        ("backward backward step", [False], [False], [False]),
+        ("backward/4 backward/4 step", [False], [True], [True]),
+        ("backward step zero backward step", [True] * 2, [True] * 2, [True] * 2),
+        # What was cleared, or skipped, is no part of it.
+        ("backward zero backward step", [True], [True], [True]),
+        ("backward clear backward step", [True], [True], [True]),
+        ("backward skip zero backward step", [True], [True], [True]),
+        ("backward gap backward step backward step", [True], [True], [True]),
+        ("step", [], [], []),
+        ("backward/nan backward/2 step", [], [], []),
+    ],
+)
+def test_what_the_shares_add_up_to(
+    words: str, whole: list[bool], shorter: list[bool], at_most: list[bool]
+) -> None:
+    assert _holds(WHOLE, words) == whole
+    assert _holds(SHORTER, words) == shorter
+    assert _holds(AT_MOST, words) == at_most
+
+
+def test_two_optimizers_have_shares_of_their_own() -> None:
+    turns = "zero backward step zero2 backward step2 " * 3
+    assert _holds(WHOLE, "step2 " + turns, num_optimizers=2) == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("words", "totals"),
+    [
+        (FULL * 3, {AT_MOST, WHOLE}),
+        (FULL * 3 + SHORT, {AT_MOST, SHORTER}),
+        ("backward step zero " * 3, {AT_MOST}),
+        ("backward backward step zero " * 3, set()),
+        ("backward/3 step zero " * 3, {AT_MOST}),
+    ],
+)
+def test_what_the_reference_shows_is_proposed(words: str, totals: set[str]) -> None:
+    proposer = RELATION.proposer()
+    for window in told("step " + words):
+        proposer.observe(window)
+    assert {h.params[1].value for h in proposer.hypotheses()} == totals
+
+
+def test_the_cause_is_told() -> None:
+    whole = (API, ConstantParam(value=WHOLE))
+    twice = failure(RELATION, whole, "step backward/4 backward/4 step")
+    assert "0.5 times the mean loss" in twice.message
+    assert twice.cause is not None
+    assert "2 backwards lead to a step, and the loss of each is divided by 4" in twice.cause.text
+    never = failure(RELATION, whole, "step backward backward step")
+    assert never.cause is not None
+    assert "the loss of none is divided: the gradients are too large" in never.cause.text
+
+
+def test_it_takes_a_sum_that_it_knows() -> None:
+    with pytest.raises(InvariantError, match="knows no sum 2"):
+        RELATION.monitor((API, ConstantParam(value=2)))
+
+
+@given(st.lists(st.sampled_from(["backward", "backward/2", "zero", "step", "skip"]), max_size=40))
+def test_sums_are_judged_as_the_formula_says(words: list[str]) -> None:
+    expected = []
+    shares: list[float] = []
+    for word in words:
+        if word.startswith("backward"):
+            shares.append(0.5 if "/" in word else 1.0)
+            continue
+        if word == "step" and shares:
+            expected.append(sum(shares) == 1)
+        shares = []
+    assert _holds(WHOLE, " ".join(words)) == expected

@@ -1,0 +1,258 @@
+"""EventualCallRelation: what was made for the training is used before the run ends."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from traincheck_plugin.events import NONE, Api, Frame, GradState, Window
+from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.lifecycle import (
+    completed,
+    label,
+    named_optimizer,
+    rows_of_role,
+)
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import api_plan, gradient_plan, pair
+
+MIN_WINDOWS = 3
+"""Windows in which parameters got gradients that no step used, before anyone is suspicious."""
+
+
+class EventualCallRelation(Relation):
+    """What A makes is called B on before the run ends.
+
+    ``forall optimizers o that a scheduler was made for, and that stepped in two epochs: exists
+    call of B on a scheduler of o``, or ``forall optimizers o that were made, with parameters that
+    get gradients and that no step updates: exists call of B on o``.
+
+    Schedulers are followed by their optimizer, since one of them may call another, or wait for it.
+    Each call of B is an example that holds; what was never called shows only at the end of a run
+    that ended by itself, and a schedule by epochs not before the second epoch.
+
+    Catches schedulers that manual optimization in Lightning never steps, and the second optimizer
+    of a GAN that was forgotten. Cannot see that B is called too rarely.
+    """
+
+    name = "EventualCallRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        made, called = pair(self.name, params, APIParam, APIParam)
+        return (_Schedulers if called.role == "scheduler" else _Optimizers)(made, called)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        _, called = pair(self.name, params, APIParam, APIParam)
+        name = called.api_full_name.rpartition(".")[0]
+        what = "optimizer with a scheduler" if called.role == "scheduler" else "optimizer"
+        return f"every {what} sees a call of {short(name)}.step before the run ends"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        made, called = pair(self.name, params, APIParam, APIParam)
+        if called.role == "scheduler":
+            return api_plan(made, called)
+        return gradient_plan("backward", "step")
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+@dataclass(slots=True)
+class _Made:
+    """An optimizer that was made, or for which a scheduler was.
+
+    Attributes:
+        what: the class of what was made.
+        source: where, a code.
+        epochs: in which its optimizer stepped.
+        context, sequence, time_ns: of the last sign that it is in use.
+        num_windows: in which its parameters got gradients.
+        codes: parameters that got them.
+    """
+
+    what: str
+    source: int
+    epochs: set[int] = field(default_factory=set)
+    context: int = NONE
+    sequence: int = 0
+    time_ns: int = 0
+    num_windows: int = 0
+    codes: set[int] = field(default_factory=set)
+
+    def seen(self, window: Window, row: int) -> None:
+        calls = window.calls
+        self.context = int(calls.context[row])
+        self.sequence = int(calls.begin[row])
+        self.time_ns = int(calls.end_ns[row])
+
+
+class _Monitor(Monitor):
+    """Keeps what was made and waits to be called."""
+
+    def __init__(self, made: APIParam, called: APIParam) -> None:
+        self._made = made.api_full_name
+        self._called = called
+        self._waiting: dict[str, _Made] = {}
+        self._used: set[str] = set()
+
+    def observe(self, window: Window) -> Examples:
+        for row in window.rows_of_name(self._made).tolist():
+            key = self._key(window, row)
+            if key and key not in self._used:
+                api = window.catalog.apis[int(window.calls.api[row])]
+                what = short(api.name.rpartition(".")[0])
+                self._waiting.setdefault(key, _Made(what, int(window.calls.source[row])))
+        rows = completed(window, window.rows_of_name(self._called.api_full_name))
+        for row in rows.tolist():
+            key = self._key(window, row)
+            self._used.add(key)
+            self._waiting.pop(key, None)
+        if self._waiting:
+            self._follow(window)
+        if not len(rows):
+            return NO_EXAMPLES
+        holds = np.ones(len(rows), np.bool_)
+        return Examples.of_calls(window, rows, holds, lambda row: Explanation(message=""))
+
+    def finish(self) -> Examples:
+        found = [(key, made) for key, made in self._waiting.items() if self._is_left(made)]
+        if not found:
+            return NO_EXAMPLES
+        return Examples(
+            holds=np.zeros(len(found), np.bool_),
+            context=np.array([made.context for _, made in found], np.int32),
+            source=np.array([made.source for _, made in found], np.int32),
+            sequence=np.array([made.sequence for _, made in found], np.int64),
+            time_ns=np.array([made.time_ns for _, made in found], np.int64),
+            explain=lambda row: self._explain(*found[row]),
+        )
+
+    @abstractmethod
+    def _key(self, window: Window, row: int) -> str:
+        """Return the label of the optimizer that the call is about."""
+
+    @abstractmethod
+    def _follow(self, window: Window) -> None:
+        """Look whether those that wait are in use."""
+
+    @abstractmethod
+    def _is_left(self, made: _Made) -> bool:
+        """Return whether it was due to be called and was not."""
+
+    @abstractmethod
+    def _explain(self, key: str, made: _Made) -> Explanation:
+        """Say what is wrong with it."""
+
+
+class _Schedulers(_Monitor):
+    def _key(self, window: Window, row: int) -> str:
+        return named_optimizer(window, row)
+
+    def _follow(self, window: Window) -> None:
+        for row in completed(window, rows_of_role(window, "step")).tolist():
+            made = self._waiting.get(label(window, row))
+            if made is not None:
+                made.epochs.add(window.catalog.contexts[int(window.calls.context[row])].epoch)
+                made.seen(window, row)
+
+    def _is_left(self, made: _Made) -> bool:
+        return len(made.epochs) > 1
+
+    def _explain(self, key: str, made: _Made) -> Explanation:
+        return Explanation(
+            message=f"{made.what} was made and no scheduler of {short(key)} was ever stepped",
+            cause=Cause(
+                fact="calls of LRScheduler.step for each step",
+                subjects=("LRScheduler.step",),
+                text="the learning rate does not follow its schedule: the scheduler is not stepped",
+            ),
+        )
+
+
+class _Optimizers(_Monitor):
+    def __init__(self, made: APIParam, called: APIParam) -> None:
+        super().__init__(made, called)
+        # What any step is responsible for: an optimizer that was replaced waits for nothing.
+        self._stepped: set[int] = set()
+
+    def _key(self, window: Window, row: int) -> str:
+        return label(window, row)
+
+    def _follow(self, window: Window) -> None:
+        objects = window.catalog.objects
+        rows = window.row_of_call
+        codes_of = {objects.find(key): made for key, made in self._waiting.items()}
+        reached: set[int] = set()
+        for frame in window.frames:
+            row = rows.get(frame.call)
+            if row is None or not {"grad", "optimizer"} <= set(frame.columns):
+                continue
+            api = window.catalog.apis[int(window.calls.api[row])]
+            holders = frame.columns["optimizer"]
+            if api.role == "step" and frame.phase == "begin":
+                mine = holders == window.calls.object[row]
+                self._stepped.update(frame.variables[mine].tolist())
+            elif _is_backward_end(api, frame):
+                has = frame.columns["grad"] >= GradState.NON_ZERO
+                for code in set(holders[has].tolist()) & set(codes_of):
+                    made = codes_of[code]
+                    made.codes.update(frame.variables[has & (holders == code)].tolist())
+                    made.num_windows += code not in reached
+                    made.seen(window, row)
+                    reached.add(code)
+
+    def _is_left(self, made: _Made) -> bool:
+        return made.num_windows >= MIN_WINDOWS and not made.codes <= self._stepped
+
+    def _explain(self, key: str, made: _Made) -> Explanation:
+        return Explanation(
+            message=f"{short(key)} was made, its parameters got gradients, and it never stepped",
+            cause=Cause(
+                fact="an optimizer never steps",
+                subjects=(key,),
+                text=f"{short(key)} never steps: its parameters are not updated",
+            ),
+        )
+
+
+def _is_backward_end(api: Api, frame: Frame) -> bool:
+    return api.role == "backward" and frame.phase == "end"
+
+
+class _Proposer(Proposer):
+    """Proposes for what is made the step that goes with it."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, APIParam] = {}
+        self._called: dict[str, APIParam] = {}
+
+    def observe(self, window: Window) -> None:
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            owner = api.general.rpartition(".")[0]
+            param = APIParam(api_full_name=api.general, role=api.role)
+            if api.role == "construct":
+                self._made[owner] = param
+            elif api.role in ("step", "scheduler"):
+                self._called[owner] = param
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for owner in self._made.keys() & self._called.keys():
+            params = (self._made[owner], self._called[owner])
+            yield Hypothesis(relation=EventualCallRelation.name, params=params)

@@ -1,0 +1,274 @@
+"""GradientsKeptRelation: what a backward computed is there when the optimizer steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from traincheck_plugin.events import NONE, Bool, Frame, GradState, Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    APIParam,
+    Hypothesis,
+    Param,
+    Severity,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.lifecycle import completed, rows_of_role, skipped_steps
+from traincheck_plugin.relations.naming import place, short
+from traincheck_plugin.relations.params import gradient_plan, pair
+
+IN_A_ROW = 3
+"""Steps that lack the gradients of a batch until that is no coincidence: a loop may throw those
+away that are not finite, or too large."""
+
+GRADIENTS = VarTypeParam(
+    var_type=VAR_TYPES["parameter"],
+    attr_name="grad",
+    pre_value="non_zero",
+    where=(("held", True),),
+)
+
+
+class GradientsKeptRelation(Relation):
+    """The gradients of every batch are there when the optimizer that holds them steps.
+
+    ``forall steps s of an optimizer o, forall backwards b since the last step of any optimizer:
+    exists a parameter that has its gradient from the end of b to the begin of s``, where another
+    batch was delivered since b, and not missing in `IN_A_ROW` steps of o on end.
+
+    A gradient that is pending when some optimizer steps is a by-product, as those of a
+    discriminator from the loss of the generator. What one batch does with its own gradients, as
+    sharpness-aware or adversarial training does, is its own affair; so is an attack, whose first
+    forward takes an input that requires a gradient.
+
+    Catches a `zero_grad` with every micro-batch where only every fourth leads to a step. Cannot see
+    gradients of one loss that are cleared before the next loss of the same batch.
+    """
+
+    name = "GradientsKeptRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        step, _ = pair(self.name, params, APIParam, VarTypeParam)
+        return _Monitor(step)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        step, _ = pair(self.name, params, APIParam, VarTypeParam)
+        return f"the gradients of every batch are there when {short(step.api_full_name)} runs"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return gradient_plan("backward", "zero_grad", "step")
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "critical"
+
+
+class _Pending:
+    """The gradients since the last step, of whatever optimizer, made or skipped.
+
+    Attributes:
+        has: by variable code, whether there is a gradient of a backward.
+        num_backwards: so far.
+        num_wasted: backwards of which no gradient was left when those of another batch came.
+        is_attack: whether some backward was one for the gradient of an input.
+        cleared_by: row and place of what cleared gradients last.
+    """
+
+    def __init__(self) -> None:
+        self.has: Bool = np.zeros(0, np.bool_)
+        self.restart()
+
+    def restart(self) -> None:
+        self.has[:] = False
+        self.num_backwards = self.num_wasted = self._num_wasted_here = 0
+        self.is_attack = False
+        self.cleared_by = ""
+        self._num_unused = 0
+        self._num_cleared = 0
+        self._is_first_forward = True
+        self._deliveries: dict[int, int] = {}
+        self._was_delivered = False
+
+    def delivered(self, loader: int) -> None:
+        self._was_delivered = True
+        if not self.num_backwards:
+            self._deliveries[loader] = self._deliveries.get(loader, 0) + 1
+
+    def went_forward(self, *, takes_gradient: bool) -> None:
+        self.is_attack |= self._is_first_forward and takes_gradient
+        self._is_first_forward = False
+
+    def saw(self, frame: Frame, codes: int, cleared_by: str = "") -> None:
+        """Look which gradients are gone."""
+        if len(self.has) < codes:
+            self.has = np.append(self.has, np.zeros(codes - len(self.has), np.bool_))
+        if not self._num_unused:
+            return
+        gone = frame.columns["grad"] < GradState.NON_ZERO
+        had = self.has[frame.variables]
+        self.has[frame.variables[gone]] = False
+        if (gone & had).any() and not self.has.any():
+            # Nothing of these backwards is left.
+            self._num_cleared += self._num_unused
+            self._num_unused = 0
+            self.cleared_by = cleared_by or self.cleared_by
+
+    def began_backward(self) -> None:
+        if self._was_delivered:
+            self.num_wasted += self._num_cleared
+        else:
+            self._num_wasted_here += self._num_cleared
+        self._num_cleared = 0
+        self._was_delivered = False
+
+    @property
+    def num_missing(self) -> int:
+        """Backwards of batches whose gradients are gone.
+
+        Where one loader delivered as many batches at once as there were backwards, each was of
+        another batch.
+        """
+        at_once = max(self._deliveries.values(), default=0) == self.num_backwards
+        return self.num_wasted + (self._num_wasted_here if at_once else 0)
+
+    def went_backward(self, frame: Frame) -> None:
+        """Note what has a gradient at the end of a backward."""
+        self.num_backwards += 1
+        self._num_unused += 1
+        self._is_first_forward = True
+        self.has[frame.variables[frame.columns["grad"] >= GradState.NON_ZERO]] = True
+
+
+class _Monitor(Monitor):
+    def __init__(self, step: APIParam) -> None:
+        self._step = step.api_full_name
+        self._pending = _Pending()
+        self._num_missing: dict[int, int] = {}
+
+    def observe(self, window: Window) -> Examples:
+        pending = self._pending
+        if not window.observed:
+            pending.restart()
+            self._num_missing.clear()
+            return NO_EXAMPLES
+        found = []
+        for _, event, row, frame in _events(window):
+            if event == "data":
+                pending.delivered(int(window.calls.object[row]))
+            elif event == "forward":
+                items = window.catalog.signature(int(window.calls.inputs[row]))
+                pending.went_forward(takes_gradient=any(item.requires_grad for item in items))
+            elif event == "attempt":
+                pending.restart()
+            elif frame is not None:
+                example = self._look(window, event, row, frame)
+                if example is not None:
+                    found.append(example)
+        if not found:
+            return NO_EXAMPLES
+        rows = np.array([row for row, _, _ in found], np.int64)
+        holds = np.array([held for _, held, _ in found], np.bool_)
+        return Examples.of_calls(window, rows, holds, lambda index: found[index][2])
+
+    def _look(
+        self, window: Window, event: str, row: int, frame: Frame
+    ) -> tuple[int, bool, Explanation] | None:
+        """Follow a frame of gradients; return the example that it completes, if any."""
+        pending, calls = self._pending, window.calls
+        cleared_by = ""
+        if event == "zero_grad":
+            cleared_by = short(window.catalog.apis[int(calls.api[row])].name) + place(window, row)
+        pending.saw(frame, len(window.catalog.variables), cleared_by)
+        if event == "backward":
+            if frame.phase == "begin":
+                pending.began_backward()
+            else:
+                pending.went_backward(frame)
+        if event != "step" or frame.phase != "begin":
+            return None
+        held = (frame.columns["optimizer"] == calls.object[row]) & pending.has[frame.variables]
+        if not held.any() or pending.is_attack:
+            return None
+        target = int(calls.object[row])
+        missing = self._num_missing[target] = (
+            self._num_missing.get(target, 0) + 1 if pending.num_missing else 0
+        )
+        return row, missing < IN_A_ROW, self._explain(window, row)
+
+    def _explain(self, window: Window, row: int) -> Explanation:
+        pending = self._pending
+        name = short(window.catalog.apis[int(window.calls.api[row])].name)
+        total, missing = pending.num_backwards, pending.num_missing
+        by = f" by {pending.cleared_by}" if pending.cleared_by else ""
+        return Explanation(
+            message=f"{name} used the gradients of {total - missing} of {total} backwards",
+            cause=Cause(
+                fact="gradients cleared before the step",
+                subjects=("gradients",),
+                text=f"the gradients of the others were cleared{by} before the step",
+            ),
+        )
+
+
+Event = tuple[int, str, int, Frame | None]
+
+
+def _events(window: Window) -> list[Event]:
+    """Return what matters in a window in order of time, as (sequence, what, row, frame)."""
+    calls, apis = window.calls, window.catalog.apis
+    contexts = window.catalog.contexts
+    steps = completed(window, rows_of_role(window, "step"))
+    delivered = [
+        row
+        for row in rows_of_role(window, "data").tolist()
+        if apis[int(calls.api[row])].name.endswith("__next__")
+    ]
+    forwards = [
+        row
+        for row in rows_of_role(window, "forward").tolist()
+        if contexts[int(calls.context[row])].grad_enabled
+    ]
+    attempts = [*steps.tolist(), *skipped_steps(window, steps).tolist()]
+    events: list[Event] = [
+        *((int(calls.end[row]), "data", row, None) for row in delivered),
+        *((int(calls.begin[row]), "forward", row, None) for row in forwards),
+        *((int(calls.end[row]), "attempt", row, None) for row in attempts),
+        *(
+            (frame.sequence, apis[int(calls.api[row])].role, row, frame)
+            for frame in window.frames
+            if (row := window.row_of_call.get(frame.call, NONE)) != NONE
+            and {"grad", "optimizer"} <= frame.columns.keys()
+        ),
+    ]
+    return sorted(events, key=lambda event: event[0])
+
+
+class _Proposer(Proposer):
+    """Proposes the rule for each kind of optimizer."""
+
+    def __init__(self) -> None:
+        self._steps: dict[APIParam, None] = {}
+
+    def observe(self, window: Window) -> None:
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            if api.role == "step":
+                self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for step in self._steps:
+            yield Hypothesis(relation=GradientsKeptRelation.name, params=(step, GRADIENTS))

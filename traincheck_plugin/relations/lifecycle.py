@@ -1,0 +1,47 @@
+"""Finds the calls that make up training in a window, and the optimizers that they are about."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from traincheck_plugin.events import NONE, Int64, Role, Window
+
+SCALER_STEP = "torch.amp.GradScaler.step"
+
+
+def rows_of_role(window: Window, *roles: Role) -> Int64:
+    """Return the rows of the calls of these roles, in the order of their ends."""
+    apis = window.catalog.apis
+    found = [window.rows_of_api(code) for code in window.api_codes if apis[code].role in roles]
+    return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+
+
+def completed(window: Window, rows: Int64) -> Int64:
+    """Return those of *rows* whose calls raised nothing."""
+    kept: Int64 = rows[window.calls.exception[rows] == NONE]
+    return kept
+
+
+def skipped_steps(window: Window, steps: Int64) -> Int64:
+    """Return the rows of a scaler's step in which none of the *steps* was made."""
+    calls = window.calls
+    scaled = window.rows_of_name(SCALER_STEP)
+    return scaled[~np.isin(calls.call[scaled], calls.parent[steps])]
+
+
+def named_optimizer(window: Window, row: int) -> str:
+    """Return the label of the optimizer that a call on something else is about, "" if unknown."""
+    items = window.catalog.signature(int(window.calls.inputs[row]))
+    return next((str(item.value) for item in items if item.path == "optimizer"), "")
+
+
+def label(window: Window, row: int) -> str:
+    """Return the label of the object that a call is on, "" if it has none."""
+    code = int(window.calls.object[row])
+    return window.catalog.objects[code] if code != NONE else ""
+
+
+def is_placed(window: Window, row: int) -> bool:
+    """Return whether a call says where in its schedule the scheduler is to be, or how it goes."""
+    items = window.catalog.signature(int(window.calls.inputs[row]))
+    return any(item.path in ("1", "epoch", "metrics") for item in items)

@@ -1,0 +1,233 @@
+"""LossShareRelation: the backwards of a step are shares of one loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import (
+    APIParam,
+    ConstantParam,
+    Hypothesis,
+    Param,
+    Severity,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.lifecycle import (
+    completed,
+    rows_of_role,
+    skipped_steps,
+)
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import api_plan, pair
+
+WHOLE, SHORTER, AT_MOST = "1", "1, less for a last step", "at most 1"
+"""What the shares of a step add up to."""
+
+_TOLERANCE = 1e-6
+
+
+class LossShareRelation(Relation):
+    """The constants that the losses of one step are multiplied with add up to 1.
+
+    ``forall consecutive steps s, t of one optimizer: sum of factor(b) = 1`` over the backwards b
+    between s and t whose gradients were not cleared. The factor is what divides a loss by the
+    number of its micro-batches, read off the graph: 1/4 for each of four. With ``1, less for a last
+    step`` a smaller sum is healthy once, but not twice in a row; with ``at most 1`` only the sums
+    of several backwards are judged.
+
+    Catches a loss that is divided by the number of micro-batches twice, or not at all, and the
+    last, shorter window of an epoch where the reference has none. Cannot see a factor that is a
+    tensor, as a number of tokens may be, or that is within the loss function.
+    """
+
+    name = "LossShareRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        step, total = pair(self.name, params, APIParam, ConstantParam)
+        if total.value not in (WHOLE, SHORTER, AT_MOST):
+            raise InvariantError(f"{self.name} knows no sum {total.value!r}")
+        return _Monitor(step, total.value)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        step, total = pair(self.name, params, APIParam, ConstantParam)
+        return (
+            f"the shares of the loss that lead to a {short(step.api_full_name)} are {total.value}"
+        )
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        step, _ = pair(self.name, params, APIParam, ConstantParam)
+        return api_plan(step)
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+class _Shares:
+    """Collects the factors of the backwards that lead to each step."""
+
+    def __init__(self, step: str) -> None:
+        self._step = step
+        self._pending: list[float] = []
+        self._taken: dict[int, int] = {}
+
+    def forget(self) -> None:
+        """Start anew after a stretch that was not observed."""
+        self._pending.clear()
+        self._taken.clear()
+
+    def observe(self, window: Window) -> list[tuple[int, list[float]]]:
+        """Return the rows of the steps that end a cycle, with the factors of its backwards.
+
+        A cycle without a backward, or with one whose factor is not known, is left out.
+        """
+        calls, apis = window.calls, window.catalog.apis
+        steps = completed(window, rows_of_role(window, "step"))
+        skipped = set(skipped_steps(window, steps).tolist())
+        rows = np.concatenate([rows_of_role(window, "backward", "zero_grad", "step"), [*skipped]])
+        found = []
+        # In the order in which calls end: few for each step.
+        for row in np.unique(rows.astype(np.int64)).tolist():
+            api, target = apis[int(calls.api[row])], int(calls.object[row])
+            if row in skipped:
+                self._clear()
+            elif api.role == "backward":
+                if api.name != "torch.autograd.grad":
+                    self._pending.append(_factor(window, row))
+            elif api.role == "zero_grad":
+                self._clear(target)
+            elif target in self._taken and self._step in api.names:
+                found.append((row, self._pending[self._taken[target] :]))
+                self._taken[target] = len(self._pending)
+            else:
+                self._taken[target] = len(self._pending)
+            self._trim()
+        return [(row, factors) for row, factors in found if factors and not np.isnan(factors).any()]
+
+    def _clear(self, target: int = -1) -> None:
+        """Forget what was meant for one optimizer, or (of a module) for all."""
+        for known in [target] if target in self._taken else list(self._taken):
+            self._taken[known] = len(self._pending)
+
+    def _trim(self) -> None:
+        """Drop the backwards that no optimizer waits for."""
+        done = min(self._taken.values(), default=len(self._pending))
+        if done:
+            del self._pending[:done]
+            self._taken = {target: taken - done for target, taken in self._taken.items()}
+
+
+def _factor(window: Window, row: int) -> float:
+    items = window.catalog.signature(int(window.calls.inputs[row]))
+    return next((float(str(item.value)) for item in items if item.path == "factor"), 1.0)
+
+
+class _Monitor(Monitor):
+    def __init__(self, step: APIParam, total: str) -> None:
+        self._total = total
+        self._shares = _Shares(step.api_full_name)
+        self._was_less: dict[int, bool] = {}
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            self._shares.forget()
+            self._was_less.clear()
+            return NO_EXAMPLES
+        found = self._shares.observe(window)
+        if not found:
+            return NO_EXAMPLES
+        holds = [self._holds(int(window.calls.object[row]), factors) for row, factors in found]
+
+        def explain(index: int) -> Explanation:
+            row, factors = found[index]
+            return _explain(short(window.catalog.apis[int(window.calls.api[row])].name), factors)
+
+        rows = np.array([row for row, _ in found], np.int64)
+        return Examples.of_calls(window, rows, np.array(holds, np.bool_), explain)
+
+    def _holds(self, target: int, factors: Sequence[float]) -> bool:
+        total = sum(factors)
+        if self._total == AT_MOST:
+            return len(factors) == 1 or total <= 1 + _TOLERANCE
+        is_less = total < 1 - _TOLERANCE
+        was_less, self._was_less[target] = self._was_less.get(target, False), is_less
+        if is_less:
+            return self._total == SHORTER and not was_less
+        return total <= 1 + _TOLERANCE
+
+
+def _explain(name: str, factors: Sequence[float]) -> Explanation:
+    number = len(factors)
+    backwards = "one backward leads" if number == 1 else f"{number} backwards lead"
+    if len(set(factors)) == 1:
+        how = f"the loss of each is divided by {1 / factors[0]:g}"
+        how = "the loss of none is divided" if factors[0] == 1 else how
+    else:
+        how = f"their losses are multiplied by {', '.join(f'{f:g}' for f in factors[:8])}"
+    short_of = "too small" if sum(factors) < 1 else "too large"
+    return Explanation(
+        message=f"{name} used gradients of {sum(factors):g} times the mean loss of its "
+        "micro-batches, expected 1",
+        cause=Cause(
+            fact="share of the loss",
+            subjects=("loss",),
+            text=f"{backwards} to a step, and {how}: the gradients are {short_of}",
+        ),
+    )
+
+
+class _Proposer(Proposer):
+    """Proposes what the shares of every step of the reference add up to."""
+
+    def __init__(self) -> None:
+        self._steps: dict[APIParam, _Shares] = {}
+        self._sums: dict[APIParam, set[str]] = {}
+
+    def observe(self, window: Window) -> None:
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            if api.role == "step":
+                param = APIParam(api_full_name=api.general, role=api.role)
+                self._steps.setdefault(param, _Shares(api.general))
+        for param, shares in self._steps.items():
+            if not window.observed:
+                shares.forget()
+                continue
+            sums = self._sums.setdefault(param, set())
+            for _, factors in shares.observe(window):
+                total = sum(factors)
+                sums.add(
+                    "more"
+                    if total > 1 + _TOLERANCE
+                    else "less"
+                    if total < 1 - _TOLERANCE
+                    else "one"
+                    if len(factors) == 1
+                    else "several"
+                )
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for step, sums in self._sums.items():
+            totals = []
+            if "more" not in sums:
+                totals.append(AT_MOST)
+                if "several" in sums:
+                    totals.append(SHORTER if "less" in sums else WHOLE)
+            for total in totals:
+                params = (step, ConstantParam(value=total))
+                yield Hypothesis(relation=LossShareRelation.name, params=params)
