@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -139,3 +140,23 @@ def test_what_once_differed_is_not_proposed() -> None:
         for given_, returned in _proposed(ConsistentInputOutputRelation(), [window])
     }
     assert pairs == {("result:", "shape"), ("result:", "device")}
+
+
+def _two_models(tied: Sequence[bool]) -> Window:
+    """Return a step of one model after the other, each tied or not."""
+    run = RunBuilder()
+    for number, is_tied in enumerate(tied):
+        parameters = run.parameters("embed", "head", owner=f"__main__.Net#{number}")
+        for step in (1, 2):
+            with run.calling("torch.optim.SGD.step", object=f"torch.optim.SGD#{number}"):
+                run.frame("begin", parameters, data=[step, step if is_tied else 7])
+    return run.window()
+
+
+def test_a_tie_is_one_of_every_model_that_has_both() -> None:
+    proposer = ConsistencyRelation().proposer()
+    proposer.observe(_two_models([True, True]))
+    (tie,) = proposer.hypotheses()
+    assert [p.var_name for p in tie.params if isinstance(p, VarNameParam)] == ["embed", "head"]
+    found = labels(ConsistencyRelation(), tie.params, [_two_models([True, False])])
+    assert [holds for _, holds in found] == [True, True, False, False]

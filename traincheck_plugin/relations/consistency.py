@@ -147,48 +147,63 @@ class _WithinMonitor(Monitor):
         return _examples(window, frames, holds, explanations)
 
 
-class _Names:
-    """Finds variables of a growing catalog by name; a name that two have belongs to neither."""
+class _Pairs:
+    """Finds two variables of a growing catalog by name: in each model that has both.
 
-    def __init__(self) -> None:
+    Where no model has both, they are those of two models, if nothing else goes by their names.
+    """
+
+    def __init__(self, first: str, second: str) -> None:
+        self._names = first, second
         self._scanned = 0
-        self._codes: dict[str, int] = {}
+        self._by_owner: dict[str, list[int]] = {}
+        self.codes: list[tuple[int, int]] = []
 
     def update(self, catalog: Catalog) -> None:
+        if self._scanned == len(catalog.variables):
+            return
         for code in range(self._scanned, len(catalog.variables)):
             variable = catalog.variables[code]
-            if variable.kind == "parameter":
-                self._codes[variable.name] = NONE if variable.name in self._codes else code
+            if variable.kind == "parameter" and variable.name in self._names:
+                found = self._by_owner.setdefault(variable.owner, [NONE, NONE])
+                found[self._names.index(variable.name)] = code
         self._scanned = len(catalog.variables)
-
-    def find(self, name: str) -> int:
-        return self._codes.get(name, NONE)
+        self.codes = [(a, b) for a, b in self._by_owner.values() if NONE not in (a, b)]
+        if not self.codes and len(self._by_owner) == 2:
+            first, second = (
+                max(found[place] for found in self._by_owner.values()) for place in (0, 1)
+            )
+            if NONE not in (first, second):
+                self.codes = [(first, second)]
 
 
 class _TiedMonitor(Monitor):
     def __init__(self, first: VarNameParam, second: VarNameParam) -> None:
         self._first = first
         self._second = second
-        self._names = _Names()
+        self._pairs = _Pairs(first.var_name, second.var_name)
 
     def observe(self, window: Window) -> Examples:
-        self._names.update(window.catalog)
-        codes = self._names.find(self._first.var_name), self._names.find(self._second.var_name)
-        if NONE in codes:
+        self._pairs.update(window.catalog)
+        if not self._pairs.codes:
             return NO_EXAMPLES
         attribute = self._first.attr_name
         about = VarTypeParam(var_type=self._first.var_type, attr_name=attribute)
+        names = self._first.var_name, self._second.var_name
         frames, holds, explanations = [], [], []
         for frame in window.frames:
             if not is_about(window, frame, about):
                 continue
-            rows = [np.flatnonzero(frame.variables == code) for code in codes]
-            if not all(len(r) for r in rows):
-                continue
             column = frame.columns[attribute]
+            equal = []
+            for pair_ in self._pairs.codes:
+                rows = [np.flatnonzero(frame.variables == code) for code in pair_]
+                if all(len(r) for r in rows):
+                    equal.append(bool(column[rows[0][0]] == column[rows[1][0]]))
+            if not equal:
+                continue
             frames.append(frame)
-            holds.append(bool(column[rows[0][0]] == column[rows[1][0]]))
-            names = self._first.var_name, self._second.var_name
+            holds.append(all(equal))
             text = f"`{names[0]}` and `{names[1]}` were tied and are separate tensors now"
             explanations.append(
                 Explanation(
@@ -250,15 +265,21 @@ class _Proposer(Proposer):
         groups: dict[int, list[int]] = {}
         for code in np.flatnonzero((self._label != NONE) & self._moved[: len(self._label)]):
             groups.setdefault(int(self._label[code]), []).append(int(code))
-        names = _Names()
-        names.update(self._catalog)
-        found = set()
-        for codes in groups.values():
-            unique = [
-                name
-                for code in codes
-                if names.find(name := self._catalog.variables[code].name) == code
-            ]
+        variables = self._catalog.variables
+        owners: dict[str, set[str]] = {}
+        for variable in variables:
+            if variable.kind == "parameter":
+                owners.setdefault(variable.name, set()).add(variable.owner)
+        found: set[tuple[str, str]] = set()
+        for members in groups.values():
+            by_owner: dict[str, list[str]] = {}
+            for member in members:
+                variable = variables[member]
+                by_owner.setdefault(variable.owner, []).append(variable.name)
+            for names in by_owner.values():
+                found |= {(names[0], other) for other in names[1:]}
+            # Between models only what cannot be taken for something else.
+            unique = [names[0] for names in by_owner.values() if len(owners[names[0]]) == 1]
             found |= {(unique[0], other) for other in unique[1:]}
         self._found = found if self._found is None else self._found & found
         self._catalog = None
