@@ -342,7 +342,7 @@ def test_buffers_that_stopped_are_explained() -> None:
 def test_buffers_of_frozen_modules_that_move_are_explained() -> None:
     (window,) = _modules([Modules((True, True), (True, False))])
     explanation = _explained(FIXED, window)
-    assert explanation.message == "1 of 2 buffers of frozen modules changed"
+    assert explanation.message == "1 of 2 buffers in frozen parts of the model changed"
     assert explanation.cause is not None
     assert explanation.cause.fact == "frozen modules follow the data"
     assert explanation.cause.subjects == ("first.mean",)

@@ -236,7 +236,7 @@ BUGS = [
         "frozen encoder follows the data",
         finetuning,
         "Lightning 2551, 18930",
-        "buffers of frozen modules changed",
+        "buffers in frozen parts of the model changed",
     ),
     Bug(
         "unfrozen and not given to the optimizer",

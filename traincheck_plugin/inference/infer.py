@@ -45,6 +45,9 @@ MIN_OCCURRENCES = 3
 STRONG_OCCURRENCES = 10
 """Below, a rule is kept as `info`: with 95 % confidence it may fail in a quarter of all cases."""
 
+EARLY_OCCURRENCES = 2 * STRONG_OCCURRENCES
+"""So many confirm each other, where a phase of the run was over before its last part began."""
+
 HELD_OUT = 1 / 3
 """The last part of each run: rules are learned without it and must hold on it."""
 
@@ -311,7 +314,8 @@ def _invariant(
     relation = known_relations()[hypothesis.relation]
     occurrences = proof.occurrences
     positive, negative = tally.total()
-    strong = occurrences.number >= STRONG_OCCURRENCES and occurrences.held_out > 0
+    enough = STRONG_OCCURRENCES if occurrences.held_out else EARLY_OCCURRENCES
+    strong = occurrences.number >= enough
     return Invariant(
         relation=hypothesis.relation,
         params=hypothesis.params,

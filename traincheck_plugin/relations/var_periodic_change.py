@@ -161,7 +161,12 @@ def _compare(window: Window, row: int, begin: Frame, end: Frame, seen: _Seen) ->
 
 
 class _FrozenModules:
-    """Finds the buffers of modules that have parameters, all of them frozen."""
+    """Finds the buffers of modules that lie in a frozen part of a model.
+
+    The part is the module around, unless that is the whole model: frozen are those parameters in
+    it that belong to modules without buffers, since what they do changes the data that buffers
+    follow. Where there are none, the module's own parameters tell.
+    """
 
     def __init__(self) -> None:
         self._catalog: Catalog | None = None
@@ -170,8 +175,12 @@ class _FrozenModules:
     def _start(self) -> None:
         self._scanned = 0
         self._numbers: dict[tuple[str, str], int] = {}
+        # By code of the variable: its module, and the module around that or again its own.
         self._module: list[int] = []
-        self._is_parameter: list[bool] = []
+        self._around: list[int] = []
+        self._with_buffers: set[int] = set()
+        # Of each parameter and each module that it is in, at whatever depth.
+        self._pairs: list[tuple[int, int]] = []
 
     def among(self, window: Window, codes: Int64) -> Int64:
         """Return those of *codes* that are such buffers now; none where no frame can tell."""
@@ -179,13 +188,26 @@ class _FrozenModules:
         if frame is None or not len(codes):
             return codes[:0]
         self._update(window.catalog)
-        module = np.array(self._module)
-        trainable = np.zeros(len(self._numbers), np.bool_)
-        trainable[module[frame.variables[frame.columns["requires_grad"]]]] = True
-        has_parameters = np.zeros(len(self._numbers), np.bool_)
-        has_parameters[module[np.array(self._is_parameter)]] = True
-        chosen: Int64 = codes[(has_parameters & ~trainable)[module[codes]]]
+        module, around = np.array(self._module), np.array(self._around)
+        parameter, part = np.array(self._pairs, np.int64).reshape(-1, 2).T
+        is_trainable = np.zeros(self._scanned, np.bool_)
+        is_trainable[frame.variables[frame.columns["requires_grad"]]] = True
+        learns = is_trainable[parameter]
+        is_own = part == module[parameter]
+        is_plain = ~np.isin(module[parameter], list(self._with_buffers))
+        own, learns_itself = self._marks(part[is_own]), self._marks(part[is_own & learns])
+        plain, learns_around = self._marks(part[is_plain]), self._marks(part[is_plain & learns])
+        here, there = module[codes], around[codes]
+        is_told_around = plain[there] & (here != there)
+        chosen: Int64 = codes[
+            np.where(is_told_around, ~learns_around[there], own[here] & ~learns_itself[here])
+        ]
         return chosen
+
+    def _marks(self, numbers: Int64) -> npt.NDArray[np.bool_]:
+        marks = np.zeros(len(self._numbers), np.bool_)
+        marks[numbers] = True
+        return marks
 
     def _update(self, catalog: Catalog) -> None:
         if catalog is not self._catalog:
@@ -193,10 +215,21 @@ class _FrozenModules:
             self._catalog = catalog
         for code in range(self._scanned, len(catalog.variables)):
             variable = catalog.variables[code]
-            key = (variable.owner, variable.name.rpartition(".")[0])
-            self._module.append(self._numbers.setdefault(key, len(self._numbers)))
-            self._is_parameter.append(variable.kind == "parameter")
+            path = variable.name.rpartition(".")[0]
+            number = self._number(variable.owner, path)
+            self._module.append(number)
+            self._around.append(self._number(variable.owner, path.rpartition(".")[0] or path))
+            if variable.kind == "buffer":
+                self._with_buffers.add(number)
+            elif variable.kind == "parameter":
+                self._pairs.append((code, number))
+                while path:
+                    path = path.rpartition(".")[0]
+                    self._pairs.append((code, self._number(variable.owner, path)))
         self._scanned = len(catalog.variables)
+
+    def _number(self, owner: str, path: str) -> int:
+        return self._numbers.setdefault((owner, path), len(self._numbers))
 
 
 class _Names:
@@ -271,12 +304,12 @@ class _Monitor(Monitor):
                 ),
             )
         return Explanation(
-            message=f"{number} of {total} buffers of frozen modules changed",
+            message=f"{number} of {total} buffers in frozen parts of the model changed",
             cause=Cause(
                 fact="frozen modules follow the data",
                 subjects=labels,
-                text=f"{_buffers(names)} belong to modules whose parameters are frozen and that "
-                "are in training mode: they follow the data",
+                text=f"{_buffers(names)} belong to a frozen part of the model that is in training "
+                "mode: they follow the data",
             ),
         )
 
