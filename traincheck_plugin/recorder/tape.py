@@ -33,6 +33,9 @@ from traincheck_plugin.recorder.sources import Sources
 from traincheck_plugin.recorder.variables import Selection, Variables
 from traincheck_plugin.recorder.windows import Segmenter
 
+Outcome = Callable[[tuple[Any, ...], Mapping[str, Any], Any], int]
+"""Gives the code of the signature that says what a call came to, from arguments and result."""
+
 
 class Tape:
     """Keeps the open calls of every thread and puts the finished ones on the reel.
@@ -174,11 +177,12 @@ class Tape:
         counts: bool = True,
         is_summarised: bool = False,
         note: Callable[[int], int] | None = None,
+        outcome: Outcome | None = None,
     ) -> Any:
         """Call *function* and record the call; see `open` for the arguments.
 
         With *is_summarised* the signatures of arguments and result are recorded too; *note* may
-        add to that of the arguments.
+        add to that of the arguments. *outcome* gives what to note of the result instead.
         """
         inputs = outputs = NONE
         if is_summarised and self.reel.is_observed:
@@ -200,6 +204,9 @@ class Tape:
         if is_summarised and entry is not None and entry.is_observed and result is not None:
             with self.problems:
                 outputs = self.signatures.result(result)
+        elif outcome is not None and entry is not None and entry.is_observed:
+            with self.problems:
+                outputs = outcome(args, kwargs, result)
         self.close(entry, "", outputs)
         return result
 

@@ -13,6 +13,7 @@ from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
+from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
@@ -36,6 +37,7 @@ BUILT_IN: tuple[Relation, ...] = (
     APIContainRelation(),
     ConsistencyRelation(),
     RankConsistencyRelation(),
+    ContinuityRelation(),
     ConsistentOutputRelation(),
     ConsistentInputOutputRelation(),
     FunctionCoverRelation(),

@@ -10,7 +10,7 @@ import torch
 
 from traincheck_plugin.events import Role
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tape import Outcome, Tape
 
 is_compiling: Callable[[], bool] = torch.compiler.is_compiling
 
@@ -36,6 +36,7 @@ def recorded(
     is_nesting: bool = False,
     is_summarised: bool = False,
     optimizer: Callable[..., Any] | None = None,
+    outcome: Outcome | None = None,
 ) -> Callable[..., Any]:
     """Return *function* wrapped to record its outermost calls of *role* on each thread.
 
@@ -49,6 +50,7 @@ def recorded(
         is_nesting: whether calls within calls of *role* are recorded too.
         is_summarised: whether the signatures of arguments and result are recorded.
         optimizer: gives the optimizer a call is about, from its arguments.
+        outcome: gives what is noted of the result.
     """
 
     @functools.wraps(function)
@@ -73,6 +75,7 @@ def recorded(
             subject=subject if has_subject else None,
             optimizer=about,
             is_summarised=is_summarised,
+            outcome=outcome,
         )
 
     return traincheck_call

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
+from traincheck_plugin.events import NONE, Item, encode_signature
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
@@ -25,13 +27,22 @@ class CheckpointsProbe:
             code = tape.apis.function(
                 f"torch.nn.Module.{name}", "checkpoint", f"torch.nn.modules.module.Module.{name}"
             )
-            patches.set(Module, name, recorded(tape, vars(Module)[name], "checkpoint", code))
+            is_load = name == "load_state_dict"
+            method = recorded(
+                tape,
+                vars(Module)[name],
+                "checkpoint",
+                code,
+                outcome=partial(_outcome, tape, _loaded_of_module) if is_load else None,
+            )
+            patches.set(Module, name, method)
             method = recorded(
                 tape,
                 vars(Optimizer)[name],
                 "checkpoint",
                 partial(_optimizer_api, tape, name),
                 optimizer=_itself,
+                outcome=partial(_outcome, tape, _loaded_of_optimizer) if is_load else None,
             )
             patches.set(Optimizer, name, method)
         replacements = {}
@@ -51,3 +62,38 @@ def _optimizer_api(tape: Tape, name: str, optimizer: Any) -> int:
 
 def _itself(optimizer: Any, *_: Any) -> Any:
     return inner_optimizer(optimizer)
+
+
+def _outcome(
+    tape: Tape,
+    loaded: Callable[[Any, Any, Any], str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    result: Any,
+) -> int:
+    """Return the code of what a load came to: how much of it was loaded."""
+    state = args[1] if len(args) > 1 else kwargs.get("state_dict")
+    if not isinstance(state, Mapping):
+        return NONE
+    value = loaded(args[0], state, result)
+    if not value:
+        return NONE
+    item = Item(path="loaded", type="str", value=value)
+    return tape.catalog.signatures.code(encode_signature([item]))
+
+
+def _loaded_of_module(module: Any, state: Mapping[str, Any], result: Any) -> str:
+    """Return whether ``all``, ``some`` or ``none`` of *module* was loaded; "" where not known."""
+    missing = getattr(result, "missing_keys", None)
+    unexpected = getattr(result, "unexpected_keys", None)
+    if missing is None or unexpected is None:
+        return ""
+    if not missing and not unexpected:
+        return "all" if state else ""
+    return "some" if len(state) > len(unexpected) else "none"
+
+
+def _loaded_of_optimizer(optimizer: Any, state: Mapping[str, Any], result: Any) -> str:
+    """Return whether there was any state of parameters to load into *optimizer*."""
+    found = state.get("state")
+    return "" if found is None else "all" if found else "none"

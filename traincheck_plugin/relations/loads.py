@@ -1,0 +1,51 @@
+"""What was loaded into modules and optimizers, read off the recorded calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from traincheck_plugin.events import NONE, Window
+from traincheck_plugin.relations.naming import place, short
+
+MODULE_LOAD = "torch.nn.Module.load_state_dict"
+OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """One call of `load_state_dict`.
+
+    Attributes:
+        sequence: when it ended.
+        subject: code of the object that was loaded into, or `NONE`.
+        outcome: how much of it was loaded: ``all``, ``some`` or ``none``; "" where unknown.
+        text: the call, with its place in the source.
+    """
+
+    sequence: int
+    subject: int
+    outcome: str
+    text: str
+
+
+def outcome_of(window: Window, row: int) -> str:
+    """Return how much a call of `load_state_dict` loaded, "" where that is not recorded."""
+    for item in window.catalog.signature(int(window.calls.outputs[row])):
+        if item.path == "loaded" and isinstance(item.value, str):
+            return item.value
+    return ""
+
+
+def loads_in(window: Window, name: str) -> list[Load]:
+    """Return the calls of *name* in *window* that raised nothing, in order."""
+    calls = window.calls
+    return [
+        Load(
+            sequence=int(calls.end[row]),
+            subject=int(calls.object[row]),
+            outcome=outcome_of(window, row),
+            text=f"{short(name)}{place(window, row)}",
+        )
+        for row in window.rows_of_name(name).tolist()
+        if calls.exception[row] == NONE
+    ]
