@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
@@ -487,30 +486,22 @@ class _SlotMonitor(_Monitor):
         self, window: Window, step: _Step, left: _Left, *, is_new: bool
     ) -> bool | Explanation | None:
         now = step.slots_begin
-        variables = window.catalog.variables
         if (
             now is not None
             and np.array_equal(now.variables, left.codes)
             and np.array_equal(now.columns["data"], left.data)
         ):
             return True
-        before = {variables[int(c)].name: h for c, h in zip(left.codes, left.data, strict=True)}
-        found = (
-            {}
-            if now is None
-            else {
-                variables[int(c)].name: h
-                for c, h in zip(now.variables, now.columns["data"], strict=True)
-            }
-        )
+        before = _by_name(window.catalog, left.codes, left.data)
+        found = {} if now is None else _by_name(window.catalog, now.variables, now.columns["data"])
         was_loaded = any(
             load.outcome != "none"
             for load in self._loads
             if load.subject in (int(window.calls.object[step.row]), NONE)
         )
-        differing = [name for name in before if name in found and found[name] != before[name]]
+        differing = [slot for slot in before if slot in found and found[slot] != before[slot]]
         others = _others(before)
-        exchanged = [name for name in differing if found[name] in others.get(_kind(name), ())]
+        exchanged = [slot for slot in differing if found[slot] in others[_kind(slot)]]
         name = short(window.catalog.apis[int(window.calls.api[step.row])].name)
         owner = short(window.catalog.objects[int(window.calls.object[step.row])])
         # A few may be alike by chance: all zeros, say.
@@ -529,13 +520,12 @@ class _SlotMonitor(_Monitor):
                 ),
             )
         if was_loaded:
-            common = [name for name in before if name in found]
-            if common and not differing:
+            if not differing and any(slot in found for slot in before):
                 self.num_continued += is_new
                 return True
             return None
         # Without fewer slots, other names mean that the model is known by another path.
-        missing = [name for name in before if name not in found]
+        missing = [slot for slot in before if slot not in found]
         lost = missing if len(found) < len(before) else []
         if not lost and not differing:
             if len(missing) == len(before):
@@ -559,22 +549,31 @@ class _SlotMonitor(_Monitor):
         )
 
 
-def _kind(slot: str) -> str:
+_Slot = tuple[str, tuple[int, ...]]
+"""Name and shape: what has another shape is something else."""
+
+
+def _by_name(catalog: Catalog, codes: Int32, data: Array) -> dict[_Slot, int]:
+    slots = [catalog.variables[code] for code in codes.tolist()]
+    return {(v.name, v.shape): h for v, h in zip(slots, data.tolist(), strict=True)}
+
+
+def _kind(slot: _Slot) -> str:
     """Return ``exp_avg`` for ``fc.weight.exp_avg``."""
-    return slot.rpartition(".")[2]
+    return slot[0].rpartition(".")[2]
 
 
-def _others(before: dict[str, Any]) -> dict[str, set[Any]]:
+def _others(before: dict[_Slot, int]) -> dict[str, set[int]]:
     """Return the values of slots by their kind."""
-    values: dict[str, set[Any]] = {}
-    for name, value in before.items():
-        values.setdefault(_kind(name), set()).add(value)
+    values: dict[str, set[int]] = {}
+    for slot, value in before.items():
+        values.setdefault(_kind(slot), set()).add(value)
     return values
 
 
-def _parameters(slots: Sequence[str]) -> tuple[str, ...]:
+def _parameters(slots: Sequence[_Slot]) -> tuple[str, ...]:
     """Return the names of the parameters that slots belong to."""
-    return tuple(sorted({slot.rpartition(".")[0] for slot in slots}))
+    return tuple(sorted({name.rpartition(".")[0] for name, _ in slots}))
 
 
 class _Proposer(Proposer):
