@@ -389,6 +389,7 @@ ATTRIBUTES: Mapping[str, Any] = {
     "value": np.float64,
     "placement": np.int8,
     "ran": np.int32,
+    "copy": np.uint64,
 }
 """Attributes of variables and how a frame stores them.
 
@@ -401,6 +402,8 @@ group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` wher
 value: a scalar (an option of a param group; a module's training flag as 0 or 1). placement: a
 `Placement`. ran: the place of its module in the order in which modules last ran with gradients
 since the optimizer's last step, counted from 0; else `NOT_RUN` or `RUN_WITHOUT_GRADIENTS`.
+copy: as data, of the parameter of the same name in copies of the model that no optimizer holds; in
+a frame of its own, with a row for each parameter of each copy.
 """
 
 

@@ -121,7 +121,8 @@ _MEMBERSHIP = "requires_grad in_model optimizer lr"
 
 FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     "step": _pairs(
-        parameter=f"data data_norm grad grad_norm dtype grad_dtype placement ran {_MEMBERSHIP}",
+        parameter="data data_norm grad grad_norm dtype grad_dtype placement ran copy "
+        f"{_MEMBERSHIP}",
         slot="data",
         group="value",
     ),

@@ -76,10 +76,16 @@ class Recording:
         found = {}
         for frame in window.frames_of_call.get(call.number, ()):
             kinds = {window.catalog.variables[int(code)].kind for code in frame.variables}
-            if kinds == {kind}:
+            # Copies have a frame of their own.
+            if kinds == {kind} and "copy" not in frame.columns:
                 assert frame.phase not in found
                 found[frame.phase] = frame
         return found
+
+    def copies(self, call: Call) -> dict[str, Frame]:
+        """Return the frames of *call* about copies, by phase."""
+        frames = self.windows[call.window].frames_of_call.get(call.number, ())
+        return {frame.phase: frame for frame in frames if "copy" in frame.columns}
 
     def rows(self, frame: Frame) -> dict[str, dict[str, Any]]:
         """Return the rows of *frame* by the name of the variable."""

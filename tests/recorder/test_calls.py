@@ -370,6 +370,34 @@ def test_checkpoints_are_recorded_once_with_what_a_load_changes(tmp_path):
     assert recording.changed(calls[1], "data") == []
 
 
+@pytest.mark.parametrize(
+    ("state", "strict", "expected"),
+    [
+        (lambda model: model.state_dict(), True, "all"),
+        (lambda model: {"0.weight": model[0].weight, "more": model[0].bias}, False, "some"),
+        (lambda model: {f"model.{k}": v for k, v in model.state_dict().items()}, False, "none"),
+    ],
+)
+def test_a_load_tells_how_much_of_the_module_it_loaded(state, strict, expected):
+    recording = record(lambda: make_model(1).load_state_dict(state(make_model(0)), strict=strict))
+    (load,) = [c for c in recording.of_role("checkpoint") if c.name.endswith("load_state_dict")]
+    assert [(item.path, item.value) for item in load.outputs] == [("loaded", expected)]
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(0, "none"), (1, "all")])
+def test_a_load_tells_whether_there_was_state_of_an_optimizer(steps, expected):
+    def train():
+        model = make_model()
+        optimizer = torch.optim.Adam(model.parameters())
+        for batch in batches(steps):
+            model(batch).sum().backward()
+            optimizer.step()
+        torch.optim.Adam(model.parameters()).load_state_dict(optimizer.state_dict())
+
+    load = record(train).named("torch.optim.Optimizer.load_state_dict")[-1]
+    assert [(item.path, item.value) for item in load.outputs] == [("loaded", expected)]
+
+
 def test_data_loaders_are_named_and_the_end_is_no_call():
     class Own(torch.utils.data.DataLoader):
         pass

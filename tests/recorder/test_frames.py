@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -58,7 +59,7 @@ def test_frames_have_the_columns_of_the_plan():
     for call in recording.calls:
         for frame in recording.windows[call.window].frames_of_call.get(call.number, ()):
             kind = catalog.variables[int(frame.variables[0])].kind
-            wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind}
+            wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind} - {"copy"}
             if call.role == "step" and frame.phase == "end":
                 wanted -= {"data_norm", "grad_norm", "ran"}
             assert set(frame.columns) == wanted
@@ -471,3 +472,99 @@ def test_an_empty_plan_takes_no_frames():
 
     assert not any(window.frames for window in recording.windows)
     assert len(recording.of_role("step")) == 2
+
+
+class Twin(nn.Sequential):
+    """A class that no other test leaves behind."""
+
+
+def make_twin():
+    return Twin(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 2))
+
+
+def average_with(make_average, update, num_steps=4):
+    def train():
+        model = make_twin()
+        average = make_average(model)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in batches(num_steps):
+            model(batch).pow(2).sum().backward()
+            optimizer.step()
+            update(average, model)
+
+    return train
+
+
+def averaged(model):
+    return torch.optim.swa_utils.AveragedModel(model)
+
+
+def of_the_model_itself(model):
+    average = averaged(model)
+    average.module = model
+    return average
+
+
+@pytest.mark.parametrize(
+    ("make_average", "update", "changes"),
+    [
+        (copy.deepcopy, lambda average, model: None, False),
+        (averaged, lambda average, model: average.update_parameters(model), True),
+    ],
+    ids=["never", "each step"],
+)
+def test_copies_of_a_model_are_seen_from_the_second_step_on(make_average, update, changes):
+    recording = record(average_with(make_average, update))
+
+    first, *steps = recording.of_role("step")
+    assert recording.copies(first) == {}
+    seen = [recording.rows(recording.copies(step)["begin"]) for step in steps]
+    # Under the names of the model, which is tracked alone.
+    assert {tuple(rows) for rows in seen} == {tuple(NAMES)}
+    assert {row["owner"] for rows in seen for row in rows.values()} == {f"{__name__}.Twin#0"}
+    assert (seen[0] != seen[1]) == changes
+    assert {v.owner for v in recording.windows[0].catalog.variables if v.kind == "module"} == {
+        f"{__name__}.Twin#0"
+    }
+
+
+def test_an_average_that_is_the_model_is_no_copy():
+    update = torch.optim.swa_utils.AveragedModel.update_parameters
+    for make_average in (of_the_model_itself, lambda model: model):
+        recording = record(
+            average_with(make_average, update if make_average is of_the_model_itself else print)
+        )
+        steps = recording.of_role("step")
+        assert [recording.copies(step) for step in steps] == [{}] * len(steps)
+        assert list(recording.rows(recording.frames(steps[0], "parameter")["begin"])) == NAMES
+
+
+def test_copies_are_looked_for_only_where_somebody_asks():
+    attributes = {**FULL_ATTRIBUTES, "step": FULL_ATTRIBUTES["step"] - {("parameter", "copy")}}
+    plan = Plan(functions=frozenset(), attributes=attributes)
+    recording = record(average_with(copy.deepcopy, lambda average, model: None), plan=plan)
+    assert not any(recording.copies(step) for step in recording.of_role("step"))
+
+
+def test_a_model_that_was_replaced_is_let_go_of():
+    def train():
+        for _ in range(2):
+            model = make_twin()
+            # As frameworks do: only the garbage collector takes it away.
+            model.itself = [model]
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for batch in batches(2):
+                optimizer.zero_grad()
+                model(batch).pow(2).sum().backward()
+                optimizer.step()
+
+    recording = record(train)
+    steps = recording.of_role("step")
+    owners = [
+        {
+            row["owner"]
+            for row in recording.rows(recording.frames(step, "parameter")["begin"]).values()
+        }
+        for step in steps
+    ]
+    assert owners == [{f"{__name__}.Twin#0"}] * 2 + [{f"{__name__}.Twin#1"}] * 2

@@ -28,6 +28,7 @@ _WRAPPERS = {
     "FullyShardedDataParallel": "_fsdp_wrapped_module",
     "OptimizedModule": "_orig_mod",
     "_FabricModule": "_forward_module",
+    "AveragedModel": "module",
 }
 _OPTIMIZED = 0x0001  # CO_OPTIMIZED: the code of a function, whose locals are no dict
 
@@ -35,7 +36,7 @@ _OPTIMIZED = 0x0001  # CO_OPTIMIZED: the code of a function, whose locals are no
 def unwrapped(module: Module) -> Module:
     """Return the user's module inside wrappers that only distribute or compile it.
 
-    So variables keep the names they have without the wrapper.
+    So variables keep the names they have without the wrapper, or without the average.
     """
     while True:
         attribute = _WRAPPERS.get(type(module).__name__)
@@ -79,6 +80,34 @@ def models_of(
     inner = {id(m) for module in found.values() for m in module.modules() if m is not module}
     outermost = [unwrapped(module) for key, module in found.items() if key not in inner]
     return list({id(module): module for module in outermost}.values())
+
+
+def copies_of(models: Iterable[Module], held: set[int]) -> list[tuple[Module, Module]]:
+    """Return each of *models* that is trained with each copy of it: an average, say, or a target.
+
+    A copy has the class of the model and parameters of the same names and shapes.
+
+    Args:
+        models: the tracked ones.
+        held: ids of the parameters that optimizers hold: a copy has none of them.
+    """
+    trained: dict[type, list[tuple[Module, dict[str, torch.Size]]]] = {}
+    for model in models:
+        parameters = dict(model.named_parameters())
+        if any(id(p) in held for p in parameters.values()):
+            shapes = {name: p.shape for name, p in parameters.items()}
+            trained.setdefault(type(model), []).append((model, shapes))
+    found = []
+    for module in _modules_alive():
+        for model, shapes in trained.get(type(module), ()):
+            parameters = dict(module.named_parameters())
+            if (
+                module is not model
+                and {name: p.shape for name, p in parameters.items()} == shapes
+                and not any(id(p) in held for p in parameters.values())
+            ):
+                found.append((model, module))
+    return found
 
 
 def _modules_alive() -> list[Module]:

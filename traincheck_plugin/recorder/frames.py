@@ -104,7 +104,25 @@ class FrameTaker:
                     self._resting.begin(frame)
                 elif phase == "end" and kind == "parameter" and "data" in columns:
                     self._resting.end(frame, structure.parameters)
+                if (
+                    phase == "begin"
+                    and kind == "parameter"
+                    and "copy" in names
+                    and len(structure.copies.variables)
+                ):
+                    frames.append(self._of_copies(structure.copies, phase, call, context))
         return frames
+
+    def _of_copies(self, copies: Tensors, phase: Phase, call: int, context: int) -> Frame:
+        columns = self._state_columns(["data"], copies, copies.alive())
+        return Frame(
+            call=call,
+            phase=phase,
+            sequence=self._next(),
+            context=context,
+            variables=copies.variables,
+            columns={"copy": columns["data"]},
+        )
 
     def _of_kind(
         self,

@@ -61,6 +61,7 @@ class Structure:
         placement: for each parameter, a `Placement`.
         parameter_modules: ids of the modules that have parameters; 0 stands for none.
         module_of_parameter: for each parameter, the place of its module among these.
+        copies: the parameters of copies, under the variables of the models that they are copies of.
     """
 
     def __init__(self) -> None:
@@ -69,6 +70,7 @@ class Structure:
         self.module_rows: Int32 = np.empty(0, np.int32)
         self.parameters = Tensors(())
         self.buffers = Tensors(())
+        self.copies = Tensors(())
         self.in_model: Bool = np.empty(0, np.bool_)
         self.placement: Array = np.empty(0, np.int8)
         self.parameter_modules: list[int] = []
@@ -93,6 +95,7 @@ class Structure:
         return (
             self.parameters.are_alive()
             and self.buffers.are_alive()
+            and self.copies.are_alive()
             and all(holding[0]() is not None for holding in self.holdings)
         )
 

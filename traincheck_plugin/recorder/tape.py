@@ -69,7 +69,13 @@ class Tape:
         self.sources = Sources(self.catalog.sources)
         self.signatures = Signatures(self.catalog.signatures)
         self.tracker = ContextTracker(self.catalog, rank, world_size, first_step)
-        self.variables = Variables(self.catalog, self.labels, selection, problems)
+        self.variables = Variables(
+            self.catalog,
+            self.labels,
+            selection,
+            problems,
+            observes_copies="copy" in plan.wants("step", "parameter"),
+        )
         self.next_sequence: Callable[[], int] = itertools.count().__next__
         self.next_call: Callable[[], int] = itertools.count().__next__
         self.spent_ns = 0
@@ -356,6 +362,8 @@ class Tape:
             if role != "step" or self.segmenter.has_stepped:
                 return
             self._adopt(thread)
+        if role == "backward":
+            self.variables.drop_replaced()
         if not thread.num_opaque:
             self.silencer.mute()
             self.segmenter.before(role, optimizer, training, len(self.reel.rows))

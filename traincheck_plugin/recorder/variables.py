@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 
 from traincheck_plugin.events import Catalog, Variable, VariableKind
-from traincheck_plugin.recorder.discovery import models_of, unwrapped
+from traincheck_plugin.recorder.discovery import copies_of, models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.placement import placements
 from traincheck_plugin.recorder.problems import Problems
@@ -52,12 +53,20 @@ class Variables:
         labels: names the objects.
         selection: which models and variables to track.
         problems: takes remarks.
+        observes_copies: whether copies of models that train are looked for.
     """
 
     def __init__(
-        self, catalog: Catalog, labels: Labels, selection: Selection, problems: Problems
+        self,
+        catalog: Catalog,
+        labels: Labels,
+        selection: Selection,
+        problems: Problems,
+        *,
+        observes_copies: bool = False,
     ) -> None:
         self._selection = selection
+        self._observes_copies = observes_copies
         self._catalog = catalog
         self._labels = labels
         self._names = selection.model_names
@@ -66,6 +75,9 @@ class Variables:
         self._optimizers: list[weakref.ref[Any]] = []
         self._seen_modules: weakref.WeakSet[Any] = weakref.WeakSet()
         self._is_settled = False
+        self._knows_copies = False
+        self._copies: list[tuple[weakref.ref[Any], weakref.ref[Any]]] = []
+        self._has_new_root = False
         self._structure = Structure()
         self._slots: dict[int, tuple[Structure, list[int], Tensors]] = {}
         self._group_codes: dict[tuple[int, int, str], int] = {}
@@ -84,6 +96,7 @@ class Variables:
             return
         self._optimizers = [r for r in self._optimizers if r() is not None]
         self._optimizers.append(weakref.ref(optimizer))
+        self._knows_copies = False
         held = [p for group in optimizer.param_groups for p in group["params"]]
         known = {id(p) for root in self.roots() for p in root.parameters()}
         missing = [p for p in held if id(p) not in known]
@@ -134,9 +147,17 @@ class Variables:
         self._roots = [weakref.ref(root) for root in roots if root not in parts]
         self._roots.append(weakref.ref(module))
         self._structure.identity = None
+        self._knows_copies = False
+        self._has_new_root = True
 
     def settle(self) -> None:
-        """Once an optimizer has stepped: if no model goes by the given names, track what ran."""
+        """Once an optimizer has stepped: see what there is besides the models that train.
+
+        If no model goes by the given names, what ran is tracked.
+        """
+        if not self._knows_copies and self._observes_copies and self._selection.discovers_models:
+            self._knows_copies = True
+            self._find_copies()
         if self._is_settled:
             return
         self._is_settled = True
@@ -148,6 +169,36 @@ class Variables:
             self._names = ()
             for module in list(self._seen_modules):
                 self.add_root(module)
+
+    def _find_copies(self) -> None:
+        held = {
+            id(parameter)
+            for optimizer in self.optimizers()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
+        self._copies = [
+            (weakref.ref(model), weakref.ref(copy)) for model, copy in copies_of(self.roots(), held)
+        ]
+        if self._copies:
+            # Nor is a copy what only waits to be collected.
+            gc.collect()
+            self._copies = [pair for pair in self._copies if pair[1]() is not None]
+        self._structure.identity = None
+
+    def drop_replaced(self) -> None:
+        """Let go of models whose place others took and that only wait for the garbage collector.
+
+        To be called before the first step of a new model. Nothing else tells such models from those
+        that somebody still has, and what a dead model lacks is no bug. That another of its class
+        comes up happens a few times in a run.
+        """
+        if not self._has_new_root:
+            return
+        self._has_new_root = False
+        classes = [type(root) for root in self.roots()]
+        if len(set(classes)) < len(classes):
+            gc.collect()
 
     def structure(self, *, is_fresh: bool = True) -> Structure:
         """Return the present structure, rebuilt only if something was replaced.
@@ -229,6 +280,7 @@ class Variables:
         result.modules = [weakref.ref(module) for _, module in modules]
         result.module_rows = np.array([code for code, _ in modules], np.int32)
         result.parameters = Tensors(parameters)
+        result.copies = Tensors(self._copied(parameters))
         result.buffers = Tensors(buffers)
         orphans = [False] * (len(parameters) - len(is_owned))
         result.in_model = np.array(is_owned + orphans, np.bool_)
@@ -249,6 +301,22 @@ class Variables:
             code = self._labels.code(optimizer)
             result.holdings.append((weakref.ref(optimizer), code, held[:, 0], held[:, 1]))
         return result
+
+    def _copied(self, parameters: list[tuple[int, Tensor]]) -> list[tuple[int, Tensor]]:
+        """Return the parameters of copies with the codes of those that they are copies of."""
+        code_of = {id(tensor): code for code, tensor in parameters}
+        rows = []
+        for model_reference, copy_reference in self._copies:
+            model, copy = model_reference(), copy_reference()
+            if model is None or copy is None:
+                continue
+            theirs = dict(copy.named_parameters())
+            rows += [
+                (code_of[id(parameter)], theirs[name])
+                for name, parameter in model.named_parameters()
+                if id(parameter) in code_of and name in theirs
+            ]
+        return rows
 
     def _orphans(self, owned: set[int]) -> Iterator[tuple[str, str, Tensor]]:
         """Yield the parameters that optimizers hold and no tracked model has."""

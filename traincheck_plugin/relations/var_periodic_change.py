@@ -87,7 +87,8 @@ class VarPeriodicChangeRelation(Relation):
     def needs(self, params: tuple[Param, ...]) -> Plan:
         variables, _ = pair(self.name, params, VarTypeParam, ConstantParam)
         if variables.var_type == PARAMETER:
-            return Plan(functions=frozenset(), attributes={"step": FULL_ATTRIBUTES["step"]})
+            wanted = FULL_ATTRIBUTES["step"] - {("parameter", "copy"), ("parameter", "ran")}
+            return Plan(functions=frozenset(), attributes={"step": wanted})
         roles: tuple[Role, ...] = ("forward", "backward") if variables == FIXED else ("forward",)
         return Plan(
             functions=frozenset(), attributes={role: FULL_ATTRIBUTES[role] for role in roles}
