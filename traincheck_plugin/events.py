@@ -43,7 +43,17 @@ Role = Literal[
 
 Stage = Literal["init", "training", "validation", "testing", "checkpointing"]
 Phase = Literal["begin", "end"]
-VariableKind = Literal["parameter", "buffer", "slot", "group", "module"]
+VariableKind = Literal[
+    "parameter",
+    "buffer",
+    "slot",
+    "group",
+    "module",
+    "batch",  # a tensor of what a data loader delivers
+    "loader",  # a fact about a data loader
+    "input",  # a tensor among the arguments of a root module in training
+    "generator",  # the state of a random generator
+]
 
 NONE = -1
 """The code of an absent object, parent, exception, source or signature."""
@@ -100,7 +110,9 @@ class Variable:
     Attributes:
         kind: what it is.
         name: qualified name in its owner: ``fc.weight``, ``fc.weight.exp_avg`` (slot),
-            ``0.lr`` (option of param group 0), ``encoder`` (module, "" for the root).
+            ``0.lr`` (option of param group 0), ``encoder`` (module, "" for the root), ``0`` or
+            ``input_ids`` (path in a batch or among arguments), ``shuffles`` (loader; see
+            `LOADER_FACTS`), ``cpu`` (generator: its device).
         owner: the object it belongs to, as in `Calls.object`: ``__main__.Net#0``. A parameter that
             an optimizer holds and no tracked model has belongs to the optimizer.
         type: ``torch.nn.Parameter``, ``torch.Tensor``, the class of the module, ``float``.
@@ -374,6 +386,14 @@ NOT_RUN = -1
 RUN_WITHOUT_GRADIENTS = -2
 """What `ran` is of the parameters of a module that did not run, or only under `no_grad`."""
 
+LOADER_FACTS = ("shuffles", "samples", "batch_size", "start", "batch", "epoch")
+"""What is told of a data loader with each batch; NaN where it is not known.
+
+shuffles: whether its sampler gives another order each time (1 or 0). samples: of the dataset, or of
+this rank's part. batch_size: asked for. start: how often it was started before. batch: how many
+batches it delivered since. epoch: what its sampler was told by ``set_epoch``.
+"""
+
 ATTRIBUTES: Mapping[str, Any] = {
     "data": np.uint64,
     "data_norm": np.float64,
@@ -393,15 +413,17 @@ ATTRIBUTES: Mapping[str, Any] = {
 }
 """Attributes of variables and how a frame stores them.
 
-data: 64-bit hash of the exact bits (parameters, buffers, slots). data_norm: Euclidean norm of the
+data: 64-bit hash of the exact bits (parameters, buffers, slots, generators; of large batches and
+inputs, of some slices of them). data_norm: Euclidean norm of the
 parameters that the call leaves as they are; of others it may be NaN. grad_norm: Euclidean norm.
 grad: a `GradState`; without grad_norm, `NON_FINITE` may show as `NON_ZERO`. grad_hash: as data, 0
 where the gradient is None. in_model: whether a tracked model that ran has the parameter now.
 optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning rate of its param
 group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
-value: a scalar (an option of a param group; a module's training flag as 0 or 1). placement: a
-`Placement`. ran: the place of its module in the order in which modules last ran with gradients
-since the optimizer's last step, counted from 0; else `NOT_RUN` or `RUN_WITHOUT_GRADIENTS`.
+value: a scalar (an option of a param group; a module's training flag as 0 or 1; the number of
+elements of a batch or an input; a fact about a loader). placement: a `Placement`. ran: the place of
+its module in the order in which modules last ran with gradients since the optimizer's last step,
+counted from 0; else `NOT_RUN` or `RUN_WITHOUT_GRADIENTS`.
 copy: as data, of the parameter of the same name in copies of the model that no optimizer holds; in
 a frame of its own, with a row for each parameter of each copy.
 """

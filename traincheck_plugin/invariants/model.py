@@ -21,6 +21,10 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "slot": "torch.optim.Optimizer.state",
     "group": "torch.optim.Optimizer.param_groups",
     "module": "torch.nn.Module",
+    "batch": "torch.utils.data.DataLoader.batch",
+    "loader": "torch.utils.data.DataLoader",
+    "input": "torch.nn.Module.input",
+    "generator": "torch.Generator",
 }
 """How each kind of variable is named in an invariant."""
 

@@ -27,6 +27,7 @@ class OpenCall:
         is_observed: whether it will be recorded.
         has_begin_frames: whether its begin frames were taken (with a closure, that is later).
         num_reentered: how often the same call was entered again from within: `super().step()`.
+        trains: whether it is a forward with gradients of a module in training mode.
     """
 
     __slots__ = (
@@ -49,6 +50,7 @@ class OpenCall:
         "source",
         "subject",
         "subject_code",
+        "trains",
     )
 
     def __init__(self, role: Role, api: int, subject: Any, optimizer: Any) -> None:
@@ -59,7 +61,7 @@ class OpenCall:
         self.call = self.parent = self.source = self.inputs = self.subject_code = NONE
         self.begin = self.begin_ns = self.context = self.num_reentered = 0
         self.counts = True
-        self.is_muting = self.is_observed = self.has_begin_frames = False
+        self.is_muting = self.is_observed = self.has_begin_frames = self.trains = False
         self._frame_id = 0
         self._code: CodeType | None = None
 

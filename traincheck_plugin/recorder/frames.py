@@ -11,6 +11,7 @@ import torch
 
 from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.arguments import PASSING
 from traincheck_plugin.recorder.columns import (
     Columns,
     DeviceReader,
@@ -62,7 +63,7 @@ class FrameTaker:
         self._dtypes: dict[torch.dtype | None, int] = {None: NONE}
         self._wanted: dict[str, list[tuple[Any, list[str]]]] = {}
         for role in plan.attributes:
-            kinds = sorted({kind for kind, _ in plan.attributes[role]})
+            kinds = sorted({kind for kind, _ in plan.attributes[role]} - PASSING)
             self._wanted[role] = [(kind, sorted(plan.wants(role, kind))) for kind in kinds]
 
     def wants(self, role: Role) -> bool:

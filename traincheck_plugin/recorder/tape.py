@@ -10,8 +10,11 @@ from collections.abc import Callable, Mapping
 from types import FrameType
 from typing import Any
 
-from traincheck_plugin.events import NONE, Catalog, Role, Window
+import torch
+
+from traincheck_plugin.events import NONE, Catalog, Frame, Role, Window
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.arguments import Arguments
 from traincheck_plugin.recorder.calls import (
     LISTENING,
     TRANSPARENT,
@@ -86,6 +89,9 @@ class Tape:
         readings = DeviceReadings()
         self.frames = FrameTaker(
             plan, self.catalog, self.variables, readings, problems, self.runs, self.next_sequence
+        )
+        self.arguments = Arguments(
+            plan, self.catalog, self.labels, readings, problems, self.next_sequence
         )
         self.reel = Reel(
             self.catalog,
@@ -299,6 +305,17 @@ class Tape:
                 self.reel.frames += self.frames.take(
                     entry.role, "begin", entry.call, entry.context, entry.optimizer
                 )
+
+    def note(self, entry: OpenCall | None, take: Callable[[OpenCall], list[Frame]]) -> None:
+        """Add the frames that *take* makes of what an open call was given or gives."""
+        if entry is None or not entry.is_observed or not self.is_training_thread():
+            return
+        start_ns = time.perf_counter_ns()
+        self.silencer.mute()
+        with self.problems, torch.no_grad():
+            self.reel.frames += take(entry)
+        self.silencer.unmute()
+        self.spent_ns += time.perf_counter_ns() - start_ns
 
     def close(self, entry: OpenCall | None, exception: str, outputs: int = NONE) -> None:
         """End a call, and whatever began in it and is still open."""

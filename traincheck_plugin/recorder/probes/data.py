@@ -1,4 +1,4 @@
-"""Data loaders: when one is started and when it delivers a batch."""
+"""Data loaders: when one is started, and which batches it delivers in which order."""
 
 from __future__ import annotations
 
@@ -11,9 +11,23 @@ from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from traincheck_plugin.events import NONE
+from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import is_compiling
+from traincheck_plugin.recorder.samplers import epoch_of, facts_of
 from traincheck_plugin.recorder.tape import Tape
+
+
+class _Place:
+    """Where an iterator is: in which start of its loader, after how many batches."""
+
+    __slots__ = ("batch", "facts", "loader", "start")
+
+    def __init__(self, loader: Any, start: int) -> None:
+        self.loader = weakref.ref(loader)
+        self.start = start
+        self.batch = 0
+        self.facts: tuple[float, float, float] | None = None
 
 
 class DataProbe:
@@ -22,9 +36,8 @@ class DataProbe:
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch the two classes; a loader that overrides ``__iter__`` calls the base's."""
         self._tape = tape
-        self._loaders: weakref.WeakKeyDictionary[Any, weakref.ref[Any]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._places: weakref.WeakKeyDictionary[Any, _Place] = weakref.WeakKeyDictionary()
+        self._starts: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         patches.wrap(DataLoader, "__iter__", self._iter)
         patches.wrap(_BaseDataLoaderIter, "__next__", self._next)
 
@@ -52,7 +65,9 @@ class DataProbe:
                 raise
             tape.close(entry, "")
             with tape.problems:
-                self._loaders[iterator] = weakref.ref(loader)
+                start = self._starts.get(loader, 0)
+                self._starts[loader] = start + 1
+                self._places[iterator] = _Place(loader, start)
             return iterator
 
         return __iter__
@@ -63,11 +78,14 @@ class DataProbe:
         @functools.wraps(function)
         def __next__(iterator: Any) -> Any:  # noqa: N807
             if is_compiling() or not tape.is_listening:
-                return function(iterator)
-            entry = loader = None
+                batch = function(iterator)
+                if tape.is_active and (place := self._places.get(iterator)) is not None:
+                    place.batch += 1
+                return batch
+            entry = loader = place = None
             with tape.problems:
-                reference = self._loaders.get(iterator)
-                loader = None if reference is None else reference()
+                place = self._places.get(iterator)
+                loader = None if place is None else place.loader()
                 cls = DataLoader if loader is None else type(loader)
                 api = tape.apis.method(cls, "__next__", "data", DataLoader)
                 entry = tape.open("data", api, subject=loader)
@@ -85,7 +103,19 @@ class DataProbe:
                     outputs = tape.signatures.result(batch)
                 if loader is not None and tape.is_training_thread():
                     tape.tracker.delivered_batch(loader)
+                if place is not None:
+                    self._note(entry, place, loader, batch)
+                    place.batch += 1
             tape.close(entry, "", outputs)
             return batch
 
         return __next__
+
+    def _note(self, entry: OpenCall | None, place: _Place, loader: Any, batch: Any) -> None:
+        tape = self._tape
+        if entry is None or loader is None or not tape.arguments.wants_batches:
+            return
+        if place.facts is None:
+            place.facts = facts_of(loader)
+        numbers = [*place.facts, float(place.start), float(place.batch), epoch_of(loader)]
+        tape.note(entry, lambda call: tape.arguments.of_batch(call, loader, batch, numbers))

@@ -143,6 +143,9 @@ class ModulesProbe(Doorbell):
             )
             if entry is not None:
                 thread.root_id = key
+                if training:
+                    entry.trains = True
+                    tape.note(entry, tape.arguments.of_generators)
                 self._enter_root(module)
                 if id(module) != key:
                     # Compiled code would have to be compiled with the mode in it.
@@ -198,6 +201,9 @@ class ModulesProbe(Doorbell):
                 entry.inputs = tape.signatures.arguments(args, kwargs)
                 if error is None and result is not None:
                     outputs = tape.signatures.result(result)
+                if entry.trains:
+                    # Before the forward torch does not tell the keywords.
+                    tape.note(entry, lambda call: tape.arguments.of_forward(call, args, kwargs))
             tape.close(entry, error.__name__ if error is not None else "", outputs)
 
     def _owns_parameters(self, module: Any) -> bool:

@@ -1,0 +1,219 @@
+"""What passes through a training: batches, arguments of models, random states; as frames.
+
+Unlike parameters these are new objects each time: their fingerprints are all that is kept. Random
+states are only read. Nothing waits for a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import (
+    LOADER_FACTS,
+    Array,
+    Catalog,
+    Frame,
+    Phase,
+    Variable,
+    VariableKind,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.calls import OpenCall
+from traincheck_plugin.recorder.device_fingerprint import (
+    DeviceHasher,
+    finished_hashes,
+    hash_seeds,
+)
+from traincheck_plugin.recorder.fingerprint import hash_tensor, local
+from traincheck_plugin.recorder.naming import Labels, class_path
+from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.readings import DeviceReadings
+
+Tensor = torch.Tensor
+
+PASSING: frozenset[VariableKind] = frozenset({"batch", "loader", "input", "generator"})
+"""Kinds of variables that are not tracked: they are at hand during one call."""
+
+MAX_TENSORS = 32
+"""Tensors of one batch, or among the arguments of one call, that are fingerprinted."""
+
+MAX_BYTES = 1 << 18
+"""Of a larger tensor, `_SLICES` slices of it that have this size together."""
+
+_SLICES = 16
+_MAX_DEPTH = 4
+
+
+class Arguments:
+    """Takes frames of what a call is given or gives, and of the state of random generators."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        catalog: Catalog,
+        labels: Labels,
+        readings: DeviceReadings,
+        problems: Problems,
+        next_sequence: Callable[[], int],
+    ) -> None:
+        self._catalog = catalog
+        self._labels = labels
+        self._readings = readings
+        self._problems = problems
+        self._next = next_sequence
+        self._hasher = DeviceHasher()
+        self._wants = {kind: bool(plan.wants(role, kind)) for role, kind in _ROLES}
+        self._codes: dict[tuple[str, str, str, type], int] = {}
+        self._facts: dict[str, Array] = {}
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether anything of what loaders deliver is wanted."""
+        return self._wants["batch"] or self._wants["loader"]
+
+    def of_batch(self, call: OpenCall, loader: Any, batch: Any, facts: list[float]) -> list[Frame]:
+        """Return the frames of a delivered batch; *facts* are those of `LOADER_FACTS`."""
+        frames: list[Frame] = []
+        owner = self._labels.text(loader)
+        if self._wants["batch"]:
+            frames += self._of_tensors("batch", owner, call, _tensors(batch))
+        if self._wants["loader"]:
+            codes = self._facts.get(owner)
+            if codes is None:
+                codes = self._facts[owner] = np.array(
+                    [self._code("loader", owner, name, float) for name in LOADER_FACTS], np.int32
+                )
+            frames.append(self._frame(call, "end", codes, value=np.array(facts, np.float64)))
+        return frames
+
+    def of_forward(
+        self, call: OpenCall, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> list[Frame]:
+        """Return the frames of a training forward that ends."""
+        frames: list[Frame] = []
+        if self._wants["input"]:
+            owner = self._labels.text(call.subject)
+            given = [*_tensors(args), *_tensors(kwargs or {})]
+            frames += self._of_tensors("input", owner, call, given)
+        return frames + self.of_generators(call, "end")
+
+    def of_generators(self, call: OpenCall, phase: Phase = "begin") -> list[Frame]:
+        """Return the frame of the default generators that are in use."""
+        if not self._wants["generator"]:
+            return []
+        states = {"cpu": hash_tensor(torch.default_generator.get_state(), self._problems)}
+        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+            # Seed and offset are kept on the host.
+            generator = torch.cuda.default_generators[torch.cuda.current_device()]
+            states["cuda"] = hash_tensor(generator.get_state(), self._problems)
+        codes = [self._code("generator", "torch", name, torch.Generator) for name in states]
+        hashes = np.array(list(states.values()), np.uint64)
+        return [self._frame(call, phase, np.array(codes, np.int32), data=hashes)]
+
+    def _of_tensors(
+        self, kind: VariableKind, owner: str, call: OpenCall, found: list[tuple[str, Tensor]]
+    ) -> Iterator[Frame]:
+        found = found[:MAX_TENSORS]
+        if not found:
+            return
+        codes = [self._code(kind, owner, path, type(tensor)) for path, tensor in found]
+        tensors = [local(tensor.detach()) for _, tensor in found]
+        yield self._frame(
+            call,
+            "end",
+            np.array(codes, np.int32),
+            data=self._hashes(tensors),
+            value=np.array([tensor.numel() for tensor in tensors], np.float64),
+        )
+
+    def _hashes(self, tensors: list[Tensor]) -> Array:
+        values = np.zeros(len(tensors), np.uint64)
+        by_device: dict[torch.device, list[int]] = {}
+        for place, tensor in enumerate(tensors):
+            by_device.setdefault(tensor.device, []).append(place)
+        for device, places in by_device.items():
+            parts = [_part(tensors[place]) for place in places]
+            if device.type == "cpu":
+                values[places] = [hash_tensor(part, self._problems) for part in parts]
+            elif device.type != "meta" and not (
+                device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+            ):
+                seeds = hash_seeds([tensors[place] for place in places])
+
+                def receive(sums: Array, at: list[int] = places, seeds: Array = seeds) -> None:
+                    values[at] = finished_hashes(sums, seeds)
+
+                self._readings.add(self._hasher.hashes(parts), receive)
+        return values
+
+    def _frame(self, call: OpenCall, phase: Phase, codes: Array, **columns: Array) -> Frame:
+        return Frame(
+            call=call.call,
+            phase=phase,
+            sequence=self._next(),
+            context=call.context,
+            variables=codes,
+            columns=columns,
+        )
+
+    def _code(self, kind: VariableKind, owner: str, name: str, cls: type) -> int:
+        key = (kind, owner, name, cls)
+        code = self._codes.get(key)
+        if code is None:
+            variable = Variable(kind=kind, name=name, owner=owner, type=class_path(cls))
+            code = self._codes[key] = self._catalog.variables.code(variable)
+        return code
+
+
+_ROLES: tuple[tuple[Any, VariableKind], ...] = (
+    ("data", "batch"),
+    ("data", "loader"),
+    ("forward", "input"),
+    ("forward", "generator"),
+)
+
+
+def _tensors(value: Any, path: str = "", depth: int = 0) -> list[tuple[str, Tensor]]:
+    """Return the tensors in nested containers, each with its path."""
+    if isinstance(value, Tensor):
+        return [(path, value)]
+    if depth == _MAX_DEPTH:
+        return []
+    if isinstance(value, Mapping):
+        items = [(str(name), value[name]) for name in list(value)[:MAX_TENSORS]]
+    elif isinstance(value, (list, tuple)):
+        items = [(str(number), one) for number, one in enumerate(value[:MAX_TENSORS])]
+    else:
+        return []
+    prefix = f"{path}." if path else ""
+    return [
+        found
+        for name, one in items
+        if not isinstance(one, (int, float, str))
+        for found in _tensors(one, prefix + name, depth + 1)
+    ]
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """Return what of a tensor is fingerprinted: all of it, or slices where it is large."""
+    if tensor.layout is not torch.strided or tensor.nbytes <= MAX_BYTES or tensor.is_quantized:
+        return tensor
+    if not tensor.is_contiguous():
+        # Another order of the dimensions is often contiguous: channels come last, or first.
+        tensor = tensor.permute(sorted(range(tensor.dim()), key=tensor.stride, reverse=True))
+    if tensor.is_contiguous():
+        length = tensor.numel() // _SLICES
+        size = MAX_BYTES // _SLICES // tensor.itemsize
+        return tensor.view(-1)[: _SLICES * length].view(_SLICES, length)[:, :size]
+    while tensor.numel() * tensor.itemsize > MAX_BYTES:
+        # Every so many elements of the longest dimension.
+        dim = max(range(tensor.dim()), key=tensor.size)
+        stride = -(-tensor.numel() * tensor.itemsize // MAX_BYTES)
+        wanted = max(1, tensor.size(dim) // stride)
+        tensor = tensor.narrow(dim, 0, wanted * (tensor.size(dim) // wanted))
+        tensor = tensor.unflatten(dim, (wanted, -1)).select(dim + 1, 0)
+    return tensor
