@@ -17,7 +17,7 @@ BUGS = {
         1,
         "step.*(twice|2|two|again|more)|backward|no gradient|(twice|second).*step",
     ),
-    "same_order_each_epoch": (20, "order|shuffl|batch|same data|repeat"),
+    "same_order_each_epoch": (15, "order|shuffl|batch|same data|repeat"),
 }
 
 

@@ -70,15 +70,16 @@ class Arguments:
         self._codes: dict[tuple[str, str, str, type], int] = {}
         self._facts: dict[str, Array] = {}
 
-    @property
-    def wants_batches(self) -> bool:
-        """Whether anything of what loaders deliver is wanted."""
-        return self._wants["batch"] or self._wants["loader"]
+    def of_batch(self, call: OpenCall, owner: str, batch: Any, facts: list[float]) -> list[Frame]:
+        """Return the frames of a delivered batch.
 
-    def of_batch(self, call: OpenCall, loader: Any, batch: Any, facts: list[float]) -> list[Frame]:
-        """Return the frames of a delivered batch; *facts* are those of `LOADER_FACTS`."""
+        Args:
+            call: that delivers it.
+            owner: label of the loader.
+            batch: what it delivers.
+            facts: those of `LOADER_FACTS`.
+        """
         frames: list[Frame] = []
-        owner = self._labels.text(loader)
         if self._wants["batch"]:
             frames += self._of_tensors("batch", owner, call, _tensors(batch))
         if self._wants["loader"]:

@@ -13,6 +13,7 @@ from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
+from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.copies import CopyRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
@@ -57,6 +58,7 @@ BUILT_IN: tuple[Relation, ...] = (
     OptimizerKeptRelation(),
     VarPeriodicChangeRelation(),
     VarStateRelation(),
+    DistinctArgumentRelation(),
 )
 
 

@@ -19,15 +19,20 @@ from traincheck_plugin.recorder.tape import Tape
 
 
 class _Place:
-    """Where an iterator is: in which start of its loader, after how many batches."""
+    """Where an iterator is: in which start of its loader, after how many batches.
 
-    __slots__ = ("batch", "facts", "loader", "start")
+    The loader itself may be gone: ``for batch in DataLoader(...)`` keeps the iterator alone.
+    """
 
-    def __init__(self, loader: Any, start: int) -> None:
+    __slots__ = ("batch", "epoch", "facts", "label", "loader", "start")
+
+    def __init__(self, loader: Any, label: str, start: int) -> None:
         self.loader = weakref.ref(loader)
+        self.label = label
         self.start = start
         self.batch = 0
-        self.facts: tuple[float, float, float] | None = None
+        self.facts = facts_of(loader)
+        self.epoch = epoch_of(loader)
 
 
 class DataProbe:
@@ -67,7 +72,7 @@ class DataProbe:
             with tape.problems:
                 start = self._starts.get(loader, 0)
                 self._starts[loader] = start + 1
-                self._places[iterator] = _Place(loader, start)
+                self._places[iterator] = _Place(loader, tape.labels.text(loader), start)
             return iterator
 
         return __iter__
@@ -104,18 +109,14 @@ class DataProbe:
                 if loader is not None and tape.is_training_thread():
                     tape.tracker.delivered_batch(loader)
                 if place is not None:
-                    self._note(entry, place, loader, batch)
+                    self._note(entry, place, batch)
                     place.batch += 1
             tape.close(entry, "", outputs)
             return batch
 
         return __next__
 
-    def _note(self, entry: OpenCall | None, place: _Place, loader: Any, batch: Any) -> None:
-        tape = self._tape
-        if entry is None or loader is None or not tape.arguments.wants_batches:
-            return
-        if place.facts is None:
-            place.facts = facts_of(loader)
-        numbers = [*place.facts, float(place.start), float(place.batch), epoch_of(loader)]
-        tape.note(entry, lambda call: tape.arguments.of_batch(call, loader, batch, numbers))
+    def _note(self, entry: OpenCall | None, place: _Place, batch: Any) -> None:
+        arguments = self._tape.arguments
+        facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
+        self._tape.note(entry, lambda call: arguments.of_batch(call, place.label, batch, facts))

@@ -1,0 +1,152 @@
+"""Batches, inputs and random states leave fingerprints, and nothing else changes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
+from torch.utils.data.distributed import DistributedSampler
+
+from tests.recorder.recording import LIFECYCLE, record
+from traincheck_plugin.recorder.arguments import MAX_BYTES, _part, _tensors
+from traincheck_plugin.recorder.samplers import epoch_of, facts_of
+
+DATA = TensorDataset(torch.arange(48.0).view(12, 4), torch.arange(12))
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 1)
+        self.dropout = nn.Dropout(0.5)
+
+    def forward(self, x, scale=None):
+        return self.dropout(self.linear(x)) * (1 if scale is None else scale)
+
+
+def frames(recording, kind):
+    return [
+        (window.catalog, frame)
+        for window in recording.windows
+        for frame in window.frames
+        if window.kind(frame) == kind
+    ]
+
+
+def train(loader, *, epochs=1, uses_keyword=False):
+    model = Net()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(epochs):
+        for x, _ in loader:
+            optimizer.zero_grad()
+            y = model(x=x, scale=torch.ones(1)) if uses_keyword else model(x)
+            y.sum().backward()
+            optimizer.step()
+    with torch.no_grad():
+        model.eval()(x)
+
+
+def test_a_batch_and_the_input_made_of_it_have_the_same_fingerprint():
+    recording = record(lambda: train(DataLoader(DATA, batch_size=4), uses_keyword=True), LIFECYCLE)
+
+    batches, inputs = frames(recording, "batch"), frames(recording, "input")
+    assert len(batches) == len(inputs) == 3
+    for (catalog, batch), (_, given) in zip(batches, inputs, strict=True):
+        assert [catalog.variables[c].name for c in batch.variables] == ["0", "1"]
+        assert [catalog.variables[c].name for c in given.variables] == ["x", "scale"]
+        assert batch.columns["data"][0] == given.columns["data"][0]
+        assert given.columns["value"].tolist() == [16, 1]
+    assert len({int(batch.columns["data"][0]) for _, batch in batches}) == 3
+
+
+def test_a_loader_tells_where_it_is():
+    loader = DataLoader(DATA, batch_size=4, shuffle=True)
+    recording = record(lambda: train(loader, epochs=2), LIFECYCLE)
+
+    told = [frame.columns["value"].tolist() for _, frame in frames(recording, "loader")]
+
+    assert [facts[:5] for facts in told] == [
+        [1, 12, 4, start, batch] for start in range(2) for batch in range(3)
+    ]
+    assert all(math.isnan(facts[5]) for facts in told)
+
+
+def test_random_states_are_read_and_not_touched():
+    torch.manual_seed(3)
+    train(DataLoader(DATA, batch_size=4, shuffle=True))
+    expected = torch.get_rng_state()
+    torch.manual_seed(3)
+
+    recording = record(lambda: train(DataLoader(DATA, batch_size=4, shuffle=True)), LIFECYCLE)
+
+    assert torch.equal(torch.get_rng_state(), expected)
+    states = [int(frame.columns["data"][0]) for _, frame in frames(recording, "generator")]
+    # The begin and the end of three forwards; nothing draws between the end and the next begin.
+    assert len(states) == 6
+    assert states[1] == states[2]
+    assert len(set(states)) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"shuffle": True}, (1, 12, 4)),
+        ({}, (0, 12, 4)),
+        ({"sampler": DistributedSampler(DATA, 2, 0)}, (1, 6, 4)),
+        ({"sampler": DistributedSampler(DATA, 2, 0, shuffle=False)}, (0, 6, 4)),
+        ({"sampler": WeightedRandomSampler([1.0] * 12, 12)}, (math.nan, math.nan, 4)),
+    ],
+)
+def test_whether_a_loader_shuffles(options, expected):
+    facts = facts_of(DataLoader(DATA, batch_size=4, **options))
+    assert [str(float(one)) for one in facts] == [str(float(one)) for one in expected]
+
+
+def test_whether_the_loaders_of_frameworks_shuffle():
+    lightning = pytest.importorskip("lightning.fabric.utilities.distributed")
+    accelerate = pytest.importorskip("accelerate.data_loader")
+
+    for inner, expected in ((RandomSampler, 1), (SequentialSampler, 0)):
+        wrapped = lightning.DistributedSamplerWrapper(
+            inner(DATA), num_replicas=2, rank=0, shuffle=False
+        )
+        assert facts_of(DataLoader(DATA, sampler=wrapped))[0] == expected
+        shard = accelerate.BatchSamplerShard(BatchSampler(inner(DATA), 2, False), 2, 0)
+        assert facts_of(accelerate.DataLoaderShard(DATA, batch_sampler=shard))[0] == expected
+    seedable = accelerate.SeedableRandomSampler(DATA, data_seed=1)
+    assert facts_of(DataLoader(DATA, sampler=seedable))[0] == 1
+
+
+def test_the_epoch_of_a_distributed_sampler():
+    sampler = DistributedSampler(DATA, 2, 0)
+    sampler.set_epoch(5)
+    assert epoch_of(DataLoader(DATA, sampler=sampler)) == 5
+
+
+def test_of_large_tensors_some_slices_from_all_over_are_taken():
+    big = torch.zeros(64, 3, 100, 100)
+    assert 0 < _part(big).nbytes <= MAX_BYTES
+    last = torch.channels_last
+    assert 0 < _part(big.contiguous(memory_format=last)).nbytes <= MAX_BYTES
+    assert 0 < _part(big[:, :, ::2, 1:]).nbytes <= MAX_BYTES
+    assert 0 < _part(torch.zeros(1).expand(1 << 20)).nbytes <= MAX_BYTES
+    for place in range(0, 64, 4):
+        other = big.clone()
+        other[place : place + 4] = 1
+        assert not torch.equal(_part(big), _part(other))
+
+
+def test_tensors_are_found_in_nested_containers():
+    x = torch.zeros(1)
+    assert [path for path, _ in _tensors({"a": [x, 1, (x, "b")], "c": x})] == ["a.0", "a.2.0", "c"]
+    assert _tensors([[[[[[x]]]]]]) == []

@@ -1,0 +1,437 @@
+"""DistinctArgumentRelation: what has to be new each time is not the same again."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import NONE, VariableKind, Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    Hypothesis,
+    Param,
+    Severity,
+    VarNameParam,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.passing import (
+    MIN_ELEMENTS,
+    Deliveries,
+    Delivery,
+    anew,
+    frames_of,
+    inputs_of,
+)
+
+MAX_STATES = 1 << 14
+"""Random states that are kept for each model: the first ones, where a repetition would begin."""
+
+MAX_BATCHES = 16
+"""Batches of each start of a loader that are compared with those of earlier starts."""
+
+MAX_STARTS = 8
+
+CHANCE = 1e-6
+"""An order that comes again by chance less often than this does not come again by chance."""
+
+
+def _of(kind: VariableKind, between: str) -> VarTypeParam:
+    return VarTypeParam(
+        var_type=VAR_TYPES[kind],
+        attr_name="data",
+        quantifier="every",
+        where=(("between", between),),
+    )
+
+
+FOLLOWING = _of("input", "batches")
+"""What models are given follows what the loader delivers."""
+
+ORDERS = _of("batch", "starts")
+"""A loader that shuffles never delivers in an order that it had before."""
+
+STATES = _of("generator", "steps")
+"""A random generator never goes back to where it was in an earlier step."""
+
+_SENTENCES = {
+    FOLLOWING: "the inputs of models change when the data loader delivers another batch",
+    ORDERS: "a data loader that shuffles delivers in another order each time",
+    STATES: "random generators never return to the state of an earlier step",
+}
+
+
+class DistinctArgumentRelation(Relation):
+    """What has to be new each time is not the same again.
+
+    ``forall consecutive steps s, t: inputs(s) != inputs(t)``, where a loader delivered another
+    batch between them, or for the models of one class, within an epoch;
+    ``forall starts e < f of a loader that shuffles: batches(e) != batches(f)``;
+    ``forall steps s < t of a model: random state(s) != random state(t)``, once it was another.
+
+    Catches a loop that trains on the first batch all the time, and a seed that is set anew in each
+    epoch. Cannot see batches that are new and wrong. Says nothing of batches so small that they may
+    be equal by chance, nor of what follows when another optimizer is made or its state loaded:
+    another fit in the same process may be meant to see the same.
+    """
+
+    name = "DistinctArgumentRelation"
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        param = _the(params)
+        if isinstance(param, VarNameParam):
+            return _OfClass(param.var_name)
+        if param == STATES:
+            return _States()
+        return _Orders() if param == ORDERS else _Following()
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        param = _the(params)
+        if isinstance(param, VarNameParam):
+            return f"{short(param.var_name)} is given another input in each step of an epoch"
+        return _SENTENCES[param]
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        param = _the(params)
+        kinds: set[VariableKind] = {"generator"} if param == STATES else {"input"}
+        if param in (FOLLOWING, ORDERS):
+            kinds |= {"batch", "loader"}
+        roles = {
+            role: frozenset(pair for pair in FULL_ATTRIBUTES[role] if pair[0] in kinds)
+            for role in ("forward", "data")
+        }
+        return Plan(
+            functions=frozenset(),
+            attributes={role: pairs for role, pairs in roles.items() if pairs},  # type: ignore[misc]
+        )
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+def _the(params: tuple[Param, ...]) -> VarTypeParam | VarNameParam:
+    """Return the one parameter of a hypothesis.
+
+    Raises:
+        InvariantError: there is another number of them, or it is none that can be checked.
+    """
+    if len(params) == 1:
+        [param] = params
+        if isinstance(param, VarTypeParam) and param in _SENTENCES:
+            return param
+        if isinstance(param, VarNameParam) and param.var_type == VAR_TYPES["input"]:
+            return param
+    raise InvariantError(
+        f"{DistinctArgumentRelation.name} expects one VarTypeParam about what passes through "
+        f"training, or the class of a model as VarNameParam, got {params}"
+    )
+
+
+def _examples(window: Window, judged: list[tuple[int, bool, Explanation]]) -> Examples:
+    """Build examples of rows of calls, whether each held, and why not."""
+    if not judged:
+        return NO_EXAMPLES
+    return Examples.of_calls(
+        window,
+        np.array([row for row, _, _ in judged], np.int64),
+        np.array([held for _, held, _ in judged], np.bool_),
+        lambda index: judged[index][2],
+    )
+
+
+def _repeated(roots: Iterable[str], why: str) -> Explanation:
+    names = tuple(sorted({short(root.partition("#")[0]) for root in roots}))
+    who = " and ".join(names)
+    return Explanation(
+        message=f"{who} was given the same input as in the step before",
+        cause=Cause(
+            fact="the same input in each step",
+            subjects=names,
+            text=f"{who} sees the same input in each step{why}",
+        ),
+    )
+
+
+_HELD = Explanation(message="")
+
+
+class _Following(Monitor):
+    """Judges a step when the loader went on in the same start, and delivered what the input is of.
+
+    Full batches, closures and several steps with one batch are none; neither is a model that is
+    given the whole graph each time, and a loader that gives the nodes.
+    """
+
+    def __init__(self) -> None:
+        self._deliveries = Deliveries()
+        self._batches: list[Delivery] = []
+        self._keys: frozenset[bytes] = frozenset()
+
+    def observe(self, window: Window) -> Examples:
+        inputs = inputs_of(window)
+        delivered = self._deliveries.observe(window, inputs)
+        batches = [batch for _, several in delivered for batch in several]
+        if not window.observed:
+            self._batches = []
+            return NO_EXAMPLES
+        if not batches:
+            return NO_EXAMPLES
+        before, keys_before = self._batches, self._keys
+        self._batches, self._keys = batches, frozenset(one.key for one in inputs)
+        kinds = frozenset().union(*(batch.kinds for batch in batches))
+        row = delivered[-1][0].row
+        if (
+            b"" in self._keys
+            or sum(one.num_elements for one in inputs) < MIN_ELEMENTS
+            or not _went_on(before, batches)
+            or not any(one.kinds & kinds for one in inputs)
+        ):
+            return NO_EXAMPLES
+        if not self._keys <= keys_before:
+            return _examples(window, [(row, True, _HELD)])
+        roots = [one.root for one in inputs]
+        why = ", although the data loader delivers new batches: they do not get there"
+        return _examples(window, [(row, False, _repeated(roots, why))])
+
+
+def _went_on(before: list[Delivery], now: list[Delivery]) -> bool:
+    """Return whether a loader delivered something else than before, in the same start."""
+    old = {(b.loader, b.facts["start"]): b.facts["batch"] for b in before}
+    went_on = any(old.get((b.loader, b.facts["start"]), math.inf) < b.facts["batch"] for b in now)
+    return went_on and {b.key for b in before}.isdisjoint(b.key for b in now)
+
+
+class _OfClass(Monitor):
+    """Judges the inputs of the models of one class against those of the step before."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._epoch = NONE
+        self._keys: frozenset[bytes] = frozenset()
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            self._epoch = NONE
+            return NO_EXAMPLES
+        inputs = [one for one in inputs_of(window) if one.root.partition("#")[0] == self._root]
+        if not inputs or not _has_step(window):
+            return NO_EXAMPLES
+        row = inputs[-1].row
+        epoch = window.catalog.contexts[int(window.calls.context[row])].epoch
+        before, keys_before = self._epoch, self._keys
+        self._epoch, self._keys = epoch, frozenset(one.key for one in inputs)
+        if (
+            epoch != before
+            or b"" in self._keys
+            or sum(one.num_elements for one in inputs) < MIN_ELEMENTS
+        ):
+            return NO_EXAMPLES
+        held = not self._keys <= keys_before
+        return _examples(window, [(row, held, _HELD if held else _repeated([self._root], ""))])
+
+
+def _has_step(window: Window) -> bool:
+    apis = window.catalog.apis
+    return any(apis[code].role == "step" for code in window.api_codes)
+
+
+class _Orders(Monitor):
+    """Judges each of the first batches of a loader's start against those of earlier starts.
+
+    Only batches for training count, of one model each: an evaluation may want the same order.
+    """
+
+    def __init__(self) -> None:
+        self._deliveries = Deliveries()
+        self._starts: dict[tuple[str, str], dict[int, dict[int, bytes]]] = {}
+
+    def observe(self, window: Window) -> Examples:
+        inputs = inputs_of(window)
+        resets = anew(window).tolist()
+        judged = []
+        for use, batches in self._deliveries.observe(window, inputs):
+            if resets and resets[0] < use.begin:
+                resets = [one for one in resets if one > use.begin]
+                self._starts.clear()
+            for batch in batches:
+                if batch.facts["shuffles"] == 1 and batch.key:
+                    held = self._judge(use.root, batch)
+                    if held is not None:
+                        judged.append((use.row, held, _HELD if held else _same_order(batch)))
+        for _ in resets:
+            self._starts.clear()
+        return _examples(window, judged)
+
+    def _judge(self, root: str, batch: Delivery) -> bool | None:
+        """Return whether the order is new; None where that is not known yet."""
+        start, number = int(batch.facts["start"]), int(batch.facts["batch"])
+        if number >= MAX_BATCHES or batch.num_elements < MIN_ELEMENTS:
+            return None
+        starts = self._starts.setdefault((batch.loader, root), {})
+        own = starts.setdefault(start, {})
+        own[number] = batch.key
+        held = None
+        for other, keys in starts.items():
+            if other == start:
+                continue
+            both = own.keys() & keys.keys()
+            if any(own[one] != keys[one] for one in both):
+                held = True if held is None else held
+            elif both and _chance(batch, len(both)) < CHANCE and _are_distinct(keys):
+                return False
+        if len(starts) > MAX_STARTS:
+            # The first ones are kept: what comes again begins with them.
+            del starts[sorted(starts)[MAX_STARTS // 2]]
+        return held
+
+
+def _chance(batch: Delivery, number: int) -> float:
+    """Return how likely it is that as many batches are the same in two random orders."""
+    samples, size = batch.facts["samples"], batch.facts["batch_size"]
+    if not (samples >= 1 and size >= 1):
+        return 1.0
+    drawn = min(samples, size * number)
+    return math.exp(math.lgamma(samples - drawn + 1) - math.lgamma(samples + 1))
+
+
+def _are_distinct(keys: dict[int, bytes]) -> bool:
+    """Return whether no batch is there twice; where one is, samples may be all alike."""
+    return len(keys) > 1 and len(set(keys.values())) == len(keys)
+
+
+def _same_order(batch: Delivery) -> Explanation:
+    epoch = batch.facts["epoch"]
+    why = (
+        "a random generator was seeded anew, or its state was put back"
+        if math.isnan(epoch)
+        else f"its sampler is at epoch {epoch:.0f} still or again: set_epoch was not called"
+    )
+    loader = short(batch.loader.partition("#")[0])
+    return Explanation(
+        message=f"{loader} shuffles, and delivers its batches in the same order as before",
+        cause=Cause(
+            fact="the same order in each epoch",
+            subjects=(loader,),
+            text=f"{loader} delivers the same batches in the same order in each epoch: {why}",
+        ),
+    )
+
+
+class _States(Monitor):
+    """Judges the state in which random generators are when a forward in training begins.
+
+    A state that nobody has left since is nothing new. Within a step a model may be meant to draw
+    the same again.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[tuple[str, int], dict[int, int]] = {}
+        self._left: dict[int, int] = {}
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            self._left.clear()
+            return NO_EXAMPLES
+        resets = anew(window).tolist()
+        calls, catalog = window.calls, window.catalog
+        judged = []
+        for row, frame in frames_of(window, "generator"):
+            step = catalog.contexts[frame.context].step
+            if resets and resets[0] < frame.sequence:
+                resets = [one for one in resets if one > frame.sequence]
+                self._seen.clear()
+            root = catalog.objects[int(calls.object[row])]
+            pairs = zip(frame.variables.tolist(), frame.columns["data"].tolist(), strict=True)
+            for code, state in pairs:
+                if frame.phase == "begin":
+                    held = self._judge((root, code), state, step)
+                    if held is not None:
+                        judged.append((row, held, _HELD if held else self._explain(window, row)))
+                self._left[code] = state
+        if resets:
+            self._seen.clear()
+        return _examples(window, judged)
+
+    def _judge(self, who: tuple[str, int], state: int, step: int) -> bool | None:
+        seen = self._seen.setdefault(who, {})
+        first = seen.get(state)
+        if first is None:
+            is_new = bool(seen)
+            if len(seen) < MAX_STATES:
+                seen[state] = step
+            return True if is_new else None
+        left = self._left.get(who[1])
+        if first >= step or left is None or left == state:
+            return None
+        return False
+
+    def _explain(self, window: Window, row: int) -> Explanation:
+        calls, catalog = window.calls, window.catalog
+        name = short(catalog.apis[int(calls.api[row])].name)
+        seeds = [
+            int(one)
+            for code in window.api_codes
+            if catalog.apis[code].role == "seed"
+            for one in window.rows_of_api(code)
+            if calls.end[one] < calls.begin[row]
+        ]
+        why = "its state is put back each time"
+        if seeds:
+            last = max(seeds)
+            seed = short(catalog.apis[int(calls.api[last])].name)
+            source = int(calls.source[last])
+            where = f" at {catalog.sources[source]}" if source != NONE else ""
+            why = f"{seed}{where} seeds it anew"
+        return Explanation(
+            message=f"{name} began with the random state of an earlier step",
+            cause=Cause(
+                fact="random numbers repeat",
+                subjects=("torch.Generator",),
+                text=f"the random generator gives the same numbers again and again: {why}",
+            ),
+        )
+
+
+class _Proposer(Proposer):
+    """Proposes what there is something to see of."""
+
+    def __init__(self) -> None:
+        self._params: dict[Param, None] = {}
+
+    def observe(self, window: Window) -> None:
+        shown: set[Any] = {window.kind(frame) for frame in window.frames}
+        if "generator" in shown:
+            self._params[STATES] = None
+        if "batch" in shown and "loader" in shown:
+            self._params[ORDERS] = self._params[FOLLOWING] = None
+        if "input" in shown and _has_step(window):
+            for one in inputs_of(window):
+                root = VarNameParam(
+                    var_name=one.root.partition("#")[0],
+                    var_type=VAR_TYPES["input"],
+                    attr_name="data",
+                )
+                self._params[root] = None
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        return [
+            Hypothesis(relation=DistinctArgumentRelation.name, params=(param,))
+            for param in self._params
+        ]
