@@ -153,6 +153,10 @@ class Context:
             not unscaled yet, ``unscaled``; ``disabled`` where one that is switched off was asked
             to scale the loss; "" where there is none.
         annotations: what the script itself said (`META_VARS`), as sorted pairs.
+        data_parallel: which part of the data this rank sees, of those that ranks share among them.
+        tensor_parallel: which part of each layer, or of each sample, it works on.
+        pipeline_parallel: which layers it works on. These three are -1 where they are not known;
+            ranks that differ in the first alone are replicas of one another.
     """
 
     rank: int = 0
@@ -166,6 +170,9 @@ class Context:
     steps_since_clear: int = -1
     scaling: str = ""
     annotations: tuple[tuple[str, str], ...] = ()
+    data_parallel: int = -1
+    tensor_parallel: int = -1
+    pipeline_parallel: int = -1
 
     def get(self, name: str) -> object | None:
         """Return the property *name*, or an annotation of that name, or None."""

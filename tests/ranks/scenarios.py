@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from traincheck_plugin import watch
 
@@ -67,22 +69,28 @@ class Counting(nn.Module):
         return y
 
 
+def batches():
+    """Yield what this rank is to see: something else than the others."""
+    generator = torch.Generator().manual_seed(100 + dist.get_rank())
+    while True:
+        yield torch.randn(8, 4, generator=generator)
+
+
 def train(
     forward,
     optimizer,
     *,
     num_steps=STEPS,
+    data=None,
     begins=lambda step: None,
     context=lambda step: nullcontext(),
     after_backward=lambda step: None,
     skips=lambda step: False,
 ):
-    generator = torch.Generator().manual_seed(100 + dist.get_rank())
-    for step in range(num_steps):
+    for step, x in zip(range(num_steps), data or batches(), strict=False):
         begins(step)
         with context(step):
             optimizer.zero_grad()
-            x = torch.randn(8, 4, generator=generator)
             (forward(x) - x.sum(1, keepdim=True)).square().mean().backward()
             after_backward(step)
             if not skips(step):
@@ -198,6 +206,39 @@ def optimizer_from_before_sharding(*, is_buggy):
     train(model, before if is_buggy else torch.optim.SGD(model.parameters(), lr=0.05))
 
 
+DATA = torch.arange(96 * 4).view(96, 4) / 100
+
+
+def same_data_on_every_rank(*, is_buggy):
+    _, ddp, optimizer = ddp_and_sgd()
+    sampler = DistributedSampler(DATA)
+    loader = (
+        DataLoader(DATA, batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(1))
+        if is_buggy
+        else DataLoader(DATA, batch_size=8, sampler=sampler)
+    )
+    for epoch in range(3):
+        sampler.set_epoch(epoch)
+        train(ddp, optimizer, data=loader)
+
+
+def sampler_without_set_epoch(*, is_buggy):
+    _, ddp, optimizer = ddp_and_sgd()
+    sampler = DistributedSampler(DATA)
+    loader = DataLoader(DATA, batch_size=8, sampler=sampler)
+    for epoch in range(4):
+        if not is_buggy:
+            sampler.set_epoch(epoch)
+        train(ddp, optimizer, data=loader)
+
+
+def same_dropout_seed(*, is_buggy):
+    model = Net()
+    ddp = DistributedDataParallel(nn.Sequential(nn.Dropout(0.2), model))
+    torch.manual_seed(0 if is_buggy else dist.get_rank())
+    train(ddp, torch.optim.SGD(ddp.parameters(), lr=0.05))
+
+
 SCENARIOS = {
     scenario.__name__: scenario
     for scenario in (
@@ -212,6 +253,9 @@ SCENARIOS = {
         clipping_on_one_rank,
         untied_on_one_rank,
         optimizer_from_before_sharding,
+        same_data_on_every_rank,
+        sampler_without_set_epoch,
+        same_dropout_seed,
     )
 }
 

@@ -120,3 +120,27 @@ def test_an_optimizer_from_before_sharding_is_found(folder):
     assert live
     assert {v["message"] for v in live} == {v.message for v in offline}
     assert any("SGD.step updated 0 of" in v["message"] for v in live)
+
+
+REPEATED = {
+    "same_data_on_every_rank": ("RankDistinctArgumentRelation", 1, "see the same data"),
+    "same_dropout_seed": ("RankDistinctArgumentRelation", 1, "were seeded alike"),
+    "sampler_without_set_epoch": ("DistinctArgumentRelation", 6, "set_epoch was not called"),
+}
+"""Of each bug that makes ranks or epochs see the same: what finds it, from which step, and why."""
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_what_is_the_same_and_should_not_be_is_found(folder, name):
+    relation, step, cause = REPEATED[name]
+    live = [v for v in found_live(folder, name, "buggy") if v["relation"] == relation]
+    offline = [
+        violation
+        for violation in found_offline(folder, name, "buggy")
+        if violation.invariant.relation == relation
+    ]
+
+    assert live
+    assert {v["step"] for v in live} == {v.step for v in offline} == {step}
+    assert all(cause in v.cause.text for v in offline)
+    assert {v["message"] for v in live} == {v.message for v in offline}

@@ -54,6 +54,13 @@ def test_what_ddp_replicates_on_some_ranks_only_is_not_compared_with_all(group):
     assert of(ddp.module.weight) == [Placement.LOCAL]
 
 
+def test_what_ddp_replicates_on_all_ranks_that_share_the_data_is_replicated(group):
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    ddp = DistributedDataParallel(nn.Linear(2, 1), process_group=mesh.get_group("dp"))
+
+    assert of(ddp.module.weight) == [Placement.REPLICATED]
+
+
 def test_replicas_that_are_averaged_from_time_to_time_may_drift(group):
     from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
 

@@ -207,3 +207,31 @@ def test_what_never_changed_is_no_evidence():
 def test_other_parameters_are_refused(params):
     with pytest.raises(InvariantError, match="RankConsistencyRelation expects one VarTypeParam"):
         RELATION.monitor(params)
+
+
+def parts_of(values):
+    """Return the windows of steps of ranks 0 and 1 with one half of a model, 2 and 3 the other."""
+    runs = [RunBuilder(rank=rank, world_size=4) for rank in range(4)]
+    merger = StepMerger(range(4))
+    windows = []
+    for step, ranks in enumerate(values):
+        for rank, value in enumerate(ranks):
+            run = runs[rank]
+            place = {"data_parallel": rank % 2, "tensor_parallel": rank // 2}
+            run.at(stage="training", step=step, pipeline_parallel=0, **place)
+            parameters = run.parameters("a")
+            with run.calling("torch.optim.SGD.step", object="torch.optim.SGD#0"):
+                run.frame("begin", parameters, grad_norm=1.0)
+                run.frame("end", parameters, data=[value], placement=Placement.UNKNOWN)
+            windows += merger.add(rank, run.window())
+    return windows
+
+
+def test_only_replicas_are_compared_with_one_another():
+    healthy = parts_of([[1, 1, 2, 2], [3, 3, 4, 4], [5, 5, 6, 6]])
+    drifting = parts_of([[1, 1, 2, 2], [3, 3, 4, 4], [5, 5, 6, 7]])
+
+    assert labels(EVERY, healthy) == [True] * 3
+    assert labels(where(EQUAL_BEFORE), drifting) == [False]
+    [explanation] = failures(EVERY, drifting)
+    assert "ranks 2, 3 disagree" in explanation.message

@@ -22,6 +22,7 @@ class Threads:
 
     def __init__(self, rank, size, barrier, shared):
         self.rank, self.size = rank, size
+        self.ranks = list(range(size))
         self.barrier, self.shared = barrier, shared
         self.num_gathered = 0
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import xxhash
 
 from traincheck_plugin.events import (
     NONE,
@@ -24,8 +25,10 @@ from traincheck_plugin.events import (
     Int32,
     Int64,
     Phase,
+    Variable,
     Window,
 )
+from traincheck_plugin.relations.passing import MIN_ELEMENTS, frames_of, inputs_of
 from traincheck_plugin.trace.reader import RankTrace
 
 MAX_WAITING = 256
@@ -94,7 +97,12 @@ class MomentReader:
         rows = np.sort(rows[calls.exception[rows] == NONE])
         if not len(rows):
             return None
-        states = [*self._after_steps(window, rows), *self._buffers(window)]
+        states = [
+            *self._after_steps(window, rows),
+            *self._buffers(window),
+            *self._inputs(window),
+            *self._generators(window),
+        ]
         if not states:
             return None
         row = int(rows[-1])
@@ -135,6 +143,24 @@ class MomentReader:
                 last = frame
         if last is not None:
             yield from self._state(window, last, ("data",))
+
+    def _inputs(self, window: Window) -> Iterator[State]:
+        """Yield one number for all that the models were given, if it is enough to tell ranks by."""
+        inputs = inputs_of(window)
+        is_known = all(one.key for one in inputs)
+        if is_known and sum(one.num_elements for one in inputs) >= MIN_ELEMENTS:
+            variable = Variable(kind="input", name="inputs", owner="", type="torch.Tensor")
+            digest = xxhash.xxh3_64_intdigest(b"".join(one.key for one in inputs))
+            yield State(
+                phase="begin",
+                variables=np.array([self._catalog.variables.code(variable)], np.int32),
+                columns={"data": np.array([digest], np.uint64)},
+            )
+
+    def _generators(self, window: Window) -> Iterator[State]:
+        begins = [frame for _, frame in frames_of(window, "generator") if frame.phase == "begin"]
+        if begins:
+            yield from self._state(window, begins[-1], ("data",))
 
     def _state(self, window: Window, frame: Frame, names: Sequence[str]) -> Iterator[State]:
         columns = {name: frame.columns[name] for name in names if name in frame.columns}

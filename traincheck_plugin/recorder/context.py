@@ -11,8 +11,13 @@ import torch
 
 from traincheck_plugin.annotations import META_VARS, STAGE
 from traincheck_plugin.events import NONE, Catalog, Context
+from traincheck_plugin.recorder.layout import UNKNOWN, read_layout
 
 _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
+
+
+_SETTLING_STEPS = 3
+"""Steps in which it is looked how the training is distributed."""
 
 
 class ContextTracker:
@@ -43,6 +48,8 @@ class ContextTracker:
         self._meta_version = NONE
         self._meta_stage: str | None = None
         self._annotations: tuple[tuple[str, str], ...] = ()
+        self._layout = UNKNOWN
+        self._layout_read = 0
 
     def code(self, steps_since_clear: int = NONE) -> int:
         """Return the code of the present context."""
@@ -53,6 +60,9 @@ class ContextTracker:
         key = (grad_enabled, autocast, steps_since_clear)
         code = self._codes.get(key)
         if code is None:
+            if self._world_size > 1 and self._layout_read < _SETTLING_STEPS:
+                self._read_layout()
+            layout = self._layout
             code = self._codes[key] = self._catalog.contexts.code(
                 Context(
                     rank=self._rank,
@@ -66,6 +76,9 @@ class ContextTracker:
                     steps_since_clear=steps_since_clear,
                     scaling=self._scaling,
                     annotations=self._annotations,
+                    data_parallel=layout.data,
+                    tensor_parallel=layout.tensor,
+                    pipeline_parallel=layout.pipeline,
                 )
             )
         return code
@@ -163,6 +176,12 @@ class ContextTracker:
         if epoch != self._epoch:
             self._epoch = epoch
             self._codes.clear()
+
+    def _read_layout(self) -> None:
+        """Look where this process stands, once in each of the first steps: wrappers come late."""
+        if self.stage == "training" and self._layout_read <= self.num_steps:
+            self._layout_read = self.num_steps + 1
+            self._layout = read_layout()
 
     def _read_annotations(self) -> None:
         self._meta_version = META_VARS.version

@@ -6,18 +6,15 @@ of a DTensor, the mark of Megatron. Of anything else nothing is assumed.
 
 from __future__ import annotations
 
-import gc
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from traincheck_plugin.events import Array, Placement
+from traincheck_plugin.recorder.layout import DDP, FSDP, alive, read_layout
 
-_DDP = "torch.nn.parallel.distributed.DistributedDataParallel"
-_FSDP = "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel"
 _AVERAGERS = (
     "torch.distributed.algorithms.model_averaging.averagers.ModelAverager",
     "torch.distributed.optim.post_localSGD_optimizer.PostLocalSGDOptimizer",
@@ -58,33 +55,17 @@ def _wrapped(world_size: int) -> tuple[set[int], set[int]]:
     replicated: set[int] = set()
     local: set[int] = set()
     is_averaged = False
-    for path, thing in _alive((_DDP, _FSDP, *_AVERAGERS)):
-        if path == _DDP:
+    for path, thing in alive((DDP, FSDP, *_AVERAGERS)):
+        if path == DDP:
             ignored = thing.parameters_to_ignore
             found = {id(p) for name, p in thing.module.named_parameters() if name not in ignored}
-            # With fewer ranks it is one of several dimensions, and the others hold other shards.
-            spans_all = thing.process_group.size() == world_size
+            # With fewer ranks it is one of several dimensions, and the others hold other shards:
+            # where all that share the data are known, these are compared among themselves.
+            size = thing.process_group.size()
+            spans_all = size in (world_size, read_layout().num_data)
             (replicated if spans_all else local).update(found)
-        elif path == _FSDP:
+        elif path == FSDP:
             local.update(map(id, thing.parameters()))
         else:
             is_averaged = True
     return (set(), local | replicated) if is_averaged else (replicated, local)
-
-
-def _alive(paths: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield the instances of those classes that are imported, each with the path of its class."""
-    classes = {}
-    for path in paths:
-        module, _, name = path.rpartition(".")
-        found = getattr(sys.modules.get(module), name, None)
-        if found is not None:
-            classes[path] = found
-    known: dict[type, str] = {}
-    for thing in gc.get_objects():
-        kind = type(thing)
-        path = known.get(kind, "?")
-        if path == "?":
-            path = known[kind] = next((p for p, c in classes.items() if issubclass(kind, c)), "")
-        if path and thing.__dict__:
-            yield path, thing

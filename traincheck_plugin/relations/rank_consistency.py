@@ -151,7 +151,7 @@ class _Comparison:
         frames: one for each rank.
         shown: whether at least two ranks have the variable.
         differs: whether they have different values.
-        low: the least value, as bits.
+        low: what changes with the least value, as bits.
         local: whether a rank says that it is meant to differ.
         replicated: whether all that have it say that it is replicated.
     """
@@ -175,31 +175,50 @@ class _Comparison:
         if len(frames) < 2:
             return None
         size = max(int(frame.variables.max()) for frame in frames) + 1
-        count = np.zeros(size, np.int32)
-        low = np.full(size, np.iinfo(np.uint64).max, np.uint64)
-        high = np.zeros(size, np.uint64)
-        local = np.zeros(size, np.bool_)
+        shown, differs, local = np.zeros((3, size), np.bool_)
         replicated = np.ones(size, np.bool_)
-        for frame in frames:
-            codes, values = frame.variables, frame.columns[attribute].view(np.uint64)
-            count[codes] += 1
-            low[codes] = np.minimum(low[codes], values)
-            high[codes] = np.maximum(high[codes], values)
-            placement = frame.columns.get("placement")
-            if placement is None:
-                replicated[codes] = False
-            else:
-                local[codes] |= placement == Placement.LOCAL
-                replicated[codes] &= placement == Placement.REPLICATED
-        shown = count >= 2
+        lows = np.zeros(size, np.uint64)
+        for replicas in _replicas(window, frames):
+            count = np.zeros(size, np.int32)
+            low = np.full(size, np.iinfo(np.uint64).max, np.uint64)
+            high = np.zeros(size, np.uint64)
+            for frame in replicas:
+                codes, values = frame.variables, frame.columns[attribute].view(np.uint64)
+                count[codes] += 1
+                low[codes] = np.minimum(low[codes], values)
+                high[codes] = np.maximum(high[codes], values)
+                placement = frame.columns.get("placement")
+                if placement is None:
+                    replicated[codes] = False
+                else:
+                    local[codes] |= placement == Placement.LOCAL
+                    replicated[codes] &= placement == Placement.REPLICATED
+            several = count >= 2
+            shown |= several
+            differs |= several & (low != high)
+            # Tells whether any group of replicas changed.
+            lows[several] = lows[several] * np.uint64(3) + low[several]
         return cls(
             frames=frames,
             shown=shown,
-            differs=shown & (low != high),
-            low=low,
+            differs=differs,
+            low=lows,
             local=local,
             replicated=replicated & shown,
         )
+
+
+def _replicas(window: Window, frames: Sequence[Frame]) -> list[list[Frame]]:
+    """Return the frames of ranks that are data-parallel replicas of one another, together.
+
+    All of them where it is not known how the ranks share the work.
+    """
+    groups: dict[tuple[int, int], list[Frame]] = {}
+    for frame in frames:
+        context = window.catalog.contexts[frame.context]
+        place = context.tensor_parallel, context.pipeline_parallel
+        groups.setdefault(place, []).append(frame)
+    return list(groups.values())
 
 
 class _RanksMonitor(Monitor):
@@ -223,7 +242,12 @@ class _RanksMonitor(Monitor):
         frame = comparison.frames[0]
         explanation = Explanation(message="")
         if failed.any():
-            groups = _groups(window, comparison.frames, failed, COMPARED[self._kind])
+            groups = _first_that_disagree(
+                [
+                    _groups(window, replicas, failed, COMPARED[self._kind])
+                    for replicas in _replicas(window, comparison.frames)
+                ]
+            )
             frame = groups[-1].frame
             explanation = self._explain(window, groups, np.flatnonzero(failed), int(subjects.sum()))
         row = window.row_of_call[frame.call]
@@ -395,6 +419,10 @@ def _groups(window: Window, frames: Sequence[Frame], failed: Bool, attribute: st
         )
         for told, _ in sizes.most_common()
     ]
+
+
+def _first_that_disagree(several: Sequence[list[_Group]]) -> list[_Group]:
+    return next(groups for groups in several if len(groups) > 1)
 
 
 def _who(groups: Sequence[_Group]) -> str:

@@ -27,6 +27,7 @@ from traincheck_plugin.relations.new_gradients import NewGradientsRelation
 from traincheck_plugin.relations.one_epoch import OneEpochRelation
 from traincheck_plugin.relations.optimizer_kept import OptimizerKeptRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
+from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
 from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
@@ -59,6 +60,7 @@ BUILT_IN: tuple[Relation, ...] = (
     VarPeriodicChangeRelation(),
     VarStateRelation(),
     DistinctArgumentRelation(),
+    RankDistinctArgumentRelation(),
 )
 
 

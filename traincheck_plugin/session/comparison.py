@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch.distributed as dist
 import xxhash
 
 from traincheck_plugin.checker.ranks import Moment, MomentReader, State, StepBuilder
 from traincheck_plugin.events import Array, Bool, Catalog, Int64, Placement, Window
+from traincheck_plugin.recorder.layout import read_layout
 from traincheck_plugin.recorder.sampling import Sampling, first_compared, next_compared
 from traincheck_plugin.session.peers import Peers, are_there
 
@@ -26,15 +28,16 @@ CLOSE_SECONDS = 10.0
 MAX_KEPT = 64
 """With more ranks, what tells them apart is only used at the step at which a difference begins."""
 
-_FAMILIES = ("gradient", "parameter", "slot", "buffer", "group")
+_FAMILIES = ("gradient", "parameter", "slot", "buffer", "group", "input", "generator")
 _VALUES = ("data", "value", "grad_norm")
 
 
 class Comparison:
     """Takes the windows of one rank, and gives the steps in which all ranks are side by side.
 
-    A thread of its own waits for the other ranks. A rank that stops or is lost ends the comparison
-    and nothing else.
+    Of a training that is distributed in more ways than one, all ranks that are data-parallel
+    replicas of this one, where that is known. A thread of its own waits for the other ranks. A rank
+    that stops or is lost ends the comparison and nothing else.
 
     Args:
         prefix: of the keys in the store; the same on all ranks.
@@ -102,8 +105,20 @@ class Comparison:
             return False
         while self._next < step:
             self._next = next_compared(self._next, self._sampling)
+        layout = read_layout()
+        if layout.num_data == 1:
+            # No other rank is a replica of this one.
+            return False
         try:
-            self._peers = Peers(self._prefix)
+            self._peers = (
+                Peers(self._prefix, dist.get_rank(), dist.get_world_size())
+                if layout.data < 0
+                else Peers(
+                    f"{self._prefix}{layout.tensor}.{layout.pipeline}/",
+                    layout.data,
+                    layout.num_data,
+                )
+            )
         except RuntimeError as error:
             self._problem = f"the ranks are not compared: {error}"
             return False
@@ -269,7 +284,11 @@ class Comparer:
                 states.append(
                     State(phase=state.phase, variables=state.variables[rows], columns=columns)
                 )
-            yield replace(moment, context=replace(moment.context, rank=rank), states=tuple(states))
+            yield replace(
+                moment,
+                context=replace(moment.context, rank=self._peers.ranks[rank]),
+                states=tuple(states),
+            )
 
 
 class _Keys:

@@ -32,14 +32,17 @@ class Peers:
     """The processes of a run that take part; raises `RuntimeError` where one is lost.
 
     Attributes:
-        rank, size: of this process, of how many.
+        rank, size: of this process among them, of how many.
+        ranks: of all of them in the run.
     """
 
-    def __init__(self, prefix: str) -> None:
+    def __init__(self, prefix: str, rank: int, size: int) -> None:
         """Copy the connection; called in the thread that trains, and waits for nobody.
 
         Args:
-            prefix: of the keys in the store; the same in all processes.
+            prefix: of the keys in the store; the same in all processes that take part.
+            rank: of this process among them.
+            size: how many they are.
 
         Raises:
             RuntimeError: this torch cannot do it.
@@ -47,7 +50,9 @@ class Peers:
         store = dist.distributed_c10d._get_default_store()
         if not hasattr(store, "clone") or not dist.is_gloo_available():
             raise RuntimeError("expected a torch with gloo and Store.clone (2.8), got an older one")
-        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.rank, self.size = rank, size
+        self.ranks: list[int] = []
+        self._own = dist.get_rank()
         self._store = torch._C._distributed_c10d.PrefixStore(prefix, store.clone())
         self._group: Any = None
 
@@ -61,6 +66,7 @@ class Peers:
         )
         group.set_timeout(_TIMEOUT)
         self._group = group
+        self.ranks = [int(one[0]) for one in self.gathered(np.array([self._own], np.int64))]
 
     def spread(self, values: Array) -> tuple[Int64, Int64]:
         """Return the least and the greatest of each of *values*, 64 bits, over all processes."""
@@ -94,5 +100,5 @@ class Peers:
         for rank in range(self.size):
             key = f"left/{rank}"
             if self._store.check([key]):
-                left[rank] = self._store.get(key).decode()
+                left[self.ranks[rank] if self.ranks else rank] = self._store.get(key).decode()
         return left

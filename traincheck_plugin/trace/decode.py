@@ -54,7 +54,8 @@ def decode(
         ValueError: the batches do not fit together.
     """
     for stream, entry in ENTRIES.items():
-        known = batches[stream].select(STREAMS[stream].names)
+        there = batches[stream].schema.names  # a trace may be older than a column
+        known = batches[stream].select([name for name in STREAMS[stream].names if name in there])
         _decode_entries(known, entry, getattr(catalog, stream))
     headers = json.loads(metadata[WINDOWS_KEY])
     columns = _decode_calls(batches["calls"], catalog)

@@ -47,6 +47,12 @@ CATALOG_OF_ATTRIBUTES: Mapping[str, str] = {
 }
 """The same for attributes of frames."""
 
+ADDED_LATER: Mapping[str, frozenset[str]] = {
+    "frames": frozenset(ATTRIBUTES),
+    "contexts": frozenset({"data_parallel", "tensor_parallel", "pipeline_parallel"}),
+}
+"""Columns that an older trace may lack."""
+
 TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -82,6 +88,9 @@ _COLUMNS: Mapping[str, list[tuple[str, pa.DataType]]] = {
         ("steps_since_clear", pa.int32()),
         ("scaling", TEXT),
         ("annotations", pa.list_(pa.list_(pa.string(), 2))),
+        ("data_parallel", pa.int32()),
+        ("tensor_parallel", pa.int32()),
+        ("pipeline_parallel", pa.int32()),
     ],
     "frames": [
         ("window", pa.int32()),

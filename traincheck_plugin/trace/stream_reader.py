@@ -9,9 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from traincheck_plugin.errors import TraceError
-from traincheck_plugin.events import ATTRIBUTES
 from traincheck_plugin.trace.manifest import check_version
-from traincheck_plugin.trace.schema import STREAM_KEY, STREAMS, VERSION_KEY, file_name
+from traincheck_plugin.trace.schema import ADDED_LATER, STREAM_KEY, STREAMS, VERSION_KEY, file_name
 from traincheck_plugin.trace.storage import Place, one_line
 
 CONTINUATION = b"\xff\xff\xff\xff"  # begins each message of an Arrow stream
@@ -142,7 +141,7 @@ def _check_schema(place: Place, stream: str, schema: pa.Schema) -> None:
             if schema.field(field.name).type != field.type:
                 found = schema.field(field.name).type
                 raise _foreign(place, stream, f"one whose {field.name!r} is {found}")
-        elif not (stream == "frames" and field.name in ATTRIBUTES):  # added later
+        elif field.name not in ADDED_LATER.get(stream, ()):
             raise _foreign(place, stream, f"one without the column {field.name!r}")
 
 
