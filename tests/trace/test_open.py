@@ -187,6 +187,17 @@ def test_a_trace_older_than_an_attribute_is_read(run: Path) -> None:
     assert not any("grad_norm" in frame.columns for w in windows for frame in w.frames)
 
 
+def test_a_trace_older_than_a_property_of_contexts_is_read(run: Path) -> None:
+    path = run / "rank_0" / "contexts.arrow"
+    with pa.ipc.open_stream(path) as reader:
+        [batch] = list(reader)
+    names = [name for name in batch.schema.names if not name.endswith("_parallel")]
+    with pa.ipc.new_stream(path, batch.select(names).schema) as writer:
+        writer.write_batch(batch.select(names))
+    [*_, window] = open_run(run).ranks[0].windows()
+    assert {context.data_parallel for context in window.catalog.contexts} == {-1}
+
+
 def test_the_directory_of_one_rank(run: Path) -> None:
     opened = open_run(run / "rank_0")
     assert opened.manifest.started
