@@ -13,9 +13,9 @@ from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
-from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.copies import CopyRelation
+from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
