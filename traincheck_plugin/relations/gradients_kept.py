@@ -25,13 +25,16 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, rows_of_role, skipped_steps
+from traincheck_plugin.relations.lifecycle import completed, factor, rows_of_role, skipped_steps
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
 
 IN_A_ROW = 3
 """Steps that lack the gradients of a batch until that is no coincidence: a loop may throw those
 away that are not finite, or too large."""
+
+LARGEST_SHARE = 0.5
+"""What the loss of a micro-batch is multiplied by, at most: it is divided by their number."""
 
 GRADIENTS = VarTypeParam(
     var_type=VAR_TYPES["parameter"],
@@ -42,19 +45,23 @@ GRADIENTS = VarTypeParam(
 
 
 class GradientsKeptRelation(Relation):
-    """The gradients of every batch are there when the optimizer that holds them steps.
+    """The gradients of every micro-batch are there when the optimizer that holds them steps.
 
     ``forall steps s of an optimizer o, forall backwards b since the last step of any optimizer:
-    exists a parameter that has its gradient from the end of b to the begin of s``, where another
-    batch was delivered since b, and not missing in `IN_A_ROW` steps of o on end.
+    exists a parameter that has its gradient from the end of b to the begin of s``, where the loss
+    of b was divided, as that of one of several micro-batches is, where another batch was delivered
+    since, and not missing in `IN_A_ROW` steps of o on end.
 
     A gradient that is pending when some optimizer steps is a by-product, as those of a
     discriminator from the loss of the generator. What one batch does with its own gradients, as
     sharpness-aware or adversarial training does, is its own affair; so is an attack, whose first
     forward takes an input that requires a gradient.
 
+    Methods that collect gradients of whole losses, and set what they make of them, are not meant.
+
     Catches a `zero_grad` with every micro-batch where only every fourth leads to a step. Cannot see
-    gradients of one loss that are cleared before the next loss of the same batch.
+    gradients of one loss that are cleared before the next loss of the same batch, nor micro-batches
+    of which the loss is not divided by a constant.
     """
 
     name = "GradientsKeptRelation"
@@ -83,9 +90,9 @@ class _Pending:
     Attributes:
         has: by variable code, whether there is a gradient of a backward.
         num_backwards: so far.
-        num_wasted: backwards of which no gradient was left when those of another batch came.
+        num_missing: backwards of which no gradient was left when that of another batch began.
         is_attack: whether some backward was one for the gradient of an input.
-        cleared_by: row and place of what cleared gradients last.
+        cleared_by: name and place of what cleared gradients last.
     """
 
     def __init__(self) -> None:
@@ -93,62 +100,44 @@ class _Pending:
         self.restart()
 
     def restart(self) -> None:
+        """Begin anew after a step, or a stretch that was not observed."""
         self.has[:] = False
-        self.num_backwards = self.num_wasted = self._num_wasted_here = 0
+        self.num_backwards = self.num_missing = 0
         self.is_attack = False
         self.cleared_by = ""
-        self._num_unused = 0
-        self._num_cleared = 0
+        # Shares of a loss that led to no step yet: their gradients are there, or gone.
+        self._num_there = self._num_gone = 0
         self._is_first_forward = True
-        self._deliveries: dict[int, int] = {}
         self._was_delivered = False
 
-    def delivered(self, loader: int) -> None:
+    def delivered(self) -> None:
         self._was_delivered = True
-        if not self.num_backwards:
-            self._deliveries[loader] = self._deliveries.get(loader, 0) + 1
 
     def went_forward(self, *, takes_gradient: bool) -> None:
         self.is_attack |= self._is_first_forward and takes_gradient
         self._is_first_forward = False
 
-    def saw(self, frame: Frame, codes: int, cleared_by: str = "") -> None:
+    def saw(self, frame: Frame, num_codes: int, cleared_by: str) -> None:
         """Look which gradients are gone."""
-        if len(self.has) < codes:
-            self.has = np.append(self.has, np.zeros(codes - len(self.has), np.bool_))
-        if not self._num_unused:
-            return
-        gone = frame.columns["grad"] < GradState.NON_ZERO
-        had = self.has[frame.variables]
+        if len(self.has) < num_codes:
+            self.has = np.append(self.has, np.zeros(num_codes - len(self.has), np.bool_))
+        gone = self.has[frame.variables] & (frame.columns["grad"] < GradState.NON_ZERO)
         self.has[frame.variables[gone]] = False
-        if (gone & had).any() and not self.has.any():
-            # Nothing of these backwards is left.
-            self._num_cleared += self._num_unused
-            self._num_unused = 0
+        if self._num_there and gone.any() and not self.has.any():
+            self._num_gone += self._num_there
+            self._num_there = 0
             self.cleared_by = cleared_by or self.cleared_by
 
     def began_backward(self) -> None:
         if self._was_delivered:
-            self.num_wasted += self._num_cleared
-        else:
-            self._num_wasted_here += self._num_cleared
-        self._num_cleared = 0
+            self.num_missing += self._num_gone
+        self._num_gone = 0
         self._was_delivered = False
 
-    @property
-    def num_missing(self) -> int:
-        """Backwards of batches whose gradients are gone.
-
-        Where one loader delivered as many batches at once as there were backwards, each was of
-        another batch.
-        """
-        at_once = max(self._deliveries.values(), default=0) == self.num_backwards
-        return self.num_wasted + (self._num_wasted_here if at_once else 0)
-
-    def went_backward(self, frame: Frame) -> None:
+    def went_backward(self, frame: Frame, *, is_share: bool) -> None:
         """Note what has a gradient at the end of a backward."""
         self.num_backwards += 1
-        self._num_unused += 1
+        self._num_there += is_share
         self._is_first_forward = True
         self.has[frame.variables[frame.columns["grad"] >= GradState.NON_ZERO]] = True
 
@@ -168,7 +157,7 @@ class _Monitor(Monitor):
         found = []
         for _, event, row, frame in _events(window):
             if event == "data":
-                pending.delivered(int(window.calls.object[row]))
+                pending.delivered()
             elif event == "forward":
                 items = window.catalog.signature(int(window.calls.inputs[row]))
                 pending.went_forward(takes_gradient=any(item.requires_grad for item in items))
@@ -197,7 +186,8 @@ class _Monitor(Monitor):
             if frame.phase == "begin":
                 pending.began_backward()
             else:
-                pending.went_backward(frame)
+                is_share = factor(window, row) <= LARGEST_SHARE
+                pending.went_backward(frame, is_share=is_share)
         if event != "step" or frame.phase != "begin":
             return None
         held = (frame.columns["optimizer"] == calls.object[row]) & pending.has[frame.variables]

@@ -45,3 +45,9 @@ def is_placed(window: Window, row: int) -> bool:
     """Return whether a call says where in its schedule the scheduler is to be, or how it goes."""
     items = window.catalog.signature(int(window.calls.inputs[row]))
     return any(item.path in ("1", "epoch", "metrics") for item in items)
+
+
+def factor(window: Window, row: int) -> float:
+    """Return the constant that the loss of a backward was multiplied by; NaN if unknown."""
+    items = window.catalog.signature(int(window.calls.inputs[row]))
+    return next((float(str(item.value)) for item in items if item.path == "factor"), 1.0)

@@ -27,6 +27,7 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.lifecycle import (
     completed,
+    factor,
     rows_of_role,
     skipped_steps,
 )
@@ -108,7 +109,7 @@ class _Shares:
                 self._clear()
             elif api.role == "backward":
                 if api.name != "torch.autograd.grad":
-                    self._pending.append(_factor(window, row))
+                    self._pending.append(factor(window, row))
             elif api.role == "zero_grad":
                 self._clear(target)
             elif target in self._taken and self._step in api.names:
@@ -130,11 +131,6 @@ class _Shares:
         if done:
             del self._pending[:done]
             self._taken = {target: taken - done for target, taken in self._taken.items()}
-
-
-def _factor(window: Window, row: int) -> float:
-    items = window.catalog.signature(int(window.calls.inputs[row]))
-    return next((float(str(item.value)) for item in items if item.path == "factor"), 1.0)
 
 
 class _Monitor(Monitor):
