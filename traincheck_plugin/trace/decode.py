@@ -84,7 +84,7 @@ def decode(
 
 
 def _decode_entries(batch: pa.RecordBatch, entry: Any, interner: Interner[Any]) -> None:
-    # An older trace lacks what was added since, a newer one has what this version does not know.
+    # An older trace lacks what was added since.
     names = [field.name for field in fields(entry) if field.name in batch.schema.names]
     columns = [_freeze(batch.column(name).to_pylist()) for name in names]
     for row in zip(*columns, strict=True):
