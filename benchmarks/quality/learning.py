@@ -68,8 +68,8 @@ def bundles_without(
         proposed = {h for survey in rest.values() for h in survey.hypotheses}
         known = {h: t for h, t in zip(hypotheses, total, strict=True) if h in proposed}
         pipelines = {parts[name].path: survey.pipeline for name, survey in rest.items()}
-        kept = inference._keep(known, pipelines, NO_CORPUS)
         generals = {name: general for s in rest.values() for name, general in s.generals.items()}
+        kept = inference._keep(known, pipelines, NO_CORPUS, generals)
         invariants = bundled(inference._without_implied(kept, generals))
         yield names, Bundle(invariants=invariants, corpus=evidence(known))
 

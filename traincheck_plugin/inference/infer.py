@@ -167,6 +167,7 @@ def infer(
         dict(zip(hypotheses, tallies, strict=True)),
         {part.path: survey.pipeline for part, survey in zip(parts, surveys, strict=True)},
         bundled_corpus() if corpus is None else corpus,
+        generals,
     )
     return InferenceResult(
         invariants=tuple(sorted(_without_implied(kept, generals), key=_order)),
@@ -270,7 +271,10 @@ def _prove(hypothesis: Hypothesis, tally: Tally) -> _Proof | None:
 
 
 def _keep(
-    tallies: Mapping[Hypothesis, Tally], pipelines: Mapping[str, Pipeline], corpus: Corpus
+    tallies: Mapping[Hypothesis, Tally],
+    pipelines: Mapping[str, Pipeline],
+    corpus: Corpus,
+    generals: Mapping[str, str],
 ) -> dict[Hypothesis, list[Invariant]]:
     """Return the hypotheses that the evidence proves, as invariants.
 
@@ -278,6 +282,8 @@ def _keep(
         tallies: the examples of the reference.
         pipelines: that of each run of the reference.
         corpus: what is known of other pipelines.
+        generals: the general name of each API. What is true of one class of optimizers alone is a
+            habit of those who use it: only the general form can be a law.
     """
     kept: dict[Hypothesis, list[Invariant]] = {}
     group_of_run = _groups(pipelines)
@@ -296,7 +302,11 @@ def _keep(
             total.merge(known)
             shared = _prove(hypothesis, total)
             num_pipelines = max(num_pipelines, len(known.occurrences(list(known.counts)).runs))
-        is_shared = num_pipelines >= MIN_PIPELINES and is_general(hypothesis)
+        is_shared = (
+            num_pipelines >= MIN_PIPELINES
+            and is_general(hypothesis)
+            and _general(hypothesis, generals) == hypothesis
+        )
         if shared is not None and is_shared:
             invariants.append(_invariant(hypothesis, total, shared, "universal", seen))
         if shared is None or not is_shared or not set(own.kinds) <= set(shared.kinds):
@@ -350,21 +360,24 @@ def _groups(pipelines: Mapping[str, Pipeline]) -> dict[str, str]:
     return groups
 
 
+def _general(hypothesis: Hypothesis, generals: Mapping[str, str]) -> Hypothesis:
+    """Return the hypothesis about the most general names of its APIs."""
+    params = tuple(
+        replace(p, api_full_name=generals.get(p.api_full_name, p.api_full_name))
+        if isinstance(p, APIParam)
+        else p
+        for p in hypothesis.params
+    )
+    return replace(hypothesis, params=params)
+
+
 def _without_implied(
     kept: Mapping[Hypothesis, Sequence[Invariant]], generals: Mapping[str, str]
 ) -> list[Invariant]:
     """Drop what another kept invariant says as well."""
     result: list[Invariant] = []
     for hypothesis, invariants in kept.items():
-        general = replace(
-            hypothesis,
-            params=tuple(
-                replace(p, api_full_name=generals.get(p.api_full_name, p.api_full_name))
-                if isinstance(p, APIParam)
-                else p
-                for p in hypothesis.params
-            ),
-        )
+        general = _general(hypothesis, generals)
         implied_by = known_relations()[hypothesis.relation].implied_by(hypothesis.params)
         if (general != hypothesis and general in kept) or implied_by in kept:
             continue
