@@ -93,7 +93,7 @@ def find_cause(window: Window, row: int, frame: Frame, failing: Bool, others: Bo
     fact, mask = parts[0]
     names = _variables(window, frame, mask)
     text = "; ".join(texts)
-    left_out, only_these = _left_out(window, frame, failing)
+    left_out, only_these = left_behind(window, frame, failing)
     if left_out:
         described = describe_variables(left_out)
         text += (
@@ -218,7 +218,7 @@ def _why_no_gradient(window: Window, row: int, codes: Int32) -> str:
     return ": backward does not reach it (detached, under no_grad, or not part of the loss)"
 
 
-def _left_out(window: Window, frame: Frame, failing: Bool) -> tuple[list[Variable], bool]:
+def left_behind(window: Window, frame: Frame, failing: Bool) -> tuple[list[Variable], bool]:
     """Return the parameters that could learn and are in no optimizer, and whether no others can."""
     columns = frame.columns
     if not {"requires_grad", "optimizer", "in_model"} <= set(columns):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Int64, Window
+from traincheck_plugin.events import NONE, Frame, Int64, Phase, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -26,6 +26,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.causes import left_behind
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
 from traincheck_plugin.relations.values import align, is_about
@@ -110,11 +111,7 @@ class _Monitor(Monitor):
 
     def _changed(self, window: Window, row: int) -> Int64 | None:
         """Return the variables that a call changed; None where its frames do not tell."""
-        frames = {
-            frame.phase: frame
-            for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
-            if is_about(window, frame, self._variables)
-        }
+        frames = self._frames(window, row)
         if len(frames) < 2:
             return None
         begin, end = frames["begin"], frames["end"]
@@ -124,9 +121,19 @@ class _Monitor(Monitor):
         codes: Int64 = begin.variables[first][changed].astype(np.int64)
         return codes
 
+    def _frames(self, window: Window, row: int) -> dict[Phase, Frame]:
+        return {
+            frame.phase: frame
+            for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
+            if is_about(window, frame, self._variables)
+        }
+
     def _explain(self, window: Window, row: int, codes: Int64) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in codes]
         who = describe_variables(names)
+        frame = self._frames(window, row)["begin"]
+        behind, _ = left_behind(window, frame, np.isin(frame.variables, codes))
+        instead = f"; {describe_variables(behind)} require gradients and are in no optimizer"
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         one = len(names) == 1
         return Explanation(
@@ -135,7 +142,8 @@ class _Monitor(Monitor):
                 fact="in two optimizers",
                 subjects=tuple(sorted(v.label for v in names)),
                 text=f"{who} {'is' if one else 'are'} in two optimizers, and {name} updates "
-                f"{'it' if one else 'them'} a second time",
+                f"{'it' if one else 'them'} a second time{instead if behind else ''}",
+                left_out=tuple(sorted(v.label for v in behind)),
             ),
         )
 
