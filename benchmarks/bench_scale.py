@@ -45,6 +45,7 @@ class SimulatedPeers:
 
     def __init__(self, size: int) -> None:
         self.rank, self.size = 0, size
+        self.ranks = list(range(size))
         self.num_bytes = 0
         self.differs = False
 
