@@ -19,6 +19,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.recorder.arguments import MAX_BYTES, _part, _tensors
+from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.samplers import epoch_of, facts_of
 
 DATA = TensorDataset(torch.arange(48.0).view(12, 4), torch.arange(12))
@@ -67,6 +68,18 @@ def test_a_batch_and_the_input_made_of_it_have_the_same_fingerprint():
         assert batch.columns["data"][0] == given.columns["data"][0]
         assert given.columns["value"].tolist() == [16, 1]
     assert len({int(batch.columns["data"][0]) for _, batch in batches}) == 3
+
+
+def test_what_is_on_a_device_is_read_there_and_arrives_later(monkeypatch):
+    monkeypatch.setattr(DeviceReader, "HOST", "none")
+
+    recording = record(lambda: train(DataLoader(DATA, batch_size=4)), LIFECYCLE)
+
+    batches, inputs = frames(recording, "batch"), frames(recording, "input")
+    hashes = [int(batch.columns["data"][0]) for _, batch in batches]
+    assert hashes == [int(given.columns["data"][0]) for _, given in inputs]
+    assert len(set(hashes)) == 3
+    assert all(hashes)
 
 
 def test_a_loader_tells_where_it_is():

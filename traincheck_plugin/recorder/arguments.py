@@ -23,6 +23,7 @@ from traincheck_plugin.events import (
 )
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.calls import OpenCall
+from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import (
     DeviceHasher,
     finished_hashes,
@@ -138,7 +139,7 @@ class Arguments:
             by_device.setdefault(tensor.device, []).append(place)
         for device, places in by_device.items():
             parts = [_part(tensors[place]) for place in places]
-            if device.type == "cpu":
+            if device.type == DeviceReader.HOST:
                 values[places] = [hash_tensor(part, self._problems) for part in parts]
             elif device.type != "meta" and not (
                 device.type == "cuda" and torch.cuda.is_current_stream_capturing()

@@ -31,9 +31,9 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.passing import (
     MIN_ELEMENTS,
+    Beginnings,
     Deliveries,
     Delivery,
-    anew,
     frames_of,
     inputs_of,
 )
@@ -260,11 +260,12 @@ class _Orders(Monitor):
 
     def __init__(self) -> None:
         self._deliveries = Deliveries()
+        self._beginnings = Beginnings()
         self._starts: dict[tuple[str, str], dict[int, dict[int, bytes]]] = {}
 
     def observe(self, window: Window) -> Examples:
         inputs = inputs_of(window)
-        resets = anew(window).tolist()
+        resets = self._beginnings.observe(window)
         judged = []
         for use, batches in self._deliveries.observe(window, inputs):
             if resets and resets[0] < use.begin:
@@ -275,7 +276,7 @@ class _Orders(Monitor):
                     held = self._judge(use.root, batch)
                     if held is not None:
                         judged.append((use.row, held, _HELD if held else _same_order(batch)))
-        for _ in resets:
+        if resets:
             self._starts.clear()
         return _examples(window, judged)
 
@@ -344,12 +345,13 @@ class _States(Monitor):
     def __init__(self) -> None:
         self._seen: dict[tuple[str, int], dict[int, int]] = {}
         self._left: dict[int, int] = {}
+        self._beginnings = Beginnings()
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._left.clear()
             return NO_EXAMPLES
-        resets = anew(window).tolist()
+        resets = self._beginnings.observe(window)
         calls, catalog = window.calls, window.catalog
         judged = []
         for row, frame in frames_of(window, "generator"):

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import LOADER_FACTS, Frame, Int64, VariableKind, Window
+from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, VariableKind, Window
 
 MIN_ELEMENTS = 32
 """With fewer, two batches may be equal by chance."""
+
+MAX_WAITING = 64
+"""Batches that are kept until it shows what they are for."""
 
 Kind = tuple[str, tuple[int, ...]]
 """Dtype and shape of a tensor."""
@@ -24,7 +27,7 @@ class Input:
         row: of the call.
         begin: when it began.
         root: label of the module: ``__main__.Net#0``.
-        key: tells it from other inputs; "" where it is not known.
+        key: tells it from other inputs; empty where it is not known.
         num_elements: of all its tensors.
         kinds: of its tensors.
     """
@@ -81,12 +84,29 @@ def inputs_of(window: Window) -> list[Input]:
     return sorted(found, key=lambda one: one.begin)
 
 
-def anew(window: Window) -> Int64:
-    """Return when training began anew, with another optimizer or an earlier state of it."""
-    rows = [window.rows_of_name("torch.optim.Optimizer.load_state_dict")]
-    apis = window.catalog.apis
-    rows += [window.rows_of_api(c) for c in window.api_codes if apis[c].role == "construct"]
-    return np.sort(window.calls.begin[np.concatenate(rows)])
+class Beginnings:
+    """Tells when training begins anew: with another optimizer, or an earlier state of it."""
+
+    def __init__(self) -> None:
+        self._optimizers: set[int] = set()
+
+    def observe(self, window: Window) -> list[int]:
+        """Return when it does in the next window, in order."""
+        calls, apis = window.calls, window.catalog.apis
+        rows = [window.rows_of_name("torch.optim.Optimizer.load_state_dict")]
+        rows += [window.rows_of_api(c) for c in window.api_codes if apis[c].role == "construct"]
+        times: list[int] = np.sort(calls.begin[np.concatenate(rows)]).tolist()
+        stepping = {
+            target
+            for code in window.api_codes
+            if apis[code].role == "step"
+            for target in calls.object[window.rows_of_api(code)].tolist()
+        }
+        if not stepping <= self._optimizers:
+            # One that was made while nobody looked.
+            self._optimizers |= stepping
+            times.insert(0, NONE)
+        return times
 
 
 class Deliveries:
@@ -102,8 +122,8 @@ class Deliveries:
             window: the next one.
             inputs: its own.
         """
-        waiting = self._waiting = [*self._waiting, *_delivered(window)]
-        if not waiting:
+        self._waiting = [*self._waiting, *_delivered(window)][-MAX_WAITING:]
+        if not self._waiting:
             return []
         calls, catalog = window.calls, window.catalog
         evaluated = [
