@@ -22,7 +22,7 @@ from pathlib import Path
 from tests.pipelines.catalog import BUGS, script
 from traincheck_plugin.config import child_environment
 from traincheck_plugin.inference.corpus import NO_CORPUS, dump_corpus, is_general
-from traincheck_plugin.inference.infer import infer
+from traincheck_plugin.inference.infer import in_general, infer
 from traincheck_plugin.inference.tally import Tally
 from traincheck_plugin.invariants.jsonl import dump_invariants
 from traincheck_plugin.invariants.model import Hypothesis, Invariant
@@ -76,12 +76,20 @@ def bundled(invariants: Iterable[Invariant]) -> list[Invariant]:
     ]
 
 
-def evidence(tallies: Mapping[Hypothesis, Tally]) -> dict[Hypothesis, Tally]:
-    """Return what the corpus showed of each hypothesis where it is of use to know."""
+def evidence(
+    tallies: Mapping[Hypothesis, Tally], generals: Mapping[str, str]
+) -> dict[Hypothesis, Tally]:
+    """Return what the corpus showed of each hypothesis where it is of use to know.
+
+    Args:
+        tallies: the hypotheses, and the examples of each.
+        generals: the most general name of each API: only hypotheses about these can be laws.
+    """
     return {
         hypothesis: tally
         for hypothesis, tally in tallies.items()
         if is_general(hypothesis)
+        and in_general(hypothesis, generals) == hypothesis
         and relations()[hypothesis.relation].severity(hypothesis.params) != "info"
     }
 
@@ -104,7 +112,7 @@ def main() -> None:
             result = infer([open_run(name) for name in found], corpus=NO_CORPUS)
     kept = bundled(result.invariants)
     dump_invariants(kept, arguments.output)
-    dump_corpus(evidence(result.tallies).items(), CORPUS)
+    dump_corpus(evidence(result.tallies, result.generals).items(), CORPUS)
     print(f"{len(kept)} invariants from {len(found)} pipelines in {arguments.output}")  # noqa: T201
 
 

@@ -71,7 +71,7 @@ def bundles_without(
         generals = {name: general for s in rest.values() for name, general in s.generals.items()}
         kept = inference._keep(known, pipelines, NO_CORPUS, generals)
         invariants = bundled(inference._without_implied(kept, generals))
-        yield names, Bundle(invariants=invariants, corpus=evidence(known))
+        yield names, Bundle(invariants=invariants, corpus=evidence(known, generals))
 
 
 def _sum(several: Sequence[list[Tally]]) -> list[Tally]:

@@ -4,7 +4,8 @@ Two passes over every rank of every run: the first proposes hypotheses, the seco
 examples. Both run rank by rank and add up, so that an engine can share them out.
 
 What the reference proves is believed of its own pipeline. It is believed of every pipeline where
-enough different ones showed it, in the reference or in the corpus, and none refuted it.
+enough different ones showed it, in the reference or in the corpus, and none refuted it. Such laws
+are kept, too, where the reference had no occasion to show them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TypeVar
 from traincheck_plugin.checker.ranks import steps_of
 from traincheck_plugin.engine import Engine, LocalEngine
 from traincheck_plugin.events import Window
-from traincheck_plugin.inference.corpus import Corpus, bundled_corpus, is_general
+from traincheck_plugin.inference.corpus import NO_CORPUS, Corpus, bundled_corpus, is_general
 from traincheck_plugin.inference.preconditions import learn
 from traincheck_plugin.inference.tally import Kind, Occurrences, Tally, kind_of
 from traincheck_plugin.invariants.model import (
@@ -62,12 +63,14 @@ class InferenceResult:
     Attributes:
         invariants: gravest first.
         tallies: the hypotheses that were tested, and the examples of each.
+        generals: the most general name of each API that was called.
         num_windows, num_calls: size of the reference.
         notes: what the user should know about the reference.
     """
 
     invariants: tuple[Invariant, ...]
     tallies: Mapping[Hypothesis, Tally]
+    generals: Mapping[str, str]
     num_windows: int
     num_calls: int
     notes: tuple[str, ...]
@@ -152,7 +155,12 @@ def infer(
     report = progress or (lambda what, part: None)
     engine = engine or LocalEngine()
     surveys = _map(engine, _survey, parts, partial(report, "proposing hypotheses"))
-    hypotheses = tuple(dict.fromkeys(h for survey in surveys for h in survey.hypotheses))
+    known_laws = bundled_corpus() if corpus is None else corpus
+    if not any(survey.num_steps for survey in surveys):
+        known_laws = NO_CORPUS
+    proposed = dict.fromkeys(h for survey in surveys for h in survey.hypotheses)
+    # What other pipelines showed may not have come up in this reference, or may be refuted by it.
+    hypotheses = tuple(proposed | dict.fromkeys(h for h in known_laws if h.relation in chosen))
     work = [
         (part, hypotheses, survey.num_windows) for part, survey in zip(parts, surveys, strict=True)
     ]
@@ -166,12 +174,13 @@ def infer(
     kept = _keep(
         dict(zip(hypotheses, tallies, strict=True)),
         {part.path: survey.pipeline for part, survey in zip(parts, surveys, strict=True)},
-        bundled_corpus() if corpus is None else corpus,
+        known_laws,
         generals,
     )
     return InferenceResult(
         invariants=tuple(sorted(_without_implied(kept, generals), key=_order)),
         tallies=dict(zip(hypotheses, tallies, strict=True)),
+        generals=generals,
         num_windows=sum(s.num_windows for s in surveys),
         num_calls=sum(s.num_calls for s in surveys),
         notes=(*(problem for run in runs for problem in run.problems), *_notes(surveys)),
@@ -290,13 +299,15 @@ def _keep(
     seen = tuple(dict.fromkeys(pipelines.values()))
     for hypothesis, tally in tallies.items():
         own = _prove(hypothesis, tally)
-        if own is None:
+        known = corpus.get(hypothesis)
+        if own is None and (known is None or tally.refuted_by()):
             continue
-        invariants = kept[hypothesis] = []
-        num_pipelines = len({group_of_run[run] for run in own.occurrences.runs})
+        num_pipelines = 0
+        if own is not None:
+            num_pipelines = len({group_of_run[run] for run in own.occurrences.runs})
         total = tally
         shared: _Proof | None = own
-        if (known := corpus.get(hypothesis)) is not None:
+        if known is not None:
             total = Tally()
             total.merge(tally)
             total.merge(known)
@@ -305,12 +316,21 @@ def _keep(
         is_shared = (
             num_pipelines >= MIN_PIPELINES
             and is_general(hypothesis)
-            and _general(hypothesis, generals) == hypothesis
+            and in_general(hypothesis, generals) == hypothesis
         )
+        invariants = []
         if shared is not None and is_shared:
             invariants.append(_invariant(hypothesis, total, shared, "universal", seen))
-        if shared is None or not is_shared or not set(own.kinds) <= set(shared.kinds):
+        is_covered = (
+            own is not None
+            and shared is not None
+            and is_shared
+            and set(own.kinds) <= set(shared.kinds)
+        )
+        if own is not None and not is_covered:
             invariants.append(_invariant(hypothesis, tally, own, "pipeline", seen))
+        if invariants:
+            kept[hypothesis] = invariants
     return kept
 
 
@@ -360,7 +380,7 @@ def _groups(pipelines: Mapping[str, Pipeline]) -> dict[str, str]:
     return groups
 
 
-def _general(hypothesis: Hypothesis, generals: Mapping[str, str]) -> Hypothesis:
+def in_general(hypothesis: Hypothesis, generals: Mapping[str, str]) -> Hypothesis:
     """Return the hypothesis about the most general names of its APIs."""
     params = tuple(
         replace(p, api_full_name=generals.get(p.api_full_name, p.api_full_name))
@@ -377,7 +397,7 @@ def _without_implied(
     """Drop what another kept invariant says as well."""
     result: list[Invariant] = []
     for hypothesis, invariants in kept.items():
-        general = _general(hypothesis, generals)
+        general = in_general(hypothesis, generals)
         implied_by = known_relations()[hypothesis.relation].implied_by(hypothesis.params)
         if (general != hypothesis and general in kept) or implied_by in kept:
             continue
