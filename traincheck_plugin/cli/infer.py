@@ -97,6 +97,8 @@ def _chosen(enabled: Sequence[str] | None, disabled: Sequence[str] | None) -> li
 
 
 def _print(result: InferenceResult, output: Path) -> None:
+    from traincheck_plugin.report.learned import summary
+
     severities = Counter(invariant.severity for invariant in result.invariants)
     counts = ", ".join(f"{severities[s]} {s}" for s in ("critical", "warning", "info"))
     print(
@@ -107,6 +109,8 @@ def _print(result: InferenceResult, output: Path) -> None:
         print(f"Note: {note}")
     if not result.invariants:
         print("No invariants: nothing held often enough; give more or longer healthy runs")
+    for line in summary(result.invariants):
+        print(line)
     print(f"Wrote {len(result.invariants)} invariants ({counts}) to {output}")
 
 
