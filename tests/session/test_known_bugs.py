@@ -60,6 +60,8 @@ def plain(bug, seed):
     if bug == "in eval mode from the start":
         model.eval()
     for number, (x, y) in enumerate(batches(seed)):
+        if bug == "optimizer made anew for every step":
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         features = model.encoder(x) if bug == "encoder detached" else None
         output = model(x) if features is None else model.head(features.detach())
         loss = nn.functional.cross_entropy(output, y)
@@ -98,7 +100,12 @@ def accumulating(bug, seed):
     for number, (x, y) in enumerate(batches(seed, 4 * STEPS)):
         if bug == "cleared with every micro-batch" or number % 4 == 0:
             optimizer.zero_grad()
-        (nn.functional.cross_entropy(model(x), y) / 4).backward()
+        loss = nn.functional.cross_entropy(model(x), y)
+        if bug != "loss not divided":
+            loss = loss / 4
+        if bug == "loss divided twice":
+            loss = loss / 4
+        loss.backward()
         is_late = bug == "steps with every micro-batch at the end" and number >= 80
         if number % 4 == 3 or is_late:
             optimizer.step()
@@ -160,6 +167,8 @@ def scaled(bug, seed):
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         before = scaler.get_scale()
         scaler.step(optimizer)
+        if bug == "stepped past the scaler as well" and loss.isfinite():
+            optimizer.step()
         scaler.update()
         if bug == "schedule moves on when a step is skipped" or scaler.get_scale() >= before:
             schedule.step()
@@ -212,6 +221,12 @@ BUGS = [
     Bug("step before backward", plain, "of old", "updated 0 of 6 parameters"),
     Bug("cleared before the step", plain, "of old", "after the last backward"),
     Bug("clipped before the backward", plain, "of old", "no backward had come before it"),
+    Bug(
+        "optimizer made anew for every step",
+        plain,
+        "of old",
+        "every step is made by a new optimizer",
+    ),
     Bug("loss turns into nan", plain, "transformers 28073", "NaN or infinite", first_step=5),
     Bug(
         "cleared with every micro-batch",
@@ -224,8 +239,15 @@ BUGS = [
         accumulating,
         "accelerate 1847",
         "before their micro-batches are complete",
-        first_step=21,
+        first_step=20,
     ),
+    Bug(
+        "loss divided twice",
+        accumulating,
+        "transformers 40052",
+        "4 backwards lead to a step, and the loss of each is divided by 16",
+    ),
+    Bug("loss not divided", accumulating, "axolotl 2262", "the loss of none is divided"),
     Bug(
         "schedule stepped with every micro-batch",
         accumulating,
@@ -246,7 +268,8 @@ BUGS = [
         first_step=8,
     ),
     Bug("frozen again", unfreezing, "Lightning 21901", "requires_grad=False", first_step=16),
-    Bug("clipped before unscaling", scaled, "pytorch/examples 1196", "GradScaler.unscale_"),
+    Bug("clipped before unscaling", scaled, "pytorch/examples 1196", "still scaled"),
+    Bug("stepped past the scaler as well", scaled, "of old", "with no backward in between"),
     Bug(
         "schedule moves on when a step is skipped",
         scaled,

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Frame, GradState, Window
+from traincheck_plugin.events import NONE, Bool, Frame, GradState, Role, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -35,6 +35,9 @@ away that are not finite, or too large."""
 
 LARGEST_SHARE = 0.5
 """What the loss of a micro-batch is multiplied by, at most: it is divided by their number."""
+
+_NON_ZERO = int(GradState.NON_ZERO)
+_SHOWING: frozenset[Role] = frozenset({"zero_grad", "backward", "step"})
 
 GRADIENTS = VarTypeParam(
     var_type=VAR_TYPES["parameter"],
@@ -117,16 +120,16 @@ class _Pending:
         self.is_attack |= self._is_first_forward and takes_gradient
         self._is_first_forward = False
 
-    def saw(self, frame: Frame, num_codes: int, cleared_by: str) -> None:
-        """Look which gradients are gone."""
+    def saw(self, frame: Frame, num_codes: int) -> bool:
+        """Look which gradients are gone; return whether nothing is left of some backward."""
         if len(self.has) < num_codes:
             self.has = np.append(self.has, np.zeros(num_codes - len(self.has), np.bool_))
-        gone = self.has[frame.variables] & (frame.columns["grad"] < GradState.NON_ZERO)
-        self.has[frame.variables[gone]] = False
-        if self._num_there and gone.any() and not self.has.any():
-            self._num_gone += self._num_there
-            self._num_there = 0
-            self.cleared_by = cleared_by or self.cleared_by
+        self.has[frame.variables] &= frame.columns["grad"] >= _NON_ZERO
+        if not self._num_there or self.has.any():
+            return False
+        self._num_gone += self._num_there
+        self._num_there = 0
+        return True
 
     def began_backward(self) -> None:
         if self._was_delivered:
@@ -136,10 +139,11 @@ class _Pending:
 
     def went_backward(self, frame: Frame, *, is_share: bool) -> None:
         """Note what has a gradient at the end of a backward."""
+        has = frame.columns["grad"] >= _NON_ZERO
         self.num_backwards += 1
-        self._num_there += is_share
+        self._num_there += is_share and bool(has.any())
         self._is_first_forward = True
-        self.has[frame.variables[frame.columns["grad"] >= GradState.NON_ZERO]] = True
+        self.has[frame.variables] |= has
 
 
 class _Monitor(Monitor):
@@ -178,17 +182,16 @@ class _Monitor(Monitor):
     ) -> tuple[int, bool, Explanation] | None:
         """Follow a frame of gradients; return the example that it completes, if any."""
         pending, calls = self._pending, window.calls
-        cleared_by = ""
-        if event == "zero_grad":
-            cleared_by = short(window.catalog.apis[int(calls.api[row])].name) + place(window, row)
-        pending.saw(frame, len(window.catalog.variables), cleared_by)
+        if pending.saw(frame, len(window.catalog.variables)) and event == "zero_grad":
+            name = short(window.catalog.apis[int(calls.api[row])].name)
+            pending.cleared_by = f"{name}{place(window, row)}"
         if event == "backward":
             if frame.phase == "begin":
                 pending.began_backward()
             else:
                 is_share = factor(window, row) <= LARGEST_SHARE
                 pending.went_backward(frame, is_share=is_share)
-        if event != "step" or frame.phase != "begin":
+        if event != "step":
             return None
         held = (frame.columns["optimizer"] == calls.object[row]) & pending.has[frame.variables]
         if not held.any() or pending.is_attack:
@@ -238,10 +241,13 @@ def _events(window: Window) -> list[Event]:
         *((int(calls.begin[row]), "forward", row, None) for row in forwards),
         *((int(calls.end[row]), "attempt", row, None) for row in attempts),
         *(
-            (frame.sequence, apis[int(calls.api[row])].role, row, frame)
+            (frame.sequence, role, row, frame)
             for frame in window.frames
-            if (row := window.row_of_call.get(frame.call, NONE)) != NONE
-            and {"grad", "optimizer"} <= frame.columns.keys()
+            if "grad" in frame.columns
+            and (row := window.row_of_call.get(frame.call, NONE)) != NONE
+            and (role := apis[int(calls.api[row])].role) in _SHOWING
+            # What a step leaves of gradients is what it met.
+            and not (role == "step" and frame.phase == "end")
         ),
     ]
     return sorted(events, key=lambda event: event[0])
