@@ -10,6 +10,9 @@ from traincheck_plugin.relations.naming import place, short
 MODULE_LOAD = "torch.nn.Module.load_state_dict"
 OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"
 
+OUTCOME = "loaded"
+"""What the result of a load is recorded as."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -31,7 +34,7 @@ class Load:
 def outcome_of(window: Window, row: int) -> str:
     """Return how much a call of `load_state_dict` loaded, "" where that is not recorded."""
     for item in window.catalog.signature(int(window.calls.outputs[row])):
-        if item.path == "loaded" and isinstance(item.value, str):
+        if item.path == OUTCOME and isinstance(item.value, str):
             return item.value
     return ""
 

@@ -21,6 +21,7 @@ from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
 from traincheck_plugin.relations.gradients_kept import GradientsKeptRelation
+from traincheck_plugin.relations.load import LoadRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
 from traincheck_plugin.relations.loss_share import LossShareRelation
 from traincheck_plugin.relations.new_gradients import NewGradientsRelation
@@ -42,6 +43,7 @@ BUILT_IN: tuple[Relation, ...] = (
     RankConsistencyRelation(),
     ContinuityRelation(),
     CopyRelation(),
+    LoadRelation(),
     ConsistentOutputRelation(),
     ConsistentInputOutputRelation(),
     FunctionCoverRelation(),

@@ -86,10 +86,10 @@ def _loaded_of_module(module: Any, state: Mapping[str, Any], result: Any) -> str
     """Return whether ``all``, ``some`` or ``none`` of *module* was loaded; "" where not known."""
     missing = getattr(result, "missing_keys", None)
     unexpected = getattr(result, "unexpected_keys", None)
-    if missing is None or unexpected is None:
+    if missing is None or unexpected is None or not state:
         return ""
     if not missing and not unexpected:
-        return "all" if state else ""
+        return "all"
     return "some" if len(state) > len(unexpected) else "none"
 
 

@@ -1,0 +1,57 @@
+"""A load of a module loads something."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Item, Window
+from traincheck_plugin.inference.corpus import is_general
+from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
+from traincheck_plugin.invariants.model import Invariant
+from traincheck_plugin.relations.load import LOADS, LoadRelation
+
+RELATION = LoadRelation()
+
+
+def _loads(*outcomes: str) -> Window:
+    run = RunBuilder()
+    for outcome in outcomes:
+        items = [Item(path="loaded", type="str", value=outcome)] if outcome else None
+        run.call("torch.nn.Module.load_state_dict", object="__main__.Net#0", outputs=items)
+        # Of an optimizer, where there may be no state yet.
+        run.call("torch.optim.Adam.load_state_dict", object="torch.optim.Adam#0", outputs=items)
+    return run.window()
+
+
+def test_only_what_loads_nothing_fails() -> None:
+    found = labels(RELATION, (LOADS,), [_loads("all", "none", "", "some")])
+    assert [holds for _, holds in found] == [True, False, True]
+
+
+def test_a_failure_names_the_call_and_the_module() -> None:
+    examples = RELATION.monitor((LOADS,)).observe(_loads("none"))
+    cause = examples.explain(0).cause
+    assert cause is not None
+    assert cause.text.startswith(
+        "no name in what load_state_dict (train.py:1 in train) was given is one of __main__.Net#0"
+    )
+
+
+@pytest.mark.parametrize(("outcome", "number"), [("all", 1), ("none", 0), ("", 0)])
+def test_what_loaded_something_is_proposed(outcome: str, number: int) -> None:
+    proposer = RELATION.proposer()
+    proposer.observe(_loads(outcome))
+    hypotheses = list(proposer.hypotheses())
+    assert len(hypotheses) == number
+    assert all(is_general(hypothesis) for hypothesis in hypotheses)
+
+
+def test_the_rule_has_words_and_a_form_on_disk() -> None:
+    assert RELATION.describe((LOADS,)).startswith("Module.load_state_dict loads at least one")
+    invariant = Invariant(relation=RELATION.name, params=(LOADS,))
+    assert decode_invariant(encode_invariant(invariant)).params == (LOADS,)
+    with pytest.raises(InvariantError, match="expects the parameter"):
+        RELATION.monitor(())
