@@ -18,15 +18,8 @@ from traincheck_plugin.events import Item, Window
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.model import Hypothesis, Invariant, VarTypeParam
 from traincheck_plugin.relations.base import Explanation
-from traincheck_plugin.relations.continuity import (
-    FROZEN,
-    HELD,
-    PARAMETER,
-    RULES,
-    SAME_OBJECT,
-    SLOT,
-    ContinuityRelation,
-)
+from traincheck_plugin.relations.between_steps import FROZEN, HELD, SAME_OBJECT
+from traincheck_plugin.relations.continuity import PARAMETER, RULES, SLOT, ContinuityRelation
 
 RELATION = ContinuityRelation()
 NAMES = ("a", "b", "c")
