@@ -13,10 +13,10 @@ from torch import nn, optim
 from torch.utils.data import DataLoader
 
 BUGS = {
-    "prefixed_names": (16, "load|state_dict|checkpoint|missing|unexpected"),
-    "moments_not_loaded": (16, "optimizer|state|load|moment|reset"),
+    "prefixed_names": (12, "load|state_dict|checkpoint|missing|unexpected"),
+    "moments_not_loaded": (12, "optimizer|state|load|moment|reset"),
 }
-EVERY = 4
+EVERY = 3
 FOURTH = 4 * EVERY
 
 
