@@ -17,6 +17,7 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
@@ -182,7 +183,9 @@ class Context:
         return dict(self.annotations).get(name)
 
 
-CONTEXT_PROPERTIES = frozenset(f.name for f in fields(Context)) - {"annotations"}
+CONTEXT_COLUMNS = tuple(f.name for f in fields(Context))
+CONTEXT_NUMBERS = frozenset(f.name for f in fields(Context) if f.type in ("int", "bool"))
+CONTEXT_PROPERTIES = frozenset(CONTEXT_COLUMNS) - {"annotations"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,6 +287,101 @@ class Interner(Generic[T]):
         return iter(self._values)
 
 
+_properties = attrgetter(*CONTEXT_COLUMNS)
+
+
+class Contexts:
+    """Gives each distinct context a code, like an `Interner`, and keeps them as columns.
+
+    Every step has new contexts: those of a trace are only made where somebody asks for one.
+
+    Attributes:
+        others: numbers the values of properties that are no numbers.
+    """
+
+    def __init__(self) -> None:
+        self.others: Interner[Hashable] = Interner()
+        self._values: list[Context | None] = []
+        self._codes: dict[Context, int] = {}
+        self._lock = threading.Lock()
+        self._num_coded = 0
+        self._table = np.empty((64, len(CONTEXT_COLUMNS)), np.int64)
+        self._num_rows = 0
+
+    def code(self, value: Context) -> int:
+        """Return the code of *value*, giving it the next one when it is new."""
+        code = self._codes.get(value)
+        if code is None:
+            with self._lock:
+                self._code_all()
+                code = self._codes.setdefault(value, len(self._values))
+                if code == len(self._values):
+                    self._values.append(value)
+                    self._num_coded = len(self._values)
+        return code
+
+    def _code_all(self) -> None:
+        for code in range(self._num_coded, len(self._values)):
+            self._codes.setdefault(self[code], code)
+        self._num_coded = len(self._values)
+
+    def extend(self, columns: Mapping[str, Array]) -> None:
+        """Add contexts that are not known yet, as the values that `column` returns."""
+        start = self._fill()
+        stop = start + len(columns["step"])
+        self._reserve(stop)
+        for index, name in enumerate(CONTEXT_COLUMNS):
+            self._table[start:stop, index] = columns[name]
+        self._num_rows = stop
+        self._values += [None] * (stop - start)
+
+    def column(self, name: str) -> Int64:
+        """Return a property of all contexts, by code: a number, or the code of *others*."""
+        rows = self._fill()
+        return self._table[:rows, CONTEXT_COLUMNS.index(name)]
+
+    def _fill(self) -> int:
+        start, stop = self._num_rows, len(self._values)
+        if start < stop:
+            self._reserve(stop)
+            number = self.others.code
+            self._table[start:stop] = [
+                [
+                    value if name in CONTEXT_NUMBERS else number(value)
+                    for name, value in zip(CONTEXT_COLUMNS, _properties(context), strict=True)
+                ]
+                for context in self._values[start:stop]
+            ]
+            self._num_rows = stop
+        return stop
+
+    def _reserve(self, size: int) -> None:
+        if size > len(self._table):
+            more = np.empty((max(size, 2 * len(self._table)), self._table.shape[1]), np.int64)
+            more[: self._num_rows] = self._table[: self._num_rows]
+            self._table = more
+
+    def __getitem__(self, code: int) -> Context:
+        if code < 0:
+            raise IndexError(code)
+        value = self._values[code]
+        if value is None:
+            found: dict[str, Any] = dict(
+                zip(CONTEXT_COLUMNS, self._table[code].tolist(), strict=True)
+            )
+            for name in set(found) - CONTEXT_NUMBERS:
+                found[name] = self.others[found[name]]
+            found["grad_enabled"] = bool(found["grad_enabled"])
+            value = self._values[code] = Context(**found)
+        return value
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __iter__(self) -> Iterator[Context]:
+        return (self[code] for code in range(len(self._values)))
+
+
 class Catalog:
     """The interned values that the calls and frames of one process point into.
 
@@ -298,7 +396,7 @@ class Catalog:
     def __init__(self) -> None:
         self.apis: Interner[Api] = Interner()
         self.variables: Interner[Variable] = Interner()
-        self.contexts: Interner[Context] = Interner()
+        self.contexts = Contexts()
         self.sources: Interner[str] = Interner()
         self.signatures: Interner[str] = Interner()
         self.objects: Interner[str] = Interner()
@@ -376,6 +474,17 @@ class Calls:
 
     def __len__(self) -> int:
         return len(self.call)
+
+    def part(self, rows: slice) -> Calls:
+        """Return some of the calls."""
+        return Calls(**{name: getattr(self, name)[rows] for name in CALL_COLUMNS})
+
+    @classmethod
+    def join(cls, parts: Sequence[Calls]) -> Calls:
+        """Return the calls of all *parts*, in a row."""
+        return cls(
+            **{name: np.concatenate([getattr(p, name) for p in parts]) for name in CALL_COLUMNS}
+        )
 
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[int, ...]]) -> Calls:
@@ -462,6 +571,20 @@ class Frame:
         return len(self.variables)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Joint:
+    """Where each of the windows that one consists of begins.
+
+    Attributes:
+        indexes: their numbers.
+        calls, frames: the first of each among those of all, and last the number of all.
+    """
+
+    indexes: Sequence[int]
+    calls: Int64
+    frames: Int64
+
+
 @dataclass(frozen=True, kw_only=True)
 class Window:
     """What one optimizer step consists of, or a stretch of the run outside training steps.
@@ -469,14 +592,19 @@ class Window:
     A window ends before the first call that belongs to the next batch; long stretches without a
     step are cut into windows of bounded size. Calls belong to the window in which they end.
 
+    Windows in a row can be joined into one, a *stretch*, so that work is done once for all of
+    them. One that was not observed stays alone.
+
     Attributes:
-        index: number of the window in its process.
+        index: number of the window in its process; of a stretch, that of its first.
         rank: global rank of the process.
         calls: the calls that ended in it.
         frames: in order of sequence.
         catalog: what the codes point into; grows as the run goes on.
         observed: False when sampling left this window out: its lifecycle calls are counted in the
             contexts but neither its calls nor its frames are complete.
+        joint: of a stretch, which windows it consists of.
+        cache: what was found out about it, by whoever wants to find it again.
     """
 
     index: int
@@ -485,7 +613,50 @@ class Window:
     catalog: Catalog
     rank: int = 0
     observed: bool = True
-    _index: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+    joint: Joint | None = field(default=None, repr=False, compare=False)
+    cache: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def num_parts(self) -> int:
+        """How many windows it consists of."""
+        return 1 if self.joint is None else len(self.joint.indexes)
+
+    @property
+    def parts(self) -> Iterator[Window]:
+        """The windows it consists of, one by one."""
+        return map(self.part, range(self.num_parts))
+
+    def part(self, position: int) -> Window:
+        """Return one of the windows it consists of."""
+        if self.joint is None:
+            return self
+        key = Joint, position
+        part: Window | None = self.cache.get(key)
+        if part is None:
+            rows = slice(*self.joint.calls[position : position + 2].tolist())
+            frames = slice(*self.joint.frames[position : position + 2].tolist())
+            part = self.cache[key] = Window(
+                index=self.joint.indexes[position],
+                rank=self.rank,
+                calls=self.calls.part(rows),
+                frames=self.frames[frames],
+                catalog=self.catalog,
+                observed=self.observed,
+            )
+        return part
+
+    def position_of(self, rows: Int64) -> Int64:
+        """Return in which of its windows each of these calls is."""
+        if self.joint is None:
+            return np.zeros(len(rows), np.int64)
+        return np.searchsorted(self.joint.calls, rows, side="right") - 1
+
+    def at(self, row: int) -> tuple[Window, int]:
+        """Return the window that a call is in, and its row there."""
+        if self.joint is None:
+            return self, row
+        position = int(np.searchsorted(self.joint.calls, row, side="right")) - 1
+        return self.part(position), row - int(self.joint.calls[position])
 
     @cached_property
     def frames_of_call(self) -> Mapping[int, Sequence[Frame]]:
@@ -497,14 +668,14 @@ class Window:
 
     def rows_of_api(self, code: int) -> Int64:
         """Return the rows of `calls` whose API is *code*, ascending."""
-        rows: Int64 | None = self._index.get(code)
+        rows: Int64 | None = self.cache.get(code)
         if rows is None:
-            rows = self._index[code] = np.flatnonzero(self.calls.api == code)
+            rows = self.cache[code] = np.flatnonzero(self.calls.api == code)
         return rows
 
     def rows_of_name(self, name: str) -> Int64:
         """Return the rows of `calls` whose API answers to *name*, ascending."""
-        rows: Int64 | None = self._index.get(name)
+        rows: Int64 | None = self.cache.get(name)
         if rows is None:
             codes = [c for c in self.api_codes if name in self.catalog.apis[c].names]
             rows = (
@@ -512,8 +683,26 @@ class Window:
                 if codes
                 else np.empty(0, np.int64)
             )
-            self._index[name] = rows
+            self.cache[name] = rows
         return rows
+
+    def rows_of_role(self, role: Role) -> Int64:
+        """Return the rows of `calls` whose API has this role, ascending."""
+        key = "role", role
+        rows: Int64 | None = self.cache.get(key)
+        if rows is None:
+            found = [
+                self.rows_of_api(c) for c in self.api_codes if self.catalog.apis[c].role == role
+            ]
+            rows = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+            self.cache[key] = rows
+        return rows
+
+    @property
+    def steps(self) -> set[int]:
+        """The training steps in which optimizers stepped."""
+        codes = self.calls.context[self.rows_of_role("step")]
+        return set(self.catalog.contexts.column("step")[codes].tolist())
 
     @cached_property
     def api_codes(self) -> list[int]:

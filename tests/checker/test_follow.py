@@ -104,7 +104,7 @@ def test_an_error_of_one_rank_ends_all(tmp_path, invariants, monkeypatch):
     def unreadable(self, **options):
         raise TraceError(f"{self.path} cannot be followed")
 
-    monkeypatch.setattr(RankTrace, "windows", unreadable)
+    monkeypatch.setattr(RankTrace, "stretches", unreadable)
     with pytest.raises(TraceError, match="cannot be followed"):
         follow(open_run(path), invariants, tell=lambda diagnosis: None)
     for writer in open_writers:

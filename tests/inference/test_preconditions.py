@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from traincheck_plugin.events import Context
 from traincheck_plugin.inference.preconditions import learn
-from traincheck_plugin.inference.tally import Tally, kind_of
+from traincheck_plugin.inference.tally import Kinds, Tally
 from traincheck_plugin.relations.base import Examples, no_explanation
 
 Labelled = Sequence[tuple[Context, bool, bool]]
@@ -23,7 +23,6 @@ def _tally(labelled: Labelled) -> Tally:
     run = RunBuilder()
     for context, holds, held_out in labelled:
         code = run.catalog.contexts.code(context)
-        window = run.window()
         zeros = np.zeros(1, np.int64)
         examples = Examples(
             holds=np.array([holds]),
@@ -33,8 +32,8 @@ def _tally(labelled: Labelled) -> Tally:
             time_ns=zeros,
             explain=no_explanation,
         )
-        kinds = [kind_of(c) for c in run.catalog.contexts]
-        tally.add("run", window, examples, kinds, held_out=held_out)
+        kinds = Kinds(run.catalog.contexts)
+        tally.add("run", examples, kinds, np.array([held_out]))
     return tally
 
 

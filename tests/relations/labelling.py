@@ -7,21 +7,43 @@ from collections.abc import Callable, Sequence
 from tests.builders import RunBuilder
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Param
-from traincheck_plugin.relations.base import Relation
+from traincheck_plugin.relations.base import Explanation, Relation
+from traincheck_plugin.stacks import stretches
 
 Label = tuple[int, bool]
 
 
 def labels(relation: Relation, params: tuple[Param, ...], windows: Sequence[Window]) -> list[Label]:
-    """Return (sequence, holds) of every example, in order."""
+    """Return (sequence, holds) of every example, in order, however windows are joined."""
+    found = _examples(relation, params, windows)
+    if relation.takes_stretches:
+        assert found == _examples(relation, params, list(stretches(windows)))
+    return [(sequence, holds) for sequence, holds, *_ in found]
+
+
+def _examples(
+    relation: Relation, params: tuple[Param, ...], windows: Sequence[Window]
+) -> list[tuple[int, bool, int, int, int, int, Explanation | None]]:
     monitor = relation.monitor(params)
-    found: list[Label] = []
+    found = []
     for window in windows:
         examples = monitor.observe(window)
-        found += zip(examples.sequence.tolist(), examples.holds.tolist(), strict=True)
+        indexes = [part.index for part in window.parts]
+        positions = [0] * len(examples) if examples.position is None else examples.position
         for row in range(len(examples)):
-            if not examples.holds[row]:
-                assert examples.explain(row).message
+            explanation = None if examples.holds[row] else examples.explain(row)
+            assert explanation is None or explanation.message
+            found.append(
+                (
+                    int(examples.sequence[row]),
+                    bool(examples.holds[row]),
+                    int(examples.context[row]),
+                    int(examples.source[row]),
+                    int(examples.time_ns[row]),
+                    indexes[positions[row]],
+                    explanation,
+                )
+            )
     return found
 
 

@@ -6,8 +6,10 @@ import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
+import pytest
 
 from tests.builders import RunBuilder
+from traincheck_plugin import stacks
 from traincheck_plugin.trace import Manifest, TraceWriter, open_run
 
 
@@ -36,7 +38,11 @@ def peak_while_reading(directory: Path) -> tuple[int, int, int]:
     return num_windows, peak, arrow
 
 
-def test_memory_does_not_grow_with_the_trace(tmp_path: Path) -> None:
+def test_memory_does_not_grow_with_the_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Else the whole of the short one is less than a stretch.
+    monkeypatch.setattr(stacks, "MAX_CALLS", 1000)
     default = pa.default_memory_pool()
     try:
         write_long(tmp_path / "short", 60)

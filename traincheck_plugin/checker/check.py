@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ from traincheck_plugin.checker.rank_check import RankCheck, RankResult, merge_ou
 from traincheck_plugin.checker.ranks import StepMerger, interleaved, steps_of
 from traincheck_plugin.checker.violation import Outcome
 from traincheck_plugin.engine import Engine
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.trace.reader import RankTrace, Run, open_run
 
@@ -92,8 +93,8 @@ def _check_piece(piece: _Piece, invariants: Sequence[Invariant]) -> RankResult:
         check.finish()
         return check.result()
     [trace] = [trace for trace in run.ranks if trace.rank == piece.rank]
-    for window in trace.windows():
-        check.observe(window)
+    for stretch in trace.stretches():
+        check.observe(stretch)
     check.finish(is_success=trace.is_success)
     return check.result(problems_of(trace))
 
@@ -103,23 +104,32 @@ def _check_here(
 ) -> tuple[list[RankResult], RankResult]:
     """Check all ranks in one go: each is read once."""
     script, plan = run.manifest.script, run.plan
-    checks = [RankCheck(invariants, script, plan) for _ in run.ranks]
+    checks = {trace.rank: RankCheck(invariants, script, plan) for trace in run.ranks}
     across = RankCheck(invariants, script, plan, is_across_ranks=True)
-    num_ended = 0
-    for position, window, steps in interleaved(
-        run.ranks, StepMerger(trace.rank for trace in run.ranks)
-    ):
-        if window is None:
-            checks[position].finish(is_success=run.ranks[position].is_success)
-            num_ended += 1
-            report("checking", num_ended / len(run.ranks))
-        else:
-            checks[position].observe(window)
+    if len(run.ranks) == 1:
+        # What is true of all ranks together needs more than one.
+        [trace], [check] = run.ranks, checks.values()
+        for stretch in trace.stretches():
+            check.observe(stretch)
+        check.finish(is_success=trace.is_success)
+        report("checking", 1.0)
+        return [check.result(problems_of(trace))], across.result()
+
+    def windows(trace: RankTrace) -> Iterator[Window]:
+        for stretch in trace.stretches():
+            checks[trace.rank].observe(stretch)
+            yield from stretch.parts
+        checks[trace.rank].finish(is_success=trace.is_success)
+        ended.add(trace.rank)
+        report("checking", len(ended) / len(run.ranks))
+
+    ended: set[int] = set()
+    reading = {trace.rank: windows(trace) for trace in run.ranks}
+    for _, steps in interleaved(reading, StepMerger(reading)):
         for step in steps:
             across.observe(step)
     across.finish()
-    ranks = [c.result(problems_of(t)) for c, t in zip(checks, run.ranks, strict=True)]
-    return ranks, across.result()
+    return [checks[t.rank].result(problems_of(t)) for t in run.ranks], across.result()
 
 
 def problems_of(trace: RankTrace) -> list[str]:

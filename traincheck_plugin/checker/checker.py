@@ -6,12 +6,21 @@ The same class checks a trace and a live run.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from traincheck_plugin.checker.violation import Outcome, Violation
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Catalog, Context, Int32, Interner, Window
+from traincheck_plugin.events import (
+    CONTEXT_PROPERTIES,
+    NONE,
+    Bool,
+    Catalog,
+    Contexts,
+    Int32,
+    Window,
+)
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.invariants.precondition import Precondition
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
@@ -69,14 +78,12 @@ class Checker:
         self._is_whole = True
 
     def observe(self, window: Window) -> None:
-        """Check a window; a relation that fails is reported as an error of its invariant."""
+        """Check a window, or stretch; where a relation fails, its invariant has an error."""
         self._catalog = window.catalog
         self._is_whole &= window.observed
         for watch in self._watches:
             watch.observe(window)
-        if not self._scoped and any(
-            window.catalog.apis[code].role == "step" for code in window.api_codes
-        ):
+        if not self._scoped and len(window.rows_of_role("step")):
             self._leave_other_pipelines(window.catalog)
 
     def finish(self, *, is_success: bool = False) -> None:
@@ -118,20 +125,33 @@ class _Met:
     def __init__(self, precondition: Precondition) -> None:
         self._precondition = precondition
         self._properties = precondition.properties
+        # What is no property is one of the annotations.
+        known = [name for name in self._properties if name in CONTEXT_PROPERTIES]
+        others = len(known) < len(self._properties)
+        self._names = [*known, *(["annotations"] if others else [])]
         self._by_value: dict[tuple[object, ...], bool] = {}
-        self._by_code: list[bool] = []
+        self._by_code: Bool = np.empty(0, np.bool_)
 
-    def of(self, codes: Int32, contexts: Interner[Context]) -> Bool:
+    def of(self, codes: Int32, contexts: Contexts) -> Bool:
         """Return a value for each of *codes*."""
-        known, by_value = self._by_code, self._by_value
-        for code in range(len(known), len(contexts)):
-            context = contexts[code]
-            key = tuple([context.get(name) for name in self._properties])
+        start, stop = len(self._by_code), len(contexts)
+        if start < stop:
+            self._by_code = np.append(self._by_code, self._new(start, contexts))
+        met: Bool = self._by_code[codes]
+        return met
+
+    def _new(self, start: int, contexts: Contexts) -> Bool:
+        if not self._properties:
+            return np.full(len(contexts) - start, self._precondition.holds(), np.bool_)
+        columns = [contexts.column(name)[start:].tolist() for name in self._names]
+        by_value = self._by_value
+        found = []
+        for code, key in enumerate(zip(*columns, strict=True), start):
             met = by_value.get(key)
             if met is None:
-                met = by_value[key] = self._precondition.holds(context)
-            known.append(met)
-        return np.array([known[code] for code in codes.tolist()], np.bool_)
+                met = by_value[key] = self._precondition.holds(contexts[code])
+            found.append(met)
+        return np.array(found, np.bool_)
 
 
 class _Watch:
@@ -158,7 +178,8 @@ class _Watch:
         self._met = met.setdefault(precondition, _Met(precondition))
 
     def observe(self, window: Window) -> None:
-        self._take(window.catalog, lambda: self._monitor.observe(window))
+        for part in self.relation.windows(window):
+            self._take(part.catalog, partial(self._monitor.observe, part))
 
     def finish(self, catalog: Catalog) -> None:
         self._take(catalog, self._monitor.finish)

@@ -108,10 +108,11 @@ class _Follower(threading.Thread):
 
     def run(self) -> None:
         try:
-            for window in self.trace.windows(follow=True, stop=self._stop_event.is_set):
+            for stretch in self.trace.stretches(follow=True, stop=self._stop_event.is_set):
                 with self._lock:
-                    self.check.observe(window)
-                    self._across.observe(self._across.merger.add(self.trace.rank, window))
+                    self.check.observe(stretch)
+                    for window in stretch.parts:
+                        self._across.observe(self._across.merger.add(self.trace.rank, window))
             with self._lock:
                 self.check.finish(is_success=self.trace.is_success)
                 self._across.observe(self._across.merger.finish(self.trace.rank))

@@ -56,18 +56,12 @@ class RankCheck:
         self.duration_ns = 0
 
     def observe(self, window: Window) -> None:
-        """Check the next window."""
+        """Check the next window, or stretch of windows."""
         self._checker.observe(window)
-        self.num_windows += 1
+        self.num_windows += window.num_parts
         if len(window.calls):
             self.duration_ns = max(self.duration_ns, int(window.calls.end_ns[-1]))
-        apis, contexts = window.catalog.apis, window.catalog.contexts
-        self.steps |= {
-            contexts[int(code)].step
-            for api in window.api_codes
-            if apis[api].role == "step"
-            for code in window.calls.context[window.rows_of_api(api)]
-        }
+        self.steps.update(window.steps)
 
     def finish(self, *, is_success: bool = False) -> None:
         """End the run; see `Checker.finish`."""

@@ -280,28 +280,30 @@ class StepMerger:
 
 
 def interleaved(
-    traces: Sequence[RankTrace], merger: StepMerger
-) -> Iterator[tuple[int, Window | None, list[Window]]]:
+    ranks: Mapping[int, Iterator[Window]], merger: StepMerger
+) -> Iterator[tuple[int, list[Window]]]:
     """Read all ranks at once, always on with the one that is furthest behind.
 
+    Args:
+        ranks: the windows of each.
+        merger: puts them side by side.
+
     Yields:
-        The position of a rank in *traces*, its next window (None when it has ended), and the
-        steps of all ranks that this completes.
+        A rank that was read on or has ended, and the steps of all ranks that this completes.
     """
-    streams = {trace.rank: iter(trace.windows()) for trace in traces}
-    positions = {trace.rank: position for position, trace in enumerate(traces)}
-    while streams:
-        rank = merger.behind(streams)
-        window = next(streams[rank], None)
+    reading = dict(ranks)
+    while reading:
+        rank = merger.behind(reading)
+        window = next(reading[rank], None)
         if window is None:
-            del streams[rank]
-            yield positions[rank], None, merger.finish(rank)
+            del reading[rank]
+            yield rank, merger.finish(rank)
         else:
-            yield positions[rank], window, merger.add(rank, window)
+            yield rank, merger.add(rank, window)
 
 
 def steps_of(traces: Sequence[RankTrace]) -> Iterator[Window]:
     """Yield the training steps of all ranks together, in order."""
-    merger = StepMerger(trace.rank for trace in traces)
-    for _, _, steps in interleaved(traces, merger):
+    windows = {trace.rank: iter(trace.windows()) for trace in traces}
+    for _, steps in interleaved(windows, StepMerger(windows)):
         yield from steps

@@ -15,12 +15,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
+
 from traincheck_plugin.checker.ranks import steps_of
 from traincheck_plugin.engine import Engine, LocalEngine
 from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import NO_CORPUS, Corpus, bundled_corpus, is_general
 from traincheck_plugin.inference.preconditions import learn
-from traincheck_plugin.inference.tally import Kind, Occurrences, Tally, kind_of
+from traincheck_plugin.inference.tally import Kind, Kinds, Occurrences, Tally
 from traincheck_plugin.invariants.model import (
     SEVERITIES,
     APIParam,
@@ -32,7 +34,13 @@ from traincheck_plugin.invariants.model import (
 )
 from traincheck_plugin.invariants.precondition import Precondition
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
-from traincheck_plugin.relations.base import Monitor, Relation
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Examples,
+    Monitor,
+    Relation,
+    no_explanation,
+)
 from traincheck_plugin.relations.registry import relations as known_relations
 from traincheck_plugin.trace.reader import RankTrace, Run, open_run
 
@@ -84,13 +92,13 @@ class _Part:
     rank: int | None
     relations: tuple[str, ...]
 
-    def windows(self, problems: list[str] | None = None) -> Iterator[Window]:
-        """Yield the windows; *problems* gets what could not be read of a rank."""
+    def stretches(self, problems: list[str] | None = None) -> Iterator[Window]:
+        """Yield the windows, joined; *problems* gets what could not be read of a rank."""
         if self.rank is None:
             yield from steps_of(open_run(self.path).ranks)
             return
         trace = self._trace()
-        yield from trace.windows()
+        yield from trace.stretches()
         if problems is not None:
             problems += trace.problems
 
@@ -204,20 +212,19 @@ def _map(
 
 def _survey(part: _Part) -> _Survey:
     problems: list[str] = []
-    proposers = [known_relations()[name].proposer() for name in part.relations]
+    relations = [known_relations()[name] for name in part.relations]
+    proposers = [relation.proposer() for relation in relations]
     catalog = None
     num_windows = num_calls = 0
     steps: set[int] = set()
-    for window in part.windows(problems):
-        catalog = window.catalog
-        num_windows += 1
-        num_calls += len(window.calls)
-        for code in window.api_codes:
-            if catalog.apis[code].role == "step":
-                rows = window.rows_of_api(code)
-                steps |= {catalog.contexts[int(c)].step for c in window.calls.context[rows]}
-        for proposer in proposers:
-            proposer.observe(window)
+    for stretch in part.stretches(problems):
+        catalog = stretch.catalog
+        num_windows += stretch.num_parts
+        num_calls += len(stretch.calls)
+        steps.update(stretch.steps)
+        for relation, proposer in zip(relations, proposers, strict=True):
+            for window in relation.windows(stretch):
+                proposer.observe(window)
     manifest = open_run(part.path).manifest
     return _Survey(
         hypotheses=tuple(h for proposer in proposers for h in proposer.hypotheses()),
@@ -233,29 +240,54 @@ def _survey(part: _Part) -> _Survey:
 def _label(work: tuple[_Part, tuple[Hypothesis, ...], int]) -> list[Tally]:
     part, hypotheses, num_windows = work
     tallies = [Tally() for _ in hypotheses]
-    watched: list[tuple[Monitor, Tally]] = [
-        (known_relations()[h.relation].monitor(h.params), tally)
+    known = known_relations()
+    watched: list[tuple[Relation, Monitor, Tally]] = [
+        (known[h.relation], known[h.relation].monitor(h.params), tally)
         for h, tally in zip(hypotheses, tallies, strict=True)
         if h.relation in part.relations
     ]
-    kinds: list[Kind] = []
+    first = 0
     is_whole = True
-    window = None
-    for position, window in enumerate(part.windows()):
-        contexts = window.catalog.contexts
-        kinds += [kind_of(contexts[code]) for code in range(len(kinds), len(contexts))]
-        held_out = position >= num_windows * (1 - HELD_OUT)
-        is_whole &= window.observed
-        for monitor, tally in watched:
-            examples = monitor.observe(window)
+    kinds: Kinds | None = None
+    for stretch in part.stretches():
+        kinds = kinds or Kinds(stretch.catalog.contexts)
+        positions = np.arange(first, first + stretch.num_parts)
+        first += stretch.num_parts
+        held_out = positions >= num_windows * (1 - HELD_OUT)
+        is_whole &= stretch.observed
+        for relation, monitor, tally in watched:
+            examples = _observe(relation, monitor, stretch)
             if len(examples):
-                tally.add(part.path, window, examples, kinds, held_out=held_out)
-    if window is not None and is_whole and part.is_success:
-        for monitor, tally in watched:
+                tally.add(part.path, examples, kinds, held_out)
+    if kinds is not None and is_whole and part.is_success:
+        for _, monitor, tally in watched:
             examples = monitor.finish()
             if len(examples):
-                tally.add(part.path, window, examples, kinds, held_out=True)
+                tally.add(part.path, examples, kinds, np.ones(1, np.bool_))
     return tallies
+
+
+def _observe(relation: Relation, monitor: Monitor, stretch: Window) -> Examples:
+    """Return the examples of a stretch, also of a monitor that gets its windows one by one."""
+    if relation.takes_stretches or stretch.joint is None:
+        return monitor.observe(stretch)
+    found = [
+        (position, examples)
+        for position, window in enumerate(stretch.parts)
+        if len(examples := monitor.observe(window))
+    ]
+    if not found:
+        return NO_EXAMPLES
+    return Examples(
+        **{
+            name: np.concatenate([getattr(examples, name) for _, examples in found])
+            for name in ("holds", "context", "source", "sequence", "time_ns")
+        },
+        explain=no_explanation,
+        position=np.repeat(
+            [position for position, _ in found], [len(examples) for _, examples in found]
+        ),
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from traincheck_plugin.events import Context, Window
+import numpy as np
+
+from traincheck_plugin.events import CONTEXT_NUMBERS, Bool, Context, Contexts, Int32, Int64
 from traincheck_plugin.relations.base import Examples
 
 PROPERTIES = (
@@ -41,6 +43,45 @@ def _general(value: object) -> object:
     if isinstance(value, bool) or not isinstance(value, int):
         return value
     return "zero" if value == 0 else "above_zero" if value > 0 else "below_zero"
+
+
+class Kinds:
+    """The kinds of the contexts of one catalog, which grows.
+
+    Attributes:
+        known: those there are; their indexes are numbers.
+    """
+
+    def __init__(self, contexts: Contexts) -> None:
+        self.known: list[Kind] = []
+        self._contexts = contexts
+        self._numbers: dict[Kind, int] = {}
+        self._by_context = np.empty(0, np.int64)
+
+    def of(self, codes: Int32) -> Int64:
+        """Return the number of the kind of each of these contexts."""
+        start, stop = len(self._by_context), len(self._contexts)
+        if start < stop:
+            self._by_context = np.append(self._by_context, self._new(start, stop))
+        numbers: Int64 = self._by_context[codes]
+        return numbers
+
+    def _new(self, start: int, stop: int) -> Int64:
+        # Many contexts are of few kinds: only the first of each is looked at.
+        key = np.zeros(stop - start, np.int64)
+        for name in PROPERTIES:
+            column = self._contexts.column(name)[start:stop]
+            column = np.sign(column) + 1 if name in CONTEXT_NUMBERS else column
+            key = key * (int(column.max()) + 1) + column
+        _, first, which = np.unique(key, return_index=True, return_inverse=True)
+        numbers = []
+        for code in (first + start).tolist():
+            kind = kind_of(self._contexts[code])
+            number = self._numbers.setdefault(kind, len(self._numbers))
+            if number == len(self.known):
+                self.known.append(kind)
+            numbers.append(number)
+        return np.array(numbers, np.int64)[which]
 
 
 @dataclass(slots=True)
@@ -74,6 +115,15 @@ class Occurrences:
     runs: frozenset[str]
 
 
+def _distinct(numbers: Int64) -> tuple[list[int], Int64 | None]:
+    """Return what there is among *numbers*, and which each is; None where all are the same."""
+    low, high = int(numbers.min()), int(numbers.max())
+    if low == high:
+        return [low], None
+    present, which = np.unique(numbers, return_inverse=True)
+    return present.tolist(), which
+
+
 class Tally:
     """The examples of one hypothesis, counted."""
 
@@ -83,35 +133,48 @@ class Tally:
         self.counts: dict[Kind, Count] = {}
         self.windows: Counter[Stretch] = Counter()
 
-    def add(
-        self, run: str, window: Window, examples: Examples, kinds: list[Kind], *, held_out: bool
-    ) -> None:
-        """Count the examples of a window.
+    def add(self, run: str, examples: Examples, kinds: Kinds, held_out: Bool) -> None:
+        """Count the examples of a window, or stretch.
 
         Args:
             run: names the run.
-            window: that the examples are of; each is added once.
             examples: of the hypothesis.
-            kinds: kind of each context of the catalog of the window.
-            held_out: whether the window is kept aside for confirmation.
+            kinds: of the contexts of the catalog of the window.
+            held_out: of each of the windows joined, whether it is kept aside for confirmation.
         """
-        shown = set()
-        # A window has few examples: arrays would take longer.
-        pairs = Counter(zip(examples.context.tolist(), examples.holds.tolist(), strict=True))
-        for (code, good), number in pairs.items():
-            kind = kinds[code]
+        holds, numbers = examples.holds, kinds.of(examples.context)
+        position = examples.position
+        if position is None:
+            position = np.zeros(len(holds), np.int64)
+        present, which = _distinct(numbers)
+        shown = np.zeros((len(held_out), len(present)), np.bool_)
+        for index, number in enumerate(present):
+            kind = kinds.known[number]
             count = self.counts.get(kind)
             if count is None:
                 count = self.counts[kind] = Count()
-            if good:
-                count.positive += number
-                shown.add(kind)
-            else:
-                count.negative += number
+            good, bad = holds, ~holds
+            if which is not None:
+                good, bad = good & (which == index), bad & (which == index)
+            count.positive += int(np.count_nonzero(good))
+            if bad.any():
+                count.negative += int(np.count_nonzero(bad))
                 count.refuted_by.add(run)
-                count.held_out_negative += number if held_out else 0
-        if shown:
-            self.windows[run, held_out, frozenset(shown)] += 1
+                count.held_out_negative += int(np.count_nonzero(held_out[position[bad]]))
+            shown[position[good], index] = True
+        if len(present) == 1:
+            sets, windows = np.ones((1, 1), np.bool_), [shown[:, 0]]
+        else:
+            sets, inverse = np.unique(shown, axis=0, return_inverse=True)
+            windows = [inverse.reshape(-1) == index for index in range(len(sets))]
+        for row, those in zip(sets, windows, strict=True):
+            if not row.any():
+                continue
+            alike = frozenset(kinds.known[present[index]] for index in np.flatnonzero(row))
+            for is_held_out in (False, True):
+                number = int(np.count_nonzero(those & (held_out == is_held_out)))
+                if number:
+                    self.windows[run, is_held_out, alike] += number
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another part of the reference."""

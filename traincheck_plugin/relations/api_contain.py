@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+import numpy as np
+
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Role, Window
+from traincheck_plugin.events import Api, Role, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -23,6 +25,7 @@ from traincheck_plugin.relations.contained import ContainedCallMonitor
 from traincheck_plugin.relations.cycles import CycleMonitor
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, variable_plan
+from traincheck_plugin.stacks import row_of_frames
 
 PARAMETER = VAR_TYPES["parameter"]
 
@@ -79,6 +82,7 @@ class APIContainRelation(Relation):
     """
 
     name = "APIContainRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -152,16 +156,22 @@ class _Proposer(Proposer):
 
     def observe(self, window: Window) -> None:
         apis = window.catalog.apis
+        with_frames = np.zeros(len(window.calls), np.bool_)
+        rows = row_of_frames(window)
+        with_frames[rows[rows >= 0]] = True
+        for code in window.api_codes:
+            # First all of them: which names are used is a matter of what else there is.
+            self._names.of(apis[code])
         for code in window.api_codes:
             api = apis[code]
-            rows = window.rows_of_api(code)
             names = self._names.of(api)
-            if len(rows) and (int(window.calls.call[rows[0]]) in window.frames_of_call):
+            if with_frames[window.rows_of_api(code)].any():
                 for name in names:
                     self._changes(window, APIParam(api_full_name=name, role=api.role))
             if api.role in CONTAINERS:
+                inner = self._inside(window, code)
                 for name in names:
-                    self._contained(window, code, APIParam(api_full_name=name, role=api.role))
+                    self._contained(inner, APIParam(api_full_name=name, role=api.role))
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         return tuple(self._found)
@@ -171,6 +181,8 @@ class _Proposer(Proposer):
 
     def _changes(self, window: Window, api: APIParam) -> None:
         for change in CHANGES:
+            # Where variables are held, the rule is about those, and about others elsewhere.
+            judged = np.zeros(window.num_parts, np.bool_)
             for where in (HELD, ()):
                 some = replace(change, where=where)
                 hypothesis = Hypothesis(relation=APIContainRelation.name, params=(api, some))
@@ -178,7 +190,12 @@ class _Proposer(Proposer):
                     break
                 # The monitor itself tells whether the effect was seen.
                 examples = ChangeMonitor(api, some).observe(window)
-                if examples.holds.any():
+                if not len(examples):
+                    continue
+                position = np.zeros(1, np.int64) if examples.position is None else examples.position
+                seen = np.broadcast_to(position, len(examples))[examples.holds]
+                seen = seen[~judged[seen]]
+                if len(seen):
                     self._add(api, some)
                     if change in EVERY:
                         every = EVERY[change]
@@ -186,14 +203,22 @@ class _Proposer(Proposer):
                     if api.role == "step":
                         for cycle in CYCLES:
                             self._add(replace(api, span="cycle"), cycle)
-                if len(examples):
-                    break
+                    judged[seen[0] :] = True
+                judged[position] = True
 
-    def _contained(self, window: Window, code: int, api: APIParam) -> None:
-        calls, apis = window.calls, window.catalog.apis
-        parents = set(calls.call[window.rows_of_api(code)].tolist())
-        for row, parent in enumerate(calls.parent.tolist()):
-            if parent in parents:
-                inner = apis[int(calls.api[row])]
-                for name in self._names.of(inner):
-                    self._add(api, APIParam(api_full_name=name, role=inner.role))
+    def _inside(self, window: Window, code: int) -> list[Api]:
+        """Return the APIs of the calls that calls of *code* made in the same window."""
+        calls = window.calls
+        rows = window.rows_of_api(code)
+        rows = rows[np.argsort(calls.call[rows])]
+        numbers = calls.call[rows]
+        where = np.minimum(np.searchsorted(numbers, calls.parent), len(numbers) - 1)
+        inner = np.flatnonzero(numbers[where] == calls.parent)
+        inner = inner[window.position_of(rows[where[inner]]) == window.position_of(inner)]
+        codes, first = np.unique(calls.api[inner], return_index=True)
+        return [window.catalog.apis[int(c)] for c in codes[np.argsort(first)]]
+
+    def _contained(self, inner: Iterable[Api], api: APIParam) -> None:
+        for one in inner:
+            for name in self._names.of(one):
+                self._add(api, APIParam(api_full_name=name, role=one.role))

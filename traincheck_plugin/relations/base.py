@@ -59,6 +59,7 @@ class Examples:
         context, source: codes into the catalog of the window.
         sequence, time_ns: when.
         explain: explains the example of that row; only valid while its window is at hand.
+        position: of a stretch, in which of its windows; None where there is only one.
     """
 
     holds: Bool
@@ -67,6 +68,7 @@ class Examples:
     sequence: Int64
     time_ns: Int64
     explain: Callable[[int], Explanation]
+    position: Int64 | None = None
 
     def __len__(self) -> int:
         return len(self.holds)
@@ -84,6 +86,7 @@ class Examples:
             sequence=calls.begin[rows],
             time_ns=calls.end_ns[rows],
             explain=explain,
+            position=None if window.joint is None else window.position_of(rows),
         )
 
 
@@ -105,7 +108,8 @@ NO_EXAMPLES = Examples(
 class Monitor(ABC):
     """Labels the examples of one hypothesis in the windows of one process, in order.
 
-    Its memory is bounded: it keeps what the next windows need, never windows.
+    Its memory is bounded: it keeps what the next windows need, never windows. Where its relation
+    takes stretches, how windows are joined makes no difference to the examples.
     """
 
     @abstractmethod
@@ -140,10 +144,17 @@ class Relation(ABC):
         name: of the relation.
         is_across_ranks: whether its windows are training steps of all ranks together, as
             `traincheck_plugin.checker.ranks` makes them, and not those of one process.
+        takes_stretches: whether its monitors and proposers take windows that are joined (see
+            `Window.joint`), and so work on many at once. Others get them one by one.
     """
 
     name: ClassVar[str]
     is_across_ranks: ClassVar[bool] = False
+    takes_stretches: ClassVar[bool] = False
+
+    def windows(self, stretch: Window) -> Iterable[Window]:
+        """Return *stretch* as its monitors and proposers take it: as it is, or window by window."""
+        return (stretch,) if self.takes_stretches else stretch.parts
 
     @abstractmethod
     def proposer(self) -> Proposer:

@@ -7,30 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import Array, Bool, Frame, GradState, Window
+from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.moments import Moments, Pair, inert, pairs_of_calls
 from traincheck_plugin.relations.naming import short
-from traincheck_plugin.relations.values import align, is_about, matches, select
+from traincheck_plugin.relations.values import matches
 
-RESOLUTION = {"torch.float64": 2.3e-16, "torch.float32": 1.2e-7, "torch.float16": 9.8e-4}
-RESOLUTION["torch.bfloat16"] = 7.9e-3
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
-    """One call seen through one `VarTypeParam`.
-
-    Attributes:
-        begin: the frame that the masks index.
-        subject: variables that the rule speaks of.
-        did: those that did what is expected.
-    """
-
-    begin: Frame
-    subject: Bool
-    did: Bool
+__all__ = ["ChangeMonitor", "inert", "verbs"]
 
 
 class ChangeMonitor(Monitor):
@@ -48,102 +33,140 @@ class ChangeMonitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
-        self._searching: set[int] = set()
+        self._searches = _Searches() if api.role == "step" else None
 
     def observe(self, window: Window) -> Examples:
-        rows: list[int] = []
-        holds: list[bool] = []
-        changes: list[Change] = []
-        steps = self._api.role == "step"
-        for row in window.rows_of_name(self._api.api_full_name).tolist():
-            if steps and _num_backwards_in(window, row) > 1:
-                self._searching.add(int(window.calls.object[row]))
-            change = self._change(window, row)
-            held = None if change is None else self._holds(window, change)
-            if held is False and int(window.calls.object[row]) in self._searching:
-                continue
-            if change is not None and held is not None:
-                rows.append(row)
-                holds.append(held)
-                changes.append(change)
-        if not rows:
+        if self._searches is not None:
+            self._searches.observe(window, self._api.api_full_name)
+        found = [
+            effect
+            for pair in pairs_of_calls(window, self._api.api_full_name, self._variables)
+            if (effect := self._effect(pair)) is not None
+        ]
+        if not found:
             return NO_EXAMPLES
-        where = np.array(rows, np.int64)
+        rows = np.concatenate([effect.begin.calls[effect.judged] for effect in found])
+        holds = np.concatenate([effect.holds[effect.judged] for effect in found])
+        order = np.argsort(rows)
+        if self._searches is not None and not holds.all():
+            order = order[holds[order] | ~self._searches.at(window, rows[order])]
+        if not len(order):
+            return NO_EXAMPLES
 
         def explain(index: int) -> Explanation:
-            return self._explain(window, rows[index], changes[index])
+            number = int(order[index])
+            for effect in found:
+                judged = np.flatnonzero(effect.judged)
+                if number < len(judged):
+                    return self._explain(window, effect, int(judged[number]))
+                number -= len(judged)
+            raise IndexError(index)
 
-        return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+        return Examples.of_calls(window, rows[order], holds[order], explain)
 
-    def _change(self, window: Window, row: int) -> Change | None:
-        frames = {
-            frame.phase: frame
-            for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
-            if is_about(window, frame, self._variables)
-        }
-        if len(frames) < 2:
-            return None
-        begin, end = frames["begin"], frames["end"]
-        param = self._variables
-        subject = select(param, begin, int(window.calls.object[row]))
+    def _effect(self, pair: Pair) -> _Effect | None:
+        param, begin = self._variables, pair.begin
+        attribute = param.attr_name
+        subject = begin.select(param.where)
         if subject is None:
             return None
-        before: Array = begin.columns[param.attr_name]
-        after: Array = end.columns[param.attr_name]
-        did = np.zeros(len(begin), np.bool_)
-        common = align(begin, end)
-        if common is None:
-            did = matches(param.attr_name, param.post_value, after, before)
+        before, after = begin.column(attribute), pair.end.column(attribute)
+        if pair.common is not None:
+            did = np.zeros(before.shape, np.bool_)
+            first, second = pair.common
+            did[:, first] = matches(attribute, param.post_value, after[:, second], before[:, first])
+        elif param.post_value == "changed":
+            did = matches(attribute, param.post_value, after, before)
         else:
-            first, second = common
-            did[first] = matches(param.attr_name, param.post_value, after[second], before[first])
-        pre = matches(param.attr_name, param.pre_value, before)
+            did = pair.end.matches(attribute, param.post_value)
+        pre = begin.matches(attribute, param.pre_value)
         if param.quantifier == "every":
             subject = subject & pre
-        elif param.pre_value is None and not pre[subject].all():
+        judged: Bool = np.any(subject, axis=1)
+        if param.quantifier != "every" and param.pre_value is None:
             # Where gradients are there already, a backward may do no more than add to them.
-            return None
-        return Change(begin=begin, subject=subject, did=did & subject & pre)
-
-    def _holds(self, window: Window, change: Change) -> bool | None:
-        """Return whether the example holds; None where the call is no example."""
-        if not change.subject.any():
-            return None
-        moved = self._variables.attr_name == "data" and self._variables.post_value == "changed"
-        if self._variables.quantifier == "every":
-            failing = change.subject & ~change.did
+            judged &= np.all(pre | ~subject, axis=1)
+        did = did & subject & pre
+        moved = attribute == "data" and param.post_value == "changed"
+        if param.quantifier == "every":
+            failing = subject & ~did
             if moved:
-                failing &= ~inert(window, change.begin, normalised=False)
-                if not failing.any() and not change.did.any():
-                    return None
-            return not failing.any()
-        if change.did.any():
-            return True
-        if moved and (change.subject & inert(window, change.begin, normalised=True)).any():
+                failing &= ~begin.inert(normalised=False)
+                judged &= failing.any(axis=1) | did.any(axis=1)
+            holds: Bool = ~np.any(failing, axis=1)
+        else:
+            holds = np.any(did, axis=1)
+            if moved and not holds.all():
+                judged &= holds | ~(subject & begin.inert(normalised=True)).any(axis=1)
+        if not judged.any():
             return None
-        return False
+        return _Effect(begin=begin, subject=subject, did=did, judged=judged, holds=holds)
 
-    def _explain(self, window: Window, row: int, change: Change) -> Explanation:
-        failing = change.subject & ~change.did
-        name = short(window.catalog.apis[int(window.calls.api[row])].name)
-        done, total = int(change.did.sum()), int(change.subject.sum())
+    def _explain(self, window: Window, effect: _Effect, index: int) -> Explanation:
+        subject, did = effect.subject[index], effect.did[index]
+        part, row = window.at(int(effect.begin.calls[index]))
+        name = short(window.catalog.apis[int(part.calls.api[row])].name)
+        done, total = int(did.sum()), int(subject.sum())
         verb, _, noun = verbs(self._variables)
         one = "" if total == 1 else "s"
+        frame = window.frames[int(effect.begin.positions[index])]
         return Explanation(
             message=f"{name} {verb} {done} of {total} {noun}{one}",
-            cause=find_cause(window, row, change.begin, failing, change.did),
+            cause=find_cause(part, row, frame, subject & ~did, did),
         )
 
 
-def _num_backwards_in(window: Window, row: int) -> int:
-    """Return how many backward passes a call contains."""
-    calls, apis = window.calls, window.catalog.apis
-    begin, end = calls.begin[row], calls.end[row]
-    return sum(
-        int(((calls.begin[inner] > begin) & (calls.end[inner] < end)).sum())
-        for code in window.api_codes
-        if apis[code].role == "backward" and len(inner := window.rows_of_api(code))
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Effect:
+    """Calls seen through one `VarTypeParam`: a row for each.
+
+    Attributes:
+        begin: the frames at their begin, which the masks are of.
+        subject: variables that the rule speaks of.
+        did: those that did what is expected.
+        judged: which of the calls are examples.
+        holds: whether they hold.
+    """
+
+    begin: Moments
+    subject: Bool
+    did: Bool
+    judged: Bool
+    holds: Bool
+
+
+class _Searches:
+    """Knows the optimizers that go backward several times in a step, from the first time on."""
+
+    def __init__(self) -> None:
+        # When the last two backward passes began and ended.
+        self._begins: Int64 = np.full(2, NONE, np.int64)
+        self._ends: Int64 = np.full(2, NONE, np.int64)
+        self._since: dict[int, int] = {}
+
+    def observe(self, window: Window, name: str) -> None:
+        """Look at the steps of a window."""
+        calls = window.calls
+        rows = window.rows_of_role("backward")
+        if len(rows):
+            self._begins = np.append(self._begins[-2:], calls.begin[rows])
+            self._ends = np.append(self._ends[-2:], calls.end[rows])
+        steps = window.rows_of_name(name)
+        if not len(steps):
+            return
+        # The last but one that ended before a step did is in it if it began after the step.
+        last = np.searchsorted(self._ends, calls.end[steps]) - 1
+        searching = self._begins[np.maximum(last - 1, 0)] > calls.begin[steps]
+        for row in steps[searching].tolist():
+            self._since.setdefault(int(calls.object[row]), int(calls.end[row]))
+
+    def at(self, window: Window, rows: Int64) -> Bool:
+        """Return for each of some steps whether its optimizer was known to search by then."""
+        calls = window.calls
+        known = np.zeros(len(rows), np.bool_)
+        for target, since in self._since.items():
+            known |= (calls.object[rows] == target) & (calls.end[rows] >= since)
+        return known
 
 
 def verbs(param: VarTypeParam) -> tuple[str, str, str]:
@@ -167,33 +190,3 @@ def verbs(param: VarTypeParam) -> tuple[str, str, str]:
 
 def _value(value: Any) -> str:
     return "anything" if value == ANY else str(value).replace("_", " ")
-
-
-def inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
-    """Return which parameters an optimizer cannot be expected to move.
-
-    The size of an update is bounded with the learning rate and the gradient norm, as it is in
-    plain gradient descent; *normalised* takes the larger bound of optimizers that scale gradients
-    to about 1, so that fewer parameters are excused.
-    """
-    columns = frame.columns
-    inert = np.zeros(len(frame), np.bool_)
-    if "grad" in columns:
-        inert |= columns["grad"] == GradState.ZERO
-    if "lr" in columns:
-        inert |= columns["lr"] == 0
-    if {"lr", "grad", "grad_norm", "data_norm", "dtype"} <= set(columns):
-        sizes = window.catalog.num_elements(frame.variables)
-        strings = window.catalog.strings
-        codes, inverse = np.unique(columns["dtype"], return_inverse=True)
-        epsilon = np.array(
-            [RESOLUTION.get(strings[int(c)], 0.0) if c >= 0 else 0.0 for c in codes]
-        )[inverse]
-        gradient = columns["grad_norm"]
-        if normalised:
-            gradient = np.maximum(gradient, 1.0)
-        typical = columns["data_norm"] / np.sqrt(np.maximum(sizes, 1))
-        with np.errstate(invalid="ignore"):
-            below = columns["lr"] * gradient < epsilon * typical
-        inert |= below & (columns["grad"] == GradState.NON_ZERO)
-    return inert

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Catalog, Frame, Int64, Window
+from traincheck_plugin.events import NONE, Array, Bool, Catalog, Int32, Int64, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     Hypothesis,
@@ -26,9 +26,9 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.moments import moments, place
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import attribute_plan, pair
-from traincheck_plugin.relations.values import is_about
 
 PARAMETER = VAR_TYPES["parameter"]
 
@@ -50,6 +50,7 @@ class ConsistencyRelation(Relation):
     """
 
     name = "ConsistencyRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -91,20 +92,47 @@ class ConsistencyRelation(Relation):
 
 
 def _examples(
-    window: Window, frames: Sequence[Frame], holds: list[bool], explain: list[Explanation]
+    window: Window,
+    shown: Sequence[tuple[Int64, Bool]],
+    explain: Callable[[int, int], Explanation],
 ) -> Examples:
-    """Build the examples that are frames."""
-    if not frames:
+    """Build the examples that are frames.
+
+    Args:
+        window: that they are of.
+        shown: positions of frames, and whether they hold.
+        explain: explains one, given its number in *shown* and there.
+    """
+    if not shown:
         return NO_EXAMPLES
+    positions = np.concatenate([positions for positions, _ in shown])
+    holds = np.concatenate([holds for _, holds in shown])
+    order = np.argsort(positions)
+    positions, holds = positions[order], holds[order]
     calls = window.calls
-    rows = [window.row_of_call.get(frame.call, NONE) for frame in frames]
+    rows, context, sequence = place(window, positions)
+    known = rows >= 0
+    source, time_ns = np.full(len(rows), NONE, np.int32), np.zeros(len(rows), np.int64)
+    source[known], time_ns[known] = calls.source[rows[known]], calls.end_ns[rows[known]]
+
+    def explained(index: int) -> Explanation:
+        number = int(order[index])
+        for part, (of_part, _) in enumerate(shown):
+            if number < len(of_part):
+                return explain(part, number)
+            number -= len(of_part)
+        raise IndexError(index)
+
     return Examples(
-        holds=np.array(holds, np.bool_),
-        context=np.array([frame.context for frame in frames], np.int32),
-        source=np.array([calls.source[r] if r >= 0 else NONE for r in rows], np.int32),
-        sequence=np.array([frame.sequence for frame in frames], np.int64),
-        time_ns=np.array([calls.end_ns[r] if r >= 0 else 0 for r in rows], np.int64),
-        explain=lambda index: explain[index],
+        holds=holds,
+        context=context,
+        source=source,
+        sequence=sequence,
+        time_ns=time_ns,
+        explain=explained,
+        position=None
+        if window.joint is None
+        else np.searchsorted(window.joint.frames, positions, side="right") - 1,
     )
 
 
@@ -116,35 +144,35 @@ class _WithinMonitor(Monitor):
         self._second = second
 
     def observe(self, window: Window) -> Examples:
-        frames, holds, explanations = [], [], []
-        for frame in window.frames:
-            if not is_about(window, frame, self._first):
+        shown, unlike_of, known_of = [], [], []
+        for part in moments(window, self._first):
+            if not part.has(self._second.attr_name):
                 continue
-            if self._second.attr_name not in frame.columns:
-                continue
-            first = frame.columns[self._first.attr_name]
-            second = frame.columns[self._second.attr_name]
+            first = part.column(self._first.attr_name)
+            second = part.column(self._second.attr_name)
             known = (first != NONE) & (second != NONE)
-            if not known.any():
+            judged = known.any(axis=1)
+            if not judged.any():
                 continue
-            unlike = known & (first != second)
-            names = [window.catalog.variables[int(c)] for c in frame.variables[unlike]]
-            frames.append(frame)
-            holds.append(not names)
+            unlike = (known & (first != second))[judged]
+            shown.append((part.positions[judged], ~unlike.any(axis=1)))
+            unlike_of.append((unlike, part.variables))
+            known_of.append(known[judged])
+
+        def explain(part: int, index: int) -> Explanation:
+            unlike, variables = unlike_of[part]
+            names = [window.catalog.variables[int(c)] for c in variables[unlike[index]]]
             what = f"{self._first.attr_name} differs from {self._second.attr_name}"
-            explanations.append(
-                Explanation(
-                    message=f"{what} in {len(names)} of {int(known.sum())} variables",
-                    cause=Cause(
-                        fact=what,
-                        subjects=tuple(sorted(v.label for v in names)),
-                        text=f"{what} in {describe_variables(names)}",
-                    )
-                    if names
-                    else None,
-                )
+            return Explanation(
+                message=f"{what} in {len(names)} of {int(known_of[part][index].sum())} variables",
+                cause=Cause(
+                    fact=what,
+                    subjects=tuple(sorted(v.label for v in names)),
+                    text=f"{what} in {describe_variables(names)}",
+                ),
             )
-        return _examples(window, frames, holds, explanations)
+
+        return _examples(window, shown, explain)
 
 
 class _Pairs:
@@ -190,34 +218,31 @@ class _TiedMonitor(Monitor):
         attribute = self._first.attr_name
         about = VarTypeParam(var_type=self._first.var_type, attr_name=attribute)
         names = self._first.var_name, self._second.var_name
-        frames, holds, explanations = [], [], []
-        for frame in window.frames:
-            if not is_about(window, frame, about):
-                continue
-            column = frame.columns[attribute]
+        shown = []
+        for part in moments(window, about):
+            column = part.column(attribute)
             equal = []
             for pair_ in self._pairs.codes:
-                rows = [np.flatnonzero(frame.variables == code) for code in pair_]
+                rows = [np.flatnonzero(part.variables == code) for code in pair_]
                 if all(len(r) for r in rows):
-                    equal.append(bool(column[rows[0][0]] == column[rows[1][0]]))
-            if not equal:
-                continue
-            frames.append(frame)
-            holds.append(all(equal))
+                    equal.append(column[:, rows[0][0]] == column[:, rows[1][0]])
+            if equal:
+                shown.append((part.positions, np.all(equal, axis=0)))
+
+        def explain(part: int, index: int) -> Explanation:
             text = f"`{names[0]}` and `{names[1]}` were tied and are separate tensors now"
-            explanations.append(
-                Explanation(
-                    message=f"`{names[0]}` and `{names[1]}` differ in {attribute}",
-                    cause=Cause(fact="weights are not tied", subjects=names, text=text),
-                )
+            return Explanation(
+                message=f"`{names[0]}` and `{names[1]}` differ in {attribute}",
+                cause=Cause(fact="weights are not tied", subjects=names, text=text),
             )
-        return _examples(window, frames, holds, explanations)
+
+        return _examples(window, shown, explain)
 
 
 class _Proposer(Proposer):
     """Proposes variables that were equal in all frames and took more than one value.
 
-    Keeps a partition of the parameters by all hashes seen so far and refines it frame by frame.
+    Keeps a partition of the parameters by all hashes seen so far and refines it as it goes.
     """
 
     def __init__(self) -> None:
@@ -235,14 +260,12 @@ class _Proposer(Proposer):
             self._catalog = window.catalog
             self._label = np.empty(0, np.int64)
         about = VarTypeParam(var_type=PARAMETER, attr_name="data")
-        for frame in window.frames:
-            if is_about(window, frame, WITHIN[0]):
-                self._within = True
-            if is_about(window, frame, about):
-                self._refine(frame)
+        self._within = self._within or bool(moments(window, WITHIN[0]))
+        for shown in moments(window, about):
+            self._refine(shown.variables, shown.column("data"))
 
-    def _refine(self, frame: Frame) -> None:
-        codes, hashes = frame.variables, frame.columns["data"]
+    def _refine(self, codes: Int32, hashes: Array) -> None:
+        """Take in the *hashes* of some variables, a row for each moment."""
         missing = int(codes.max()) + 1 - len(self._label)
         if missing > 0:
             self._label = np.append(self._label, np.full(missing, NONE))
@@ -250,9 +273,9 @@ class _Proposer(Proposer):
             self._first = np.resize(self._first, size)
             self._moved = np.append(self._moved[: size - missing], np.zeros(missing, np.bool_))
         new = self._label[codes] == NONE
-        self._first[codes[new]] = hashes[new]
-        self._moved[codes] |= hashes != self._first[codes]
-        keys = np.stack([self._label[codes].astype(np.uint64), hashes])
+        self._first[codes[new]] = hashes[0, new]
+        self._moved[codes] |= (hashes != self._first[codes]).any(axis=0)
+        keys = np.concatenate([self._label[codes].astype(np.uint64)[None], hashes])
         _, labels = np.unique(keys, axis=1, return_inverse=True)
         # Labels of variables that this frame does not show stay apart from the new ones.
         offset = int(self._label.max(initial=0)) + 1

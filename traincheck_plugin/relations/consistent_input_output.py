@@ -19,7 +19,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.distinct import Distinct
+from traincheck_plugin.relations.distinct import Distinct, signatures
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
@@ -38,6 +38,7 @@ class ConsistentInputOutputRelation(Relation):
     """
 
     name = "ConsistentInputOutputRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -81,21 +82,24 @@ class _Monitor(Monitor):
         self._catalog: Catalog | None = None
 
     def observe(self, window: Window) -> Examples:
-        calls = window.calls
-        rows = window.rows_of_name(self._given.api_full_name)
-        rows = rows[calls.exception[rows] == NONE]
+        name = self._given.api_full_name
+        rows, distinct, which = signatures(window, name, "exception", "inputs", "outputs")
         if not len(rows):
             return NO_EXAMPLES
-        pairs = zip(calls.inputs[rows].tolist(), calls.outputs[rows].tolist(), strict=True)
-        found = [self._look_up(window.catalog, pair_) for pair_ in pairs]
-        known = [a is not None and b is not None for a, b in found]
-        rows = rows[np.array(known)]
-        values = [both for both, is_known in zip(found, known, strict=True) if is_known]
-        holds = np.array([a == b for a, b in values], np.bool_)
+        values = [
+            self._look_up(window.catalog, inputs, outputs) if exception == NONE else (None, None)
+            for exception, inputs, outputs in distinct
+        ]
+        known = np.array([a is not None and b is not None for a, b in values])[which]
+        if not known.any():
+            return NO_EXAMPLES
+        holds = np.array([a == b for a, b in values])[which][known]
+        rows, seen = rows[known], which[known]
 
         def explain(index: int) -> Explanation:
-            name = short(window.catalog.apis[int(calls.api[rows[index]])].name)
-            expected, actual = values[index]
+            part, row = window.at(int(rows[index]))
+            name = short(window.catalog.apis[int(part.calls.api[row])].name)
+            expected, actual = values[seen[index]]
             return Explanation(
                 message=f"{name} returned {self._returned.attribute} {actual} for an argument "
                 f"of {expected}"
@@ -103,7 +107,8 @@ class _Monitor(Monitor):
 
         return Examples.of_calls(window, rows, holds, explain)
 
-    def _look_up(self, catalog: Catalog, codes: tuple[int, int]) -> tuple[Any, Any]:
+    def _look_up(self, catalog: Catalog, inputs: int, outputs: int) -> tuple[Any, Any]:
+        codes = inputs, outputs
         if catalog is not self._catalog:
             self._catalog = catalog
             self._known.clear()
@@ -122,10 +127,7 @@ class _Proposer(Proposer):
         self._equal: dict[tuple[APIParam, APIParam], bool] = {}
 
     def observe(self, window: Window) -> None:
-        calls = window.calls
-        for api_code, inputs, outputs in self._seen.new(
-            window.catalog, calls.api, calls.inputs, calls.outputs
-        ):
+        for api_code, inputs, outputs in self._seen.new(window, "api", "inputs", "outputs"):
             if NONE in (inputs, outputs):
                 continue
             api = window.catalog.apis[api_code]

@@ -26,7 +26,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import frozen_parameters
-from traincheck_plugin.relations.distinct import Distinct
+from traincheck_plugin.relations.distinct import Distinct, signatures
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
@@ -47,6 +47,7 @@ class ConsistentOutputRelation(Relation):
     """
 
     name = "ConsistentOutputRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -84,21 +85,23 @@ class _Monitor(Monitor):
         return None
 
     def observe(self, window: Window) -> Examples:
-        rows = window.rows_of_name(self._api.api_full_name)
+        rows, distinct, which = signatures(window, self._api.api_full_name, "outputs")
         if not len(rows):
             return NO_EXAMPLES
-        codes, inverse = np.unique(window.calls.outputs[rows], return_inverse=True)
-        actual = [self._actual(window, int(code)) for code in codes]
-        known = np.array([value is not None for value in actual])[inverse]
-        holds = np.array([value == self._value for value in actual])[inverse][known]
-        rows, seen = rows[known], inverse[known]
+        actual = [self._actual(window, code) for (code,) in distinct]
+        known = np.array([value is not None for value in actual])[which]
+        if not known.any():
+            return NO_EXAMPLES
+        holds = np.array([value == self._value for value in actual])[which][known]
+        rows, seen = rows[known], which[known]
 
         def explain(index: int) -> Explanation:
-            name = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
+            part, row = window.at(int(rows[index]))
+            name = short(window.catalog.apis[int(part.calls.api[row])].name)
             return Explanation(
                 message=f"{result(self._api)} of {name} has {self._api.attribute} "
                 f"{actual[seen[index]]}, expected {self._value}",
-                cause=frozen_parameters(window)
+                cause=frozen_parameters(part)
                 if self._api.attribute == "requires_grad" and self._value is True
                 else None,
             )
@@ -113,8 +116,7 @@ class _Proposer(Proposer):
         self._values: dict[APIParam, set[Any]] = {}
 
     def observe(self, window: Window) -> None:
-        calls = window.calls
-        for api_code, code in self._seen.new(window.catalog, calls.api, calls.outputs):
+        for api_code, code in self._seen.new(window, "api", "outputs"):
             if code == NONE:
                 continue
             api = window.catalog.apis[api_code]

@@ -22,6 +22,7 @@ class FunctionCoverRelation(Relation):
     """
 
     name = "FunctionCoverRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return PairProposer(self.name)
@@ -55,7 +56,8 @@ class _Monitor(Monitor):
         rows, holds = self._gaps.observe(window)
 
         def explain(index: int) -> Explanation:
-            name = window.catalog.apis[int(window.calls.api[rows[index]])].name
+            part, row = window.at(int(rows[index]))
+            name = window.catalog.apis[int(part.calls.api[row])].name
             return Explanation(
                 message=f"{short(name)} was called and no "
                 f"{short(self._before.api_full_name)} had come before it in this step"

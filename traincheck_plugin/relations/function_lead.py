@@ -24,6 +24,7 @@ class FunctionLeadRelation(Relation):
     """
 
     name = "FunctionLeadRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return PairProposer(self.name)
@@ -68,7 +69,8 @@ class _Monitor(Monitor):
             self._previous = int(context[-1]), int(source[-1])
 
         def explain(index: int) -> Explanation:
-            name = window.catalog.apis[int(calls.api[rows[index]])].name
+            part, row = window.at(int(rows[index]))
+            name = window.catalog.apis[int(part.calls.api[row])].name
             return Explanation(
                 message=f"{short(name)} was called again and no "
                 f"{short(self._after.api_full_name)} had followed the first call"
@@ -81,4 +83,5 @@ class _Monitor(Monitor):
             sequence=calls.begin[rows],
             time_ns=calls.end_ns[rows],
             explain=explain,
+            position=None if window.joint is None else window.position_of(rows),
         )

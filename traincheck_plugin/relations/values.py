@@ -29,7 +29,7 @@ def matches(attribute: str, expected: Any, column: Array, before: Array | None =
         InvariantError: *expected* is nothing that the attribute can be.
     """
     if expected == ANY:
-        return np.ones(len(column), np.bool_)
+        return np.ones(column.shape, np.bool_)
     if expected == "changed" and before is not None:
         return np.asarray(column != before)
     if attribute == "grad":

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pyarrow as pa
 from traincheck_plugin.errors import TraceError
 from traincheck_plugin.events import Catalog, Window
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.stacks import stretches
 from traincheck_plugin.trace.decode import decode
 from traincheck_plugin.trace.manifest import END, MANIFEST, End, Manifest
 from traincheck_plugin.trace.schema import STREAMS, file_name
@@ -64,7 +66,17 @@ class RankTrace:
     def windows(
         self, *, follow: bool = False, stop: Callable[[], bool] | None = None
     ) -> Iterator[Window]:
-        """Yield the windows in order, with one new catalog, holding one flush at a time.
+        """Yield the windows one by one; otherwise the same as `stretches`."""
+        stretches_ = self.stretches(follow=follow, stop=stop)
+        return chain.from_iterable(stretch.parts for stretch in stretches_)
+
+    def stretches(
+        self, *, follow: bool = False, stop: Callable[[], bool] | None = None
+    ) -> Iterator[Window]:
+        """Yield the windows in order, joined into stretches, with one new catalog.
+
+        What is held at a time is bounded. As long as no optimizer has stepped, and when a trace is
+        followed, each flush is a stretch.
 
         Args:
             follow: at the end of a trace without an end, wait for more until it has one. Only
@@ -86,7 +98,8 @@ class RankTrace:
             return not end.is_file() and not (stop is not None and stop())
 
         self.problems = []
-        return self._read(growing if follow else None)
+        flushes = self._read(growing if follow else None)
+        return flushes if follow else stretches(flushes)
 
     def _read(self, growing: Growing | None) -> Iterator[Window]:
         readers = [StreamReader(self._directory, stream, growing) for stream in STREAMS]
@@ -108,6 +121,7 @@ class RankTrace:
                 for window in windows:
                     progress.add(window)
                     yield window
+                windows.clear()
         finally:
             for reader in readers:
                 reader.close()
@@ -144,7 +158,7 @@ class _Progress:
     step: int | None = None
 
     def add(self, window: Window) -> None:
-        self.num_windows += 1
+        self.num_windows += window.num_parts
         if len(window.calls):
             self.step = window.catalog.contexts[int(window.calls.context[-1])].step
 

@@ -49,7 +49,7 @@ CATALOG_OF_ATTRIBUTES: Mapping[str, str] = {
 
 ADDED_LATER: Mapping[str, frozenset[str]] = {
     "frames": frozenset(ATTRIBUTES),
-    "contexts": frozenset({"data_parallel", "tensor_parallel", "pipeline_parallel"}),
+    "contexts": frozenset({"scaling", "data_parallel", "tensor_parallel", "pipeline_parallel"}),
 }
 """Columns that an older trace may lack."""
 

@@ -1,0 +1,436 @@
+"""The frames that rules about one API look at: many moments at once, as rows of 2-D arrays.
+
+What several rules ask of the same frames is found out once and kept with the window.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from traincheck_plugin.events import (
+    NONE,
+    Array,
+    Bool,
+    Catalog,
+    Frame,
+    GradState,
+    Int32,
+    Int64,
+    Window,
+)
+from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
+from traincheck_plugin.relations.values import matches
+from traincheck_plugin.stacks import frames_of, row_of_frames
+
+_MOBILITY = ("grad", "lr", "grad_norm", "data_norm", "dtype")
+
+RESOLUTION = {
+    "torch.float64": 2.3e-16,
+    "torch.float32": 1.2e-7,
+    "torch.float16": 9.8e-4,
+    "torch.bfloat16": 7.9e-3,
+}
+
+
+class Moments:
+    """Frames that show the same attributes of the same variables.
+
+    Attributes:
+        variables: codes into the catalog, one for each column of the arrays.
+        positions: of the frames among those of the window.
+        is_begin: whether each is of the begin of its call.
+        calls: for each frame the row of its call, `NONE` where another window has that.
+    """
+
+    def __init__(
+        self,
+        window: Window,
+        variables: Int32,
+        columns: Mapping[str, Array],
+        rows: Int64 | slice | None,
+        *,
+        positions: Int64,
+        is_begin: Bool,
+        calls: Int64,
+    ) -> None:
+        self.variables = variables
+        self.positions = positions
+        self.is_begin = is_begin
+        self.calls = calls
+        # The window keeps this, and must not be kept by it.
+        self._catalog = window.catalog
+        self._objects = window.calls.object
+        self._columns = columns
+        self._rows = rows
+        self._cache: dict[Any, Any] = {}
+
+    @classmethod
+    def of_frame(cls, window: Window, position: int) -> Moments:
+        """Return one frame, as it is."""
+        key = cls, position
+        found: Moments | None = window.cache.get(key)
+        if found is None:
+            frame = window.frames[position]
+            found = window.cache[key] = cls(
+                window,
+                frame.variables,
+                frame.columns,
+                None,
+                positions=np.array([position]),
+                is_begin=np.array([frame.phase == "begin"]),
+                calls=np.array([window.row_of_call.get(frame.call, NONE)]),
+            )
+        return found
+
+    @classmethod
+    def of_stack(cls, window: Window, number: int, positions: Int64) -> Moments:
+        """Return some frames of a stack."""
+        frames = frames_of(window)
+        stack = frames.stacks[number]
+        # Most often it is the whole stack, in order: nothing has to be copied then.
+        is_whole = len(positions) == stack.num_rows and bool((positions[1:] > positions[:-1]).all())
+        return cls(
+            window,
+            stack.variables,
+            stack.columns,
+            slice(None) if is_whole else frames.row[positions],
+            positions=positions,
+            is_begin=frames.is_begin[positions],
+            calls=row_of_frames(window)[positions],
+        )
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def has(self, attribute: str) -> bool:
+        """Return whether the frames show an attribute."""
+        return attribute in self._columns
+
+    def column(self, attribute: str) -> Array:
+        """Return the values of an attribute, a row for each frame."""
+        # One frame, of which the selection is None, becomes one row.
+        values: Array | None = self._cache.get(attribute)
+        if values is None:
+            values = self._cache[attribute] = self._columns[attribute][self._rows]
+        return values
+
+    def matches(self, attribute: str, expected: Any) -> Bool:
+        """Return which values of an attribute are *expected*; see `values.matches`."""
+        key = attribute, expected, type(expected)
+        found: Bool | None = self._cache.get(key)
+        if found is None:
+            found = self._cache[key] = matches(attribute, expected, self.column(attribute))
+        return found
+
+    def select(self, where: tuple[tuple[str, Any], ...]) -> Bool | None:
+        """Return which variables some conditions select in each frame; None if that is not shown.
+
+        ``held`` refers to the optimizer that the call of the frame is about; without one no
+        variable is held.
+        """
+        mask = np.ones((len(self), len(self.variables)), np.bool_)
+        for attribute, expected in where:
+            if attribute == "held":
+                if not self.has("optimizer"):
+                    return None
+                mask &= self._held(expected)
+            elif not self.has(attribute):
+                return None
+            else:
+                mask &= self.matches(attribute, expected)
+        return mask
+
+    def _held(self, expected: bool) -> Bool:
+        key = "held", expected
+        held: Bool | None = self._cache.get(key)
+        if held is None:
+            holder = np.full((len(self), 1), NONE, np.int32)
+            known = self.calls >= 0
+            holder[known, 0] = self._objects[self.calls[known]]
+            held = ((self.column("optimizer") == holder) == expected) & (holder >= 0)
+            self._cache[key] = held
+        return held
+
+    def inert(self, *, normalised: bool) -> Bool:
+        """Return which parameters an optimizer cannot be expected to move; see `inert`."""
+        key = "inert", normalised
+        found: Bool | None = self._cache.get(key)
+        if found is None:
+            columns = {name: self.column(name) for name in _MOBILITY if self.has(name)}
+            shape = len(self), len(self.variables)
+            found = self._cache[key] = _inert(
+                self._catalog, self.variables, columns, shape, normalised
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Frames at the begin of some calls, and those at their end.
+
+    Attributes:
+        begin, end: a frame of each call, in the same order.
+        common: columns of *begin* and of *end* that show the same variables; None where all do.
+    """
+
+    begin: Moments
+    end: Moments
+    common: tuple[Array, Array] | None
+
+
+def moments(window: Window, about: VarTypeParam) -> list[Moments]:
+    """Return the frames that show the attribute of the type of variable of *about*."""
+    key = moments, about.var_type
+    found: list[Moments] | None = window.cache.get(key)
+    if found is None:
+        if window.joint is None:
+            found = [Moments.of_frame(window, p) for p in _of_type(window, about.var_type)]
+        else:
+            stack_of = frames_of(window).stack
+            found = [
+                Moments.of_stack(window, number, np.flatnonzero(stack_of == number))
+                for number, name in enumerate(_types(window))
+                if name == about.var_type
+            ]
+        window.cache[key] = found
+    return [m for m in found if m.has(about.attr_name)]
+
+
+def moments_at_begin(window: Window, name: str, about: VarTypeParam) -> list[Moments]:
+    """Return those at the begin of calls whose API answers to *name*."""
+    key = moments_at_begin, name, about.var_type
+    found: list[Moments] | None = window.cache.get(key)
+    if found is None:
+        found = window.cache[key] = []
+        rows = window.rows_of_name(name)
+        if len(rows) and window.joint is None:
+            found += [
+                Moments.of_frame(window, position)
+                for position, _ in _of_calls(window, rows, about.var_type)
+                if window.frames[position].phase == "begin"
+            ]
+        elif len(rows):
+            frames, types = frames_of(window), _types(window)
+            mask = frames.is_begin & is_named(window, name)[row_of_frames(window)]
+            positions = np.flatnonzero(mask)
+            for number in np.unique(frames.stack[positions]).tolist():
+                if types[number] == about.var_type:
+                    chosen = positions[frames.stack[positions] == number]
+                    found.append(Moments.of_stack(window, number, chosen))
+    return [m for m in found if m.has(about.attr_name)]
+
+
+def pairs_of_calls(window: Window, name: str, about: VarTypeParam) -> list[Pair]:
+    """Return what calls whose API answers to *name* began with and ended with.
+
+    A call takes one frame that shows the attribute at its begin, and one at its end.
+    """
+    key = pairs_of_calls, name, about.var_type, about.attr_name
+    found: list[Pair] | None = window.cache.get(key)
+    if found is None:
+        rows = window.rows_of_name(name)
+        if not len(rows):
+            found = []
+        elif window.joint is None:
+            found = _pairs_of_frames(window, rows, about)
+        else:
+            found = _pairs_of_stacks(window, name, about)
+        window.cache[key] = found
+    return found
+
+
+def _pairs_of_frames(window: Window, rows: Int64, about: VarTypeParam) -> list[Pair]:
+    """Return them one by one: a single window has few, and they come as single frames."""
+    begins: dict[int, Moments] = {}
+    found = {}
+    for position, row in _of_calls(window, rows, about.var_type):
+        shown = Moments.of_frame(window, position)
+        if not shown.has(about.attr_name):
+            continue
+        if window.frames[position].phase == "begin":
+            begins[row] = shown
+        elif row in begins:
+            found[row] = Pair(begins[row], shown, _common(begins[row].variables, shown.variables))
+    return list(found.values())
+
+
+def _pairs_of_stacks(window: Window, name: str, about: VarTypeParam) -> list[Pair]:
+    """Return them by the stacks of both frames."""
+    frames = frames_of(window)
+    begins, ends = _matched(window, about)
+    chosen = is_named(window, name)[row_of_frames(window)[begins]]
+    begins, ends = begins[chosen], ends[chosen]
+    both = frames.stack[begins] * len(frames.stacks) + frames.stack[ends]
+    found = []
+    for number in np.unique(both).tolist():
+        first, second = divmod(number, len(frames.stacks))
+        chosen = both == number
+        begin = Moments.of_stack(window, first, begins[chosen])
+        end = Moments.of_stack(window, second, ends[chosen])
+        found.append(Pair(begin, end, _common(begin.variables, end.variables)))
+    return found
+
+
+def _of_calls(window: Window, rows: Int64, var_type: str) -> list[tuple[int, int]]:
+    """Return the positions of the frames of some calls, and the rows of those."""
+    wanted = {int(window.calls.call[row]): row for row in rows.tolist()}
+    frames = window.frames
+    return [
+        (position, wanted[frames[position].call])
+        for position in _of_type(window, var_type)
+        if frames[position].call in wanted
+    ]
+
+
+def _pairs_of_stacks(window: Window, name: str, var_type: str) -> list[Pair]:
+    """Return them by the stacks of both frames."""
+    frames, types = frames_of(window), _types(window)
+    begins, ends = _matched(window)
+    chosen = is_named(window, name)[row_of_frames(window)[begins]]
+    begins, ends = begins[chosen], ends[chosen]
+    both = frames.stack[begins] * len(frames.stacks) + frames.stack[ends]
+    found = []
+    for number in np.unique(both).tolist():
+        first, second = divmod(number, len(frames.stacks))
+        if types[first] == var_type:
+            chosen = both == number
+            begin = Moments.of_stack(window, first, begins[chosen])
+            end = Moments.of_stack(window, second, ends[chosen])
+            found.append(Pair(begin, end, _common(begin.variables, end.variables)))
+    return found
+
+
+def is_named(window: Window, name: str) -> Bool:
+    """Return for each call whether its API answers to *name*; the last is that of `NONE`."""
+    key = is_named, name
+    mask: Bool | None = window.cache.get(key)
+    if mask is None:
+        mask = window.cache[key] = np.zeros(len(window.calls) + 1, np.bool_)
+        mask[window.rows_of_name(name)] = True
+    return mask
+
+
+def is_backward(window: Window) -> Bool:
+    """Return for each call whether it goes backward; the last is that of `NONE`."""
+    mask: Bool | None = window.cache.get(is_backward)
+    if mask is None:
+        mask = window.cache[is_backward] = np.zeros(len(window.calls) + 1, np.bool_)
+        mask[window.rows_of_role("backward")] = True
+    return mask
+
+
+def place(window: Window, positions: Int64) -> tuple[Int64, Int32, Int64]:
+    """Return of frames the rows of their calls, their contexts and their sequence numbers."""
+    if window.joint is None:
+        frames = [window.frames[position] for position in positions.tolist()]
+        return (
+            np.array([window.row_of_call.get(frame.call, NONE) for frame in frames], np.int64),
+            np.array([frame.context for frame in frames], np.int32),
+            np.array([frame.sequence for frame in frames], np.int64),
+        )
+    stacked = frames_of(window)
+    rows = row_of_frames(window)[positions]
+    return rows, stacked.context[positions], stacked.sequence[positions]
+
+
+def _of_type(window: Window, var_type: str) -> list[int]:
+    """Return the positions of the frames of a single window that show a type of variable."""
+    by_type: dict[str, list[int]] | None = window.cache.get(_of_type)
+    if by_type is None:
+        by_type = window.cache[_of_type] = {}
+        for position, frame in enumerate(window.frames):
+            kind = window.kind(frame)
+            if kind is not None:
+                by_type.setdefault(VAR_TYPES[kind], []).append(position)
+    return by_type.get(var_type, [])
+
+
+def _types(window: Window) -> list[str]:
+    """Return what type of variable each stack shows, "" for none."""
+    types: list[str] | None = window.cache.get(_types)
+    if types is None:
+        variables = window.catalog.variables
+        types = window.cache[_types] = [
+            VAR_TYPES[variables[int(stack.variables[0])].kind] if len(stack.variables) else ""
+            for stack in frames_of(window).stacks
+        ]
+    return types
+
+
+def _matched(window: Window, about: VarTypeParam) -> tuple[Int64, Int64]:
+    """Return the frames at the begin of calls, and for each the one at the end of the same call."""
+    key = _matched, about.var_type, about.attr_name
+    both: tuple[Int64, Int64] | None = window.cache.get(key)
+    if both is None:
+        frames, rows = frames_of(window), row_of_frames(window)
+        shows = np.array(
+            [
+                name == about.var_type and about.attr_name in stack.columns
+                for name, stack in zip(_types(window), frames.stacks, strict=True)
+            ],
+            np.bool_,
+        )
+        there = shows[frames.stack] & (rows >= 0)
+        begins = np.flatnonzero(frames.is_begin & there)
+        ends = np.flatnonzero(~frames.is_begin & there)
+        begins = begins[np.argsort(rows[begins], kind="stable")]
+        ends = ends[np.argsort(rows[ends], kind="stable")]
+        if len(ends):
+            where = np.minimum(np.searchsorted(rows[ends], rows[begins]), len(ends) - 1)
+            same = rows[ends[where]] == rows[begins]
+            begins, ends = begins[same], ends[where[same]]
+        else:
+            begins = ends
+        both = window.cache[key] = begins, ends
+    return both
+
+
+def _common(first: Int32, second: Int32) -> tuple[Array, Array] | None:
+    if first is second or np.array_equal(first, second):
+        return None
+    _, rows, others = np.intersect1d(first, second, return_indices=True)
+    return rows, others
+
+
+def inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
+    """Return which parameters an optimizer cannot be expected to move.
+
+    The size of an update is bounded with the learning rate and the gradient norm, as it is in
+    plain gradient descent; *normalised* takes the larger bound of optimizers that scale gradients
+    to about 1, so that fewer parameters are excused.
+    """
+    return _inert(window.catalog, frame.variables, frame.columns, (len(frame),), normalised)
+
+
+def _inert(
+    catalog: Catalog,
+    variables: Int32,
+    columns: Mapping[str, Array],
+    shape: tuple[int, ...],
+    normalised: bool,
+) -> Bool:
+    inert = np.zeros(shape, np.bool_)
+    if "grad" in columns:
+        inert |= columns["grad"] == GradState.ZERO
+    if "lr" in columns:
+        inert |= columns["lr"] == 0
+    if {"lr", "grad", "grad_norm", "data_norm", "dtype"} <= set(columns):
+        sizes = catalog.num_elements(variables)
+        strings = catalog.strings
+        resolution = np.zeros(len(strings) + 1)  # the last is that of `NONE`
+        for name, value in RESOLUTION.items():
+            code = strings.find(name)
+            if code != NONE:
+                resolution[code] = value
+        gradient = columns["grad_norm"]
+        if normalised:
+            gradient = np.maximum(gradient, 1.0)
+        typical = columns["data_norm"] / np.sqrt(np.maximum(sizes, 1))
+        with np.errstate(invalid="ignore"):
+            below = columns["lr"] * gradient < resolution[columns["dtype"]] * typical
+        inert |= below & (columns["grad"] == GradState.NON_ZERO)
+    return inert
