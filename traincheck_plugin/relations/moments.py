@@ -286,24 +286,6 @@ def _of_calls(window: Window, rows: Int64, var_type: str) -> list[tuple[int, int
     ]
 
 
-def _pairs_of_stacks(window: Window, name: str, var_type: str) -> list[Pair]:
-    """Return them by the stacks of both frames."""
-    frames, types = frames_of(window), _types(window)
-    begins, ends = _matched(window)
-    chosen = is_named(window, name)[row_of_frames(window)[begins]]
-    begins, ends = begins[chosen], ends[chosen]
-    both = frames.stack[begins] * len(frames.stacks) + frames.stack[ends]
-    found = []
-    for number in np.unique(both).tolist():
-        first, second = divmod(number, len(frames.stacks))
-        if types[first] == var_type:
-            chosen = both == number
-            begin = Moments.of_stack(window, first, begins[chosen])
-            end = Moments.of_stack(window, second, ends[chosen])
-            found.append(Pair(begin, end, _common(begin.variables, end.variables)))
-    return found
-
-
 def is_named(window: Window, name: str) -> Bool:
     """Return for each call whether its API answers to *name*; the last is that of `NONE`."""
     key = is_named, name
