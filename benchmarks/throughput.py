@@ -103,5 +103,5 @@ def _repeated(windows: list[Window], times: int) -> Iterator[Window]:
                     )
                     for frame in window.frames
                 ],
-                _index={},
+                cache={},
             )
