@@ -6,7 +6,7 @@ from tests.builders import RunBuilder
 from traincheck_plugin.events import GradState, Item, Window
 from traincheck_plugin.invariants.model import APIParam
 from traincheck_plugin.relations.base import Explanation
-from traincheck_plugin.relations.eventual_call import MIN_WINDOWS, EventualCallRelation
+from traincheck_plugin.relations.eventual_call import MIN_BACKWARDS, EventualCallRelation
 
 RELATION = EventualCallRelation()
 SCHEDULERS = (
@@ -51,7 +51,7 @@ def _run(
     run.at(stage="training")
     for epoch in range(num_epochs):
         run.at(epoch=epoch)
-        for _ in range(MIN_WINDOWS):
+        for _ in range(MIN_BACKWARDS):
             columns = {"grad": GradState.NON_ZERO, "optimizer": holders}
             with run.calling("torch.Tensor.backward"):
                 run.frame("begin", codes, grad=GradState.NULL, optimizer=holders)
@@ -88,7 +88,7 @@ def test_a_scheduler_that_is_never_stepped() -> None:
 
 
 def test_any_scheduler_of_the_optimizer_will_do() -> None:
-    assert _judged(SCHEDULERS, _run(moves=(FIRST,))) == (2 * MIN_WINDOWS, [])
+    assert _judged(SCHEDULERS, _run(moves=(FIRST,))) == (2 * MIN_BACKWARDS, [])
 
 
 def test_a_schedule_by_epochs_has_time_until_the_first_is_over() -> None:
@@ -102,7 +102,7 @@ def test_an_optimizer_that_never_steps_is_not_asked_for_its_schedule() -> None:
 
 def test_an_optimizer_that_never_steps() -> None:
     held, (explanation,) = _judged(OPTIMIZERS, _run(made=(FIRST, SECOND)))
-    assert held == 2 * MIN_WINDOWS
+    assert held == 2 * MIN_BACKWARDS
     assert "its parameters got gradients, and it never stepped" in explanation.message
 
 

@@ -29,8 +29,8 @@ from traincheck_plugin.relations.lifecycle import (
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, gradient_plan, pair
 
-MIN_WINDOWS = 3
-"""Windows in which parameters got gradients that no step used, before anyone is suspicious."""
+MIN_BACKWARDS = 3
+"""Backwards that gave gradients to parameters which no step used, before anyone is suspicious."""
 
 
 class EventualCallRelation(Relation):
@@ -82,7 +82,7 @@ class _Made:
         source: where, a code.
         epochs: in which its optimizer stepped.
         context, sequence, time_ns: of the last sign that it is in use.
-        num_windows: in which its parameters got gradients.
+        num_backwards: that its parameters have gradients of.
         codes: parameters that got them.
     """
 
@@ -92,7 +92,7 @@ class _Made:
     context: int = NONE
     sequence: int = 0
     time_ns: int = 0
-    num_windows: int = 0
+    num_backwards: int = 0
     codes: set[int] = field(default_factory=set)
 
     def seen(self, window: Window, row: int) -> None:
@@ -198,7 +198,6 @@ class _Optimizers(_Monitor):
         objects = window.catalog.objects
         rows = window.row_of_call
         codes_of = {objects.find(key): made for key, made in self._waiting.items()}
-        reached: set[int] = set()
         for frame in window.frames:
             row = rows.get(frame.call)
             if row is None or not {"grad", "optimizer"} <= set(frame.columns):
@@ -213,12 +212,11 @@ class _Optimizers(_Monitor):
                 for code in set(holders[has].tolist()) & set(codes_of):
                     made = codes_of[code]
                     made.codes.update(frame.variables[has & (holders == code)].tolist())
-                    made.num_windows += code not in reached
+                    made.num_backwards += 1
                     made.seen(window, row)
-                    reached.add(code)
 
     def _is_left(self, made: _Made) -> bool:
-        return made.num_windows >= MIN_WINDOWS and not made.codes <= self._stepped
+        return made.num_backwards >= MIN_BACKWARDS and not made.codes <= self._stepped
 
     def _explain(self, key: str, made: _Made) -> Explanation:
         return Explanation(
