@@ -132,6 +132,14 @@ class Moments:
         ``held`` refers to the optimizer that the call of the frame is about; without one no
         variable is held.
         """
+        key = "where", where
+        if key in self._cache:
+            selected: Bool | None = self._cache[key]
+            return selected
+        selected = self._cache[key] = self._select(where)
+        return selected
+
+    def _select(self, where: tuple[tuple[str, Any], ...]) -> Bool | None:
         mask = np.ones((len(self), len(self.variables)), np.bool_)
         for attribute, expected in where:
             if attribute == "held":
