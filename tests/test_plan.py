@@ -75,3 +75,10 @@ def test_a_plan_does_not_cover_what_it_does_not_observe():
 def test_a_foreign_object_is_no_plan(data):
     with pytest.raises(ValueError, match="expected the plan of a recording"):
         Plan.from_json(data)
+
+
+def test_who_has_hashes_can_tell_changes_but_not_the_reverse():
+    full = Plan.full()
+    assert full.covers(full.telling_changes())
+    assert not full.telling_changes().covers(full)
+    assert "data" not in full.telling_changes().wants("step", "slot")

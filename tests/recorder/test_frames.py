@@ -47,6 +47,7 @@ def test_a_step_changes_what_it_should():
     assert all(row["in_model"] and row["requires_grad"] for row in rows.values())
     catalog = recording.windows[0].catalog
     assert {catalog.objects[row["optimizer"]] for row in rows.values()} == {"torch.optim.Adam#0"}
+    rows = recording.rows(recording.frames(first, "parameter")["begin"])
     assert {catalog.strings[row["grad_dtype"]] for row in rows.values()} == {"torch.float32"}
 
 
@@ -61,7 +62,7 @@ def test_frames_have_the_columns_of_the_plan():
             kind = catalog.variables[int(frame.variables[0])].kind
             wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind} - {"copy"}
             if call.role == "step" and frame.phase == "end":
-                wanted -= {"data_norm", "grad_norm", "ran"}
+                wanted -= {"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"}
             assert set(frame.columns) == wanted
             for name, column in frame.columns.items():
                 assert column.dtype == ATTRIBUTES[name]

@@ -32,8 +32,9 @@ def local(tensor: Tensor) -> Tensor:
     return tensor
 
 
-_SAMPLES = 256
-"""How many words are looked at first, where any value that is not zero will do."""
+_NUM_LINES, _LINE = 16, 64
+"""How many lines of memory are looked at, and how long they are, where any change will do,
+or any value that is not zero."""
 
 
 class Memory:
@@ -45,7 +46,7 @@ class Memory:
         seed: what is mixed into its hash.
     """
 
-    __slots__ = ("address", "buffer", "dtype", "num_bytes", "seed")
+    __slots__ = ("_lines", "address", "buffer", "dtype", "num_bytes", "seed")
 
     def __init__(self, tensor: Tensor) -> None:
         self.address = tensor.data_ptr()
@@ -56,16 +57,29 @@ class Memory:
         if buffer is None:
             buffer = _buffers[self.num_bytes] = ctypes.c_char * self.num_bytes
         self.buffer = buffer.from_address(self.address)
+        self._lines: Any = None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether `some` is all of it."""
+        return self.num_bytes <= _NUM_LINES * _LINE
+
+    def some(self) -> bytes:
+        """Return a part of it, spread over the whole: the same one each time."""
+        if self.is_short:
+            return bytes(self.buffer)
+        if self._lines is None:
+            memory: Any = self.buffer
+            distance = self.num_bytes // _NUM_LINES
+            rows = np.frombuffer(memory, np.uint8)[: distance * _NUM_LINES]
+            self._lines = rows.reshape(_NUM_LINES, distance)[:, :_LINE]
+        part: bytes = self._lines.tobytes()
+        return part
 
     def is_seen_non_zero(self) -> bool:
         """Return whether one of some values of it is not zero; False where that is not clear."""
-        if self.dtype.itemsize == 1:
-            return False
-        memory: Any = self.buffer
-        words = np.frombuffer(memory, np.uint16)
-        # An odd distance, so that all words of a value get their turn; 0x8000 is in a -0.0.
-        some = words[:: len(words) // _SAMPLES | 1]
-        return bool((some & 0x7FFF).any())
+        # 0x80 is in a -0.0. A value that has no other bytes is not clear.
+        return bool(self.some().strip(b"\x00\x80"))
 
 
 def locate(tensors: Sequence[Tensor], memories: list[Memory | None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
-from traincheck_plugin.plan import Plan
+from traincheck_plugin.plan import CHANGE, Plan
 from traincheck_plugin.recorder.arguments import PASSING
 from traincheck_plugin.recorder.columns import (
     Columns,
@@ -18,6 +19,7 @@ from traincheck_plugin.recorder.columns import (
     HostReader,
     RestingNorms,
 )
+from traincheck_plugin.recorder.movement import Movements
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.runs import ModuleRuns
@@ -33,7 +35,7 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
 
-_MET = frozenset({"data_norm", "grad_norm", "ran"})
+_MET = frozenset({"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"})
 """What a step meets, and its end frame does not tell again."""
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
@@ -61,10 +63,11 @@ class FrameTaker:
         self._resting = RestingNorms()
         self._next = next_sequence
         self._dtypes: dict[torch.dtype | None, int] = {None: NONE}
+        self._movements = Movements(problems)
         self._wanted: dict[str, list[tuple[Any, list[str]]]] = {}
         for role in plan.attributes:
             kinds = sorted({kind for kind, _ in plan.attributes[role]} - PASSING)
-            self._wanted[role] = [(kind, sorted(plan.wants(role, kind))) for kind in kinds]
+            self._wanted[role] = [(kind, _names(plan.wants(role, kind))) for kind in kinds]
 
     def wants(self, role: Role) -> bool:
         """Return whether calls of *role* get frames."""
@@ -89,7 +92,9 @@ class FrameTaker:
             for kind, names in self._wanted[role]:
                 if role == "step" and phase == "end":
                     names = [name for name in names if name not in _MET]
-                variables, columns = self._of_kind(kind, names, structure, role, optimizer)
+                variables, columns = self._of_kind(
+                    kind, names, structure, role, optimizer, (call, phase)
+                )
                 if not len(variables):
                     continue
                 frame = Frame(
@@ -132,9 +137,10 @@ class FrameTaker:
         structure: Structure,
         role: Role,
         optimizer: Any | None,
+        moment: tuple[int, Phase],
     ) -> tuple[Array, Columns]:
         if kind == "parameter":
-            columns = self._parameter_columns(names, structure, optimizer)
+            columns = self._parameter_columns(names, structure, optimizer, moment)
             return structure.parameters.variables, columns
         if kind == "buffer":
             buffers = structure.buffers
@@ -146,14 +152,59 @@ class FrameTaker:
         else:
             optimizers = self._variables.optimizers()
         if kind == "slot":
+            if CHANGE in names and len(optimizers) == 1:
+                return self._changing_slots(names, optimizers[0], moment)
             table = self._variables.slots(optimizers)
             return table.variables, self._state_columns(names, table, table.alive())
         rows = [row for one in optimizers for row in self._variables.group_options(one)]
         codes = np.array([code for code, _ in rows], np.int32)
         return codes, _only("value", names, [value for _, value in rows])
 
-    def _state_columns(self, names: list[str], table: Tensors, alive: list[Tensor]) -> Columns:
+    def _changing_slots(
+        self, names: list[str], optimizer: Any, moment: tuple[int, Phase]
+    ) -> tuple[Array, Columns]:
+        """Read a few slots, and all of them where none of the few changed the time before."""
+        call, phase = moment
+        few = self._movements.few(optimizer)
+        if phase == "begin":
+            table = self._variables.slots([optimizer]) if few is None else few
+            if table is not few:
+                table.is_doubted[:] = True
+            columns = self._state_columns(names, table, table.alive(), moment, "slot")
+            return table.variables, columns
+        movement = self._movements.end(call, "slot")
+        if movement is None:
+            table = self._variables.slots([optimizer])
+            return table.variables, self._state_columns(names, table, table.alive())
+        table = movement.table
+        column = movement.end(table, table.alive())
+        moved = column != movement.column
+        if table is not few:
+            self._movements.choose(optimizer, table, moved)
+        elif not moved.any():
+            # That others did not change either is not known, so nothing is said.
+            self._movements.look_at_all(optimizer)
+            return np.empty(0, np.int32), {}
+        return table.variables, {"data": column}
+
+    def _state_columns(
+        self,
+        names: list[str],
+        table: Tensors,
+        alive: list[Tensor],
+        moment: tuple[int, Phase] | None = None,
+        kind: str = "parameter",
+    ) -> Columns:
         columns: Columns = {}
+        if CHANGE in names:
+            column = None if moment is None else self._movement(kind, table, alive, moment)
+            if column is None:
+                names = ["data", *names]
+            else:
+                columns["data"] = column
+                if "data_norm" in names:
+                    columns["data_norm"] = np.full(len(column), math.nan)
+                    names = [name for name in names if name != "data_norm"]
         if {"data", "data_norm"}.isdisjoint(names):
             pass
         elif not self._host.read_data(columns, names, table, alive):
@@ -165,12 +216,25 @@ class FrameTaker:
             columns["requires_grad"] = table.spread(flags)
         return columns
 
+    def _movement(
+        self, kind: str, table: Tensors, alive: list[Tensor], moment: tuple[int, Phase]
+    ) -> Array | None:
+        call, phase = moment
+        if phase == "begin":
+            return self._movements.begin(call, kind, table, alive)
+        movement = self._movements.end(call, kind)
+        return None if movement is None else movement.end(table, alive)
+
     def _parameter_columns(
-        self, names: list[str], structure: Structure, optimizer: Any | None
+        self,
+        names: list[str],
+        structure: Structure,
+        optimizer: Any | None,
+        moment: tuple[int, Phase],
     ) -> Columns:
         table = structure.parameters
         alive = table.alive()
-        columns = self._state_columns(names, table, alive)
+        columns = self._state_columns(names, table, alive, moment)
         if not _GRADIENT_NAMES.isdisjoint(names):
             gradients = [tensor.grad for tensor in alive]
             if not self._host.read_gradients(columns, names, table, gradients):
@@ -198,6 +262,11 @@ class FrameTaker:
         for dtype in set(found).difference(codes):
             codes[dtype] = self._catalog.strings.code(str(dtype))
         return np.fromiter(map(codes.__getitem__, found), np.int32, len(found))
+
+
+def _names(wanted: frozenset[str]) -> list[str]:
+    """Return attributes to read: a hash that is wanted tells changes as well."""
+    return sorted(wanted - {CHANGE} if "data" in wanted else wanted)
 
 
 def _only(name: str, names: list[str], values: list[float]) -> Columns:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Int32, Int64
+from traincheck_plugin.events import Bool, Int32, Int64
 from traincheck_plugin.recorder.batches import Batch
 
 Tensor = torch.Tensor
@@ -23,6 +23,7 @@ class Tensors:
         tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
             without tied tensors.
         resting: hashes and norms of tensors, by row, as they were when a call last left them alone.
+        is_doubted: of each tensor, whether parts of it do not tell that a call changes it.
         data, gradients: read the tensors and their gradients, where all are on the CPU.
     """
 
@@ -41,6 +42,7 @@ class Tensors:
         )
         self.num_tensors = len(unique)
         self.resting = (np.zeros(len(rows), np.uint64), np.full(len(rows), np.nan))
+        self.is_doubted: Bool = np.zeros(len(unique), np.bool_)
         self.data = Batch()
         self.gradients = Batch()
         self._references = [weakref.ref(tensor) for tensor in unique]
@@ -51,14 +53,17 @@ class Tensors:
         Raises:
             ReferenceError: one is gone, the table out of date.
         """
-        tensors = [tensor for reference in self._references if (tensor := reference()) is not None]
+        tensors = self._present()
         if len(tensors) != self.num_tensors:
             raise ReferenceError("a tensor went away while its frame was taken")
         return tensors
 
     def are_alive(self) -> bool:
         """Return whether no tensor is gone."""
-        return all(reference() is not None for reference in self._references)
+        return len(self._present()) == self.num_tensors
+
+    def _present(self) -> list[Tensor]:
+        return [tensor for reference in self._references if (tensor := reference()) is not None]
 
     def spread(self, values: Any) -> Any:
         """Turn an array with one value per tensor into one with a value per row."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import chain
+from operator import attrgetter, methodcaller
 from typing import Any
 
 import numpy as np
@@ -215,14 +217,12 @@ class Variables:
         return structure
 
     def _identity(self, structure: Structure) -> list[int] | None:
-        identity: list[int] = []
-        for reference in structure.modules:
-            module = reference()
-            if module is None:
-                return None
-            for members in (module._parameters, module._modules, module._buffers):
-                if members:
-                    identity.extend(map(id, members.values()))
+        modules = [module for one in structure.modules if (module := one()) is not None]
+        if len(modules) != len(structure.modules):
+            return None
+        # There may be thousands: nothing here is done by the interpreter for each of them.
+        members = chain.from_iterable(map(_members, modules))
+        identity = list(map(id, chain.from_iterable(map(_values, members))))
         for optimizer in self.optimizers():
             for group in optimizer.param_groups:
                 identity.extend(map(id, group["params"]))
@@ -333,15 +333,14 @@ class Variables:
     def slots(self, optimizers: Sequence[Any]) -> Tensors:
         """Return the slots of *optimizers*."""
         structure = self._structure
-        states = [
-            (self._labels.code(optimizer), parameter, name, tensor)
+        identity = [
+            id(tensor)
             for optimizer in optimizers
-            for parameter, state in optimizer.state.items()
+            for state in optimizer.state.values()
             if isinstance(state, dict)
-            for name, tensor in state.items()
+            for tensor in state.values()
             if isinstance(tensor, Tensor)
         ]
-        identity = [id(state[3]) for state in states]
         key = id(optimizers[0]) if len(optimizers) == 1 else 0
         known = self._slots.get(key)
         if (
@@ -355,7 +354,11 @@ class Variables:
         table = Tensors(
             [
                 (self._slot_code(holder, names.get(id(parameter), "?"), name, tensor), tensor)
-                for holder, parameter, name, tensor in states
+                for holder, optimizer in ((self._labels.code(one), one) for one in optimizers)
+                for parameter, state in optimizer.state.items()
+                if isinstance(state, dict)
+                for name, tensor in state.items()
+                if isinstance(tensor, Tensor)
             ]
         )
         self._slots[key] = (structure, identity, table)
@@ -397,6 +400,12 @@ class Variables:
                 shape=tuple(tensor.shape),
             )
         )
+
+
+_members: Callable[[Any], tuple[dict[str, Any], ...]] = attrgetter(
+    "_parameters", "_modules", "_buffers"
+)
+_values: Callable[[dict[str, Any]], Iterable[Any]] = methodcaller("values")
 
 
 def _is_scalar(value: Any) -> bool:

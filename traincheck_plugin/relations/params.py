@@ -67,7 +67,10 @@ def variable_plan(api: APIParam, variables: VarTypeParam) -> Plan:
     roles: tuple[Role, ...] = tuple(FULL_ATTRIBUTES)
     if api.role is not None and api.span == "call":
         roles = (api.role,)
-    return attribute_plan(variables, roles, functions=api_plan(api).functions)
+    plan = attribute_plan(variables, roles, functions=api_plan(api).functions)
+    if roles == ("step",) and variables.post_value == "changed":
+        return plan.telling_changes()
+    return plan
 
 
 def attribute_plan(
