@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from operator import attrgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +40,14 @@ _MET = frozenset({"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"})
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
 _GRADIENT_NAMES = frozenset({"grad", "grad_norm", "grad_hash", "grad_dtype"})
+
+
+class _Moment(NamedTuple):
+    """The begin or end of a call about an optimizer."""
+
+    call: int
+    phase: Phase
+    optimizer: Any
 
 
 class FrameTaker:
@@ -93,7 +101,7 @@ class FrameTaker:
                 if role == "step" and phase == "end":
                     names = [name for name in names if name not in _MET]
                 variables, columns = self._of_kind(
-                    kind, names, structure, role, optimizer, (call, phase)
+                    kind, names, structure, role, optimizer, _Moment(call, phase, optimizer)
                 )
                 if not len(variables):
                     continue
@@ -137,7 +145,7 @@ class FrameTaker:
         structure: Structure,
         role: Role,
         optimizer: Any | None,
-        moment: tuple[int, Phase],
+        moment: _Moment,
     ) -> tuple[Array, Columns]:
         if kind == "parameter":
             columns = self._parameter_columns(names, structure, optimizer, moment)
@@ -161,18 +169,17 @@ class FrameTaker:
         return codes, _only("value", names, [value for _, value in rows])
 
     def _changing_slots(
-        self, names: list[str], optimizer: Any, moment: tuple[int, Phase]
+        self, names: list[str], optimizer: Any, moment: _Moment
     ) -> tuple[Array, Columns]:
         """Read a few slots, and all of them where none of the few changed the time before."""
-        call, phase = moment
         few = self._movements.few(optimizer)
-        if phase == "begin":
+        if moment.phase == "begin":
             table = self._variables.slots([optimizer]) if few is None else few
             if table is not few:
-                table.is_doubted[:] = True
+                table.doubts(optimizer)[:] = True
             columns = self._state_columns(names, table, table.alive(), moment, "slot")
             return table.variables, columns
-        movement = self._movements.end(call, "slot")
+        movement = self._movements.end(moment.call, "slot")
         if movement is None:
             table = self._variables.slots([optimizer])
             return table.variables, self._state_columns(names, table, table.alive())
@@ -192,12 +199,12 @@ class FrameTaker:
         names: list[str],
         table: Tensors,
         alive: list[Tensor],
-        moment: tuple[int, Phase] | None = None,
+        moment: _Moment | None = None,
         kind: str = "parameter",
     ) -> Columns:
         columns: Columns = {}
         if CHANGE in names:
-            column = None if moment is None else self._movement(kind, table, alive, moment)
+            column = self._movement(kind, table, alive, moment) if moment is not None else None
             if column is None:
                 names = ["data", *names]
             else:
@@ -217,12 +224,11 @@ class FrameTaker:
         return columns
 
     def _movement(
-        self, kind: str, table: Tensors, alive: list[Tensor], moment: tuple[int, Phase]
+        self, kind: str, table: Tensors, alive: list[Tensor], moment: _Moment
     ) -> Array | None:
-        call, phase = moment
-        if phase == "begin":
-            return self._movements.begin(call, kind, table, alive)
-        movement = self._movements.end(call, kind)
+        if moment.phase == "begin":
+            return self._movements.begin(moment.call, kind, table, alive, moment.optimizer)
+        movement = self._movements.end(moment.call, kind)
         return None if movement is None else movement.end(table, alive)
 
     def _parameter_columns(
@@ -230,7 +236,7 @@ class FrameTaker:
         names: list[str],
         structure: Structure,
         optimizer: Any | None,
-        moment: tuple[int, Phase],
+        moment: _Moment,
     ) -> Columns:
         table = structure.parameters
         alive = table.alive()

@@ -21,9 +21,10 @@ _CHANGED = 1
 class Movement:
     """The tensors of a table where a call begins, to be compared with where it ends.
 
-    Some words that differ prove that a tensor changed; that it did not, only all of it can tell. So
-    little is read of large tensors, until one shows no change where it was looked at: it is taken
-    for changed that once, and from then on it is read in whole.
+    Some words that differ prove that a tensor changed; that it did not, only all of it can tell.
+    So a large tensor is read in whole until the optimizer that steps changes it where it was looked
+    at, and little of it from then on. Should it show no change there one day, it is taken for
+    changed that once, and is read in whole again. What another optimizer holds is always read so.
 
     Attributes:
         table: of the tensors.
@@ -31,7 +32,7 @@ class Movement:
             the same one as in `end` have not changed, and it is their hash.
     """
 
-    def __init__(self, table: Tensors, problems: Problems) -> None:
+    def __init__(self, table: Tensors, optimizer: Any, problems: Problems) -> None:
         """Look at the tensors that `Tensors.data` of *table* has just read."""
         batch = table.data
         self.column: Array = np.zeros(len(table.variables), np.uint64)
@@ -41,7 +42,7 @@ class Movement:
         self._joined = [pack.joined for pack in batch.packs]
         self._parts = self._look()
         self._hashes: dict[int, int] = {}
-        is_doubted = table.is_doubted
+        is_doubted = self._is_doubted = table.doubts(optimizer)
         for place, memory in zip(batch.singles, batch.memories, strict=True):
             if memory is None or (is_doubted[place] and not memory.is_short):
                 self._hashes[place] = self._hash(place, memory)
@@ -65,7 +66,7 @@ class Movement:
         return column
 
     def _compare(self, moved: Bool, numbers: Array) -> None:
-        batch, is_doubted = self.table.data, self.table.is_doubted
+        batch, is_doubted = self.table.data, self._is_doubted
         for pack, joined in zip(batch.packs, self._joined, strict=True):
             differs = pack.differs(joined)
             if not differs.all():
@@ -76,12 +77,13 @@ class Movement:
             batch.singles, batch.memories, self._parts, self._look(), strict=True
         ):
             if part != before:
+                is_doubted[place] = False
                 continue
             known = self._hashes.get(place)
             if memory is not None and memory.is_short:
                 known = hash_bytes(part, memory.seed)
-            elif known is None:
-                is_doubted[place] = True
+            is_doubted[place] = True
+            if known is None:
                 continue
             found = self._hash(place, memory)
             if found == known:
@@ -105,13 +107,15 @@ class Movements:
         self._open: dict[tuple[int, str], Movement] = {}
         self._few: weakref.WeakKeyDictionary[Any, Tensors] = weakref.WeakKeyDictionary()
 
-    def begin(self, call: int, kind: str, table: Tensors, tensors: list[Tensor]) -> Array | None:
+    def begin(
+        self, call: int, kind: str, table: Tensors, tensors: list[Tensor], optimizer: Any
+    ) -> Array | None:
         """Return a column for the begin of a call; None where the tensors cannot be read now."""
         batch = table.data
         try:
             if not batch.read(tensors):
                 return None
-            movement = self._open[call, kind] = Movement(table, self._problems)
+            movement = self._open[call, kind] = Movement(table, optimizer, self._problems)
         finally:
             batch.release()
         if len(self._open) > _MAX_OPEN:

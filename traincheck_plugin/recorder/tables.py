@@ -23,7 +23,6 @@ class Tensors:
         tensor_of_row: which tensor a row is about; None when there is one row per tensor, that is,
             without tied tensors.
         resting: hashes and norms of tensors, by row, as they were when a call last left them alone.
-        is_doubted: of each tensor, whether parts of it do not tell that a call changes it.
         data, gradients: read the tensors and their gradients, where all are on the CPU.
     """
 
@@ -42,7 +41,7 @@ class Tensors:
         )
         self.num_tensors = len(unique)
         self.resting = (np.zeros(len(rows), np.uint64), np.full(len(rows), np.nan))
-        self.is_doubted: Bool = np.zeros(len(unique), np.bool_)
+        self._doubts: weakref.WeakKeyDictionary[Any, Bool] = weakref.WeakKeyDictionary()
         self.data = Batch()
         self.gradients = Batch()
         self._references = [weakref.ref(tensor) for tensor in unique]
@@ -57,6 +56,13 @@ class Tensors:
         if len(tensors) != self.num_tensors:
             raise ReferenceError("a tensor went away while its frame was taken")
         return tensors
+
+    def doubts(self, optimizer: Any) -> Bool:
+        """Return of which tensors no part was seen to change when *optimizer* stepped last."""
+        found = self._doubts.get(optimizer)
+        if found is None:
+            found = self._doubts[optimizer] = np.ones(self.num_tensors, np.bool_)
+        return found
 
     def are_alive(self) -> bool:
         """Return whether no tensor is gone."""
