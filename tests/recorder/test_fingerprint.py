@@ -7,9 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from traincheck_plugin.events import GradState
 from traincheck_plugin.recorder.batches import MIN_PACKED, Batch
@@ -238,6 +242,58 @@ def test_any_bit_of_any_dtype_and_layout_counts(dtype, shape, layout, seed, data
         same = hash_of(laid_out(changed, layout)) == hash_of(tensor)
         assert same == (not tensor.numel())
     assert on_host(tensor) == in_a_pack(tensor)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_the_device_hash_tells_any_bit_and_any_exchange(dtype, size):
+    tensor = bits(dtype, (size,), 3)
+    found = {on_device(tensor)}
+    for where in {0, tensor.nbytes // 2, tensor.nbytes - 1}:
+        for bit in [0] if dtype is torch.bool else [0, 3, 7]:
+            changed = tensor.clone()
+            changed.view(torch.uint8)[where] ^= 1 << bit
+            found.add(on_device(changed))
+    number = 1 if dtype is torch.bool else 3
+    assert len(found) == 1 + number * len({0, tensor.nbytes // 2, tensor.nbytes - 1})
+    if size > 1:
+        one = torch.zeros(size, dtype=torch.uint8).repeat_interleave(dtype.itemsize)
+        one[:: dtype.itemsize][0] = 1
+        swapped = one.roll(dtype.itemsize)
+        assert on_device(one.view(dtype)) != on_device(swapped.view(dtype))
+    assert on_device(laid_out(tensor, "strided")) == on_device(tensor)
+
+
+@pytest.fixture
+def group():
+    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    yield
+    dist.destroy_process_group()
+
+
+def test_of_a_distributed_tensor_the_shard_counts(group):
+    mesh = init_device_mesh("cpu", (4,))
+    part = torch.randn(6)
+    reader = DeviceReader(Problems(), DeviceReadings())
+    found = []
+    for values in (part, part + 1, part.flip(0), part):
+        shard = DTensor.from_local(values, mesh, [Shard(0)])
+        columns = {}
+        reader.read_data(columns, ["data"], Tensors([(0, shard)]), [shard])
+        found.append(int(columns["data"][0]))
+        assert not Batch().read([shard])  # not an ordinary tensor
+    assert found[0] == found[3] == on_host(part)
+    assert len(set(found)) == 3
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+def test_the_device_hash_of_quantized_tensors_is_that_of_their_integers():
+    def quantized(*values):
+        return torch.quantize_per_tensor(torch.tensor(values), 0.5, 0, torch.qint8)
+
+    found = [quantized(0.0, 1.0), quantized(1.0, 0.0), quantized(1.0, 1.0), quantized(0.0, 0.0)]
+    assert len({on_device(tensor) for tensor in found}) == 4
+    assert on_device(quantized(0.0, 1.0)) == on_device(found[0])
 
 
 @pytest.mark.parametrize("dtype", [d for d in DTYPES if d is not torch.bool])

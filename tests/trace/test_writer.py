@@ -103,6 +103,12 @@ def test_a_full_queue_waits_and_drops_nothing(tmp_path: Path, gate: threading.Ev
     training.join(10)
     writer.close()
     assert_same_windows(read(tmp_path), windows)
+    # and the trace says so
+    end = open_run(tmp_path).ranks[0].end
+    assert end is not None
+    assert [problem.split(" for ")[1] for problem in end.problems] == [
+        "the trace to be written: nothing is missing, but a faster disk would help"
+    ]
 
 
 def test_a_window_above_the_limit_is_written_all_the_same(tmp_path: Path) -> None:

@@ -95,9 +95,14 @@ class DeviceHasher:
 
 def _words(tensor: Tensor) -> Tensor:
     """Return the memory of a dense tensor, in logical order, as a vector of words or bytes."""
+    if tensor.is_quantized:
+        tensor = tensor.int_repr()
     if tensor.is_conj() or tensor.is_neg():
         tensor = tensor.resolve_conj().resolve_neg()
     flat = tensor.detach().contiguous().reshape(-1)
+    if flat.stride(0) != 1:
+        # One value counts as contiguous whatever its stride, and cannot be viewed as others.
+        flat = flat.clone(memory_format=torch.contiguous_format).as_strided(flat.shape, (1,))
     if not flat.nbytes or flat.nbytes % 4:
         return flat.view(torch.uint8)
     if flat.storage_offset() * flat.itemsize % 4:

@@ -19,6 +19,9 @@ from traincheck_plugin.trace.manifest import END, MANIFEST, End, Manifest, Outco
 from traincheck_plugin.trace.storage import Place, one_line
 from traincheck_plugin.trace.stream_writer import StreamsWriter
 
+_MIN_SECONDS_WAITED = 0.1
+"""Less is not worth a remark."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Pending:
@@ -93,6 +96,7 @@ class TraceWriter:
         self._closing = False
         self._closed = False
         self._problem = ""
+        self._seconds_waited = 0.0
         self._thread = threading.Thread(target=self._run, name="traincheck-trace", daemon=True)
         self._thread.start()
 
@@ -100,6 +104,15 @@ class TraceWriter:
     def problem(self) -> str:
         """Why the trace is incomplete, in one line; "" while all is well."""
         return self._problem
+
+    @property
+    def _slowness(self) -> str:
+        if self._seconds_waited < _MIN_SECONDS_WAITED:
+            return ""
+        return (
+            f"the training waited {self._seconds_waited:.1f} s for the trace to be written: "
+            "nothing is missing, but a faster disk would help"
+        )
 
     def write(self, window: Window) -> None:
         """Hand over the next window. Never raises; waits only as the class says."""
@@ -114,7 +127,9 @@ class TraceWriter:
         with self._changed:
             while self._pending_bytes and not self._fits(pending) and self._accepts():
                 # Not forever: nobody notifies when the interpreter has ended the thread.
+                begin = time.monotonic()
                 self._changed.wait(1.0)
+                self._seconds_waited += time.monotonic() - begin
             if not self._accepts():
                 return
             self._pending.append(pending)
@@ -156,7 +171,7 @@ class TraceWriter:
             num_windows=self._streams.num_windows,
             num_calls=self._streams.num_calls,
             num_frames=self._streams.num_frames,
-            problems=(*problems, *([self._problem] if self._problem else ())),
+            problems=tuple(filter(None, (*problems, self._slowness, self._problem))),
         )
         try:
             (self._place / END).write_text(end.to_json())
