@@ -196,7 +196,8 @@ class Item:
         path: where: ``0`` or ``0.1`` for positions, ``weight`` for keywords, "" for a sole result.
         type: public path of its class.
         dtype, shape, device, requires_grad: of a tensor, else None.
-        value: a bool, string or None given as argument; numbers are not kept.
+        value: a bool, string or None given as argument; of calls of role ``instrumented`` whole
+            numbers too.
     """
 
     path: str
@@ -205,7 +206,7 @@ class Item:
     shape: tuple[int, ...] | None = None
     device: str | None = None
     requires_grad: bool | None = None
-    value: str | bool | None = None
+    value: str | bool | int | None = None
 
     ATTRIBUTES = ("dtype", "shape", "device", "requires_grad", "value")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ MAX_ELEMENTS = 32
 """Elements of one container that are described; the rest is left out."""
 
 MAX_TEXT = 80
+MAX_NUMBERED = 4096
+"""Signatures with numbers in them that are kept: a counter makes a new one in every call."""
+
 _MAX_DEPTH = 4
 
 _Key = tuple[Any, ...]
@@ -27,6 +31,7 @@ class Signatures:
     def __init__(self, interner: Interner[str]) -> None:
         self._interner = interner
         self._codes: dict[_Key, int] = {}
+        self._num_numbered = 0
 
     def arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> int:
         """Return the code for the arguments of a call."""
@@ -62,6 +67,23 @@ class Signatures:
             return code
         items = decode_signature(self._interner[arguments]) if arguments != NONE else ()
         return self._add(key, iter((*items, Item(path=path, type="str", value=value))))
+
+    def numbered(self, arguments: int, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        """Return the code of *arguments* with the whole numbers among them."""
+        given = [*((str(index), value) for index, value in enumerate(args)), *kwargs.items()]
+        numbers = {path: value for path, value in given if type(value) is int}
+        if not numbers:
+            return arguments
+        key = (int, arguments, tuple(numbers.items()))
+        code = self._codes.get(key)
+        if code is not None or self._num_numbered >= MAX_NUMBERED:
+            return arguments if code is None else code
+        self._num_numbered += 1
+        items = decode_signature(self._interner[arguments])
+        return self._add(
+            key,
+            iter([replace(i, value=numbers[i.path]) if i.path in numbers else i for i in items]),
+        )
 
     def _add(self, key: _Key, items: Iterator[Item]) -> int:
         code = self._codes[key] = self._interner.code(encode_signature(list(items)))

@@ -80,7 +80,15 @@ class PackagesProbe:
         def traincheck_call(*args: Any, **kwargs: Any) -> Any:
             if is_compiling() or not tape.is_listening or problems.is_own_code_running:
                 return function(*args, **kwargs)
-            return tape.around("instrumented", code, function, args, kwargs, is_summarised=True)
+            return tape.around(
+                "instrumented",
+                code,
+                function,
+                args,
+                kwargs,
+                is_summarised=True,
+                note=lambda inputs: tape.signatures.numbered(inputs, args, kwargs),
+            )
 
         return traincheck_call
 
