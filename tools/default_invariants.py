@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from tests.pipelines.catalog import BUGS, script
 from traincheck_plugin.config import child_environment
+from traincheck_plugin.engine import LocalEngine
 from traincheck_plugin.inference.corpus import NO_CORPUS, dump_corpus, is_general
 from traincheck_plugin.inference.infer import in_general, infer
 from traincheck_plugin.inference.tally import Tally
@@ -109,7 +111,8 @@ def main() -> None:
                 collect(path, traces / name)
         # The evidence names its runs as they are opened here.
         with contextlib.chdir(traces):
-            result = infer([open_run(name) for name in found], corpus=NO_CORPUS)
+            engine = LocalEngine(os.cpu_count() or 1)
+            result = infer([open_run(name) for name in found], corpus=NO_CORPUS, engine=engine)
     kept = bundled(result.invariants)
     dump_invariants(kept, arguments.output)
     dump_corpus(evidence(result.tallies, result.generals).items(), CORPUS)
