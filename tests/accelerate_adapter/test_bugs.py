@@ -47,10 +47,5 @@ def test_a_schedule_that_goes_on_with_every_micro_batch(from_accumulating):
     assert "LRScheduler.step was called 4 times for one Adam.step" in diagnosis.message
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="no rule tells that gradients are left over where an epoch ends: each step has its four "
-    "micro-batches, some of which belong to the epoch before",
-)
 def test_gradients_of_an_epoch_that_are_left_over_for_the_next(from_accumulating):
     assert report_of(from_accumulating, accumulate=4, bug="unprepared_loader").diagnoses

@@ -77,12 +77,14 @@ class ManualClassifier(Classifier):
     def __init__(self, **options):
         super().__init__(**options)
         self.automatic_optimization = False
+        self.clips = True
 
     def training_step(self, batch, batch_idx):
         optimizer = self.optimizers()
         optimizer.zero_grad()
         self.manual_backward(self.loss_of(batch))
-        self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
+        if self.clips:
+            self.clip_gradients(optimizer, gradient_clip_val=0.5, gradient_clip_algorithm="norm")
         optimizer.step()
         self.lr_schedulers().step()
 

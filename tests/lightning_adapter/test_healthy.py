@@ -79,6 +79,7 @@ class ManualAccumulation(ManualClassifier):
         if batch_idx % 2:
             optimizer.step()
             optimizer.zero_grad()
+            self.lr_schedulers().step()
 
 
 class ConfiguredLate(Classifier):
@@ -185,9 +186,19 @@ def test_lower_precision(learn, module, precision):
         pytest.skip("nothing makes up for an overflow there")
     reference = learn(Classifier(), plugins=half(precision))
     plugin = half(precision)
-    assert_healthy(reference, module(), plugins=plugin)
+    model = module()
+    # By hand there is no moment at which they are unscaled and not yet used.
+    model.clips = precision == "bf16-mixed"
+    assert_healthy(reference, model, plugins=plugin)
     if issubclass(module, Overflows):
         assert plugin.scaler.get_scale() < 16
+
+
+def test_clipping_by_hand_what_is_still_scaled_is_reported(learn):
+    reference = learn(Classifier(), plugins=half("16-mixed"))
+    report = check(reference, ManualClassifier(), plugins=half("16-mixed"))
+    (diagnosis,) = report.diagnoses
+    assert diagnosis.cause == "the gradients are still scaled: unscale_ was not called before"
 
 
 def test_another_precision_than_the_reference_had_is_reported(plain_reference):

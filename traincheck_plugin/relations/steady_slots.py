@@ -72,11 +72,12 @@ class SlotMonitor(SteadyMonitor):
             return True
         before = _by_name(window.catalog, left.codes, left.data)
         found = {} if now is None else _by_name(window.catalog, now.variables, now.columns["data"])
-        was_loaded = any(
-            load.outcome != "none"
+        outcomes = {
+            load.outcome
             for load in self._loads
             if load.subject in (int(window.calls.object[step.row]), NONE)
-        )
+        }
+        was_loaded = bool(outcomes - {"none"})
         differing = [slot for slot in before if slot in found and found[slot] != before[slot]]
         others = _others(before)
         exchanged = [slot for slot in differing if found[slot] in others[_kind(slot)]]
@@ -105,6 +106,9 @@ class SlotMonitor(SteadyMonitor):
         # Without fewer slots, other names mean that the model is known by another path.
         missing = [slot for slot in before if slot not in found]
         lost = missing if len(found) < len(before) else []
+        if lost and outcomes and not is_new:
+            # It was put back to before its first step, as after a search for a learning rate.
+            return None
         if not lost and not differing:
             if len(missing) == len(before):
                 return None
