@@ -140,6 +140,7 @@ class ForgotZeroGrad(ManualClassifier):
     def training_step(self, batch, batch_idx):
         self.manual_backward(self.loss_of(batch))
         self.optimizers().step()
+        self.lr_schedulers().step()
 
 
 class FrozenBackbone(Classifier):
