@@ -168,7 +168,8 @@ def infer(
         known_laws = NO_CORPUS
     proposed = dict.fromkeys(h for survey in surveys for h in survey.hypotheses)
     # What other pipelines showed may not have come up in this reference, or may be refuted by it.
-    hypotheses = tuple(proposed | dict.fromkeys(h for h in known_laws if h.relation in chosen))
+    looked_for = {name for part in parts for name in part.relations}
+    hypotheses = tuple(proposed | dict.fromkeys(h for h in known_laws if h.relation in looked_for))
     work = [
         (part, hypotheses, survey.num_windows) for part, survey in zip(parts, surveys, strict=True)
     ]

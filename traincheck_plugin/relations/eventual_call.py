@@ -110,6 +110,7 @@ class _Monitor(Monitor):
         self._called = called
         self._waiting: dict[str, _Made] = {}
         self._used: set[str] = set()
+        self._sees_steps = False
 
     def observe(self, window: Window) -> Examples:
         for row in window.rows_of_name(self._made).tolist():
@@ -123,6 +124,8 @@ class _Monitor(Monitor):
             key = self._key(window, row)
             self._used.add(key)
             self._waiting.pop(key, None)
+        # Where everything is compiled, no step is ever seen.
+        self._sees_steps |= bool(len(rows_of_role(window, "step")))
         if self._waiting:
             self._follow(window)
         if not len(rows):
@@ -132,7 +135,7 @@ class _Monitor(Monitor):
 
     def finish(self) -> Examples:
         found = [(key, made) for key, made in self._waiting.items() if self._is_left(made)]
-        if not found:
+        if not found or not self._sees_steps:
             return NO_EXAMPLES
         return Examples(
             holds=np.zeros(len(found), np.bool_),

@@ -188,7 +188,10 @@ def _explain(name: str, factors: Sequence[float]) -> Explanation:
 
 
 class _Proposer(Proposer):
-    """Proposes what the shares of every step of the reference add up to."""
+    """Proposes what the shares of every step of the reference add up to.
+
+    A reference without accumulation shows nothing of how losses are shared.
+    """
 
     def __init__(self) -> None:
         self._steps: dict[APIParam, _Shares] = {}
@@ -220,10 +223,8 @@ class _Proposer(Proposer):
     def hypotheses(self) -> Iterable[Hypothesis]:
         for step, sums in self._sums.items():
             totals = []
-            if "more" not in sums:
-                totals.append(AT_MOST)
-                if "several" in sums:
-                    totals.append(SHORTER if "less" in sums else WHOLE)
+            if "several" in sums and "more" not in sums:
+                totals += [AT_MOST, SHORTER if "less" in sums else WHOLE]
             for total in totals:
                 params = (step, ConstantParam(value=total))
                 yield Hypothesis(relation=LossShareRelation.name, params=params)

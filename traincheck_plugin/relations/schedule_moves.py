@@ -70,7 +70,8 @@ class ScheduleMovesRelation(Relation):
         return Plan(functions=frozenset(), attributes={"scheduler": attributes})  # type: ignore[dict-item]
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
-        return "warning"
+        # A constant schedule is a choice.
+        return "info"
 
 
 class _Moves:

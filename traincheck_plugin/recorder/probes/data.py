@@ -72,7 +72,15 @@ class DataProbe:
             with tape.problems:
                 start = self._starts.get(loader, 0)
                 self._starts[loader] = start + 1
-                self._places[iterator] = _Place(loader, tape.labels.text(loader), start)
+                # Samplers may ask tensors how many samples there are.
+                mutes = tape.is_training_thread()
+                if mutes:
+                    tape.silencer.mute()
+                try:
+                    self._places[iterator] = _Place(loader, tape.labels.text(loader), start)
+                finally:
+                    if mutes:
+                        tape.silencer.unmute()
             return iterator
 
         return __iter__
