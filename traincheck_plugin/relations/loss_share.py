@@ -49,9 +49,10 @@ class LossShareRelation(Relation):
     step`` a smaller sum is healthy once, but not twice in a row; with ``at most 1`` only the sums
     of several backwards are judged.
 
-    Catches a loss that is divided by the number of micro-batches twice, or not at all, and the
-    last, shorter window of an epoch where the reference has none. Cannot see a factor that is a
-    tensor, as a number of tokens may be, or that is within the loss function.
+    Catches a loss that is divided by the number of micro-batches twice, and the last, shorter
+    window of an epoch where the reference has none. Cannot see a factor that is a tensor, as a
+    number of tokens may be, or that is within the loss function: where no loss is divided, nothing
+    is said.
     """
 
     name = "LossShareRelation"
@@ -144,7 +145,7 @@ class _Monitor(Monitor):
             self._shares.forget()
             self._was_less.clear()
             return NO_EXAMPLES
-        found = self._shares.observe(window)
+        found = [one for one in self._shares.observe(window) if _is_shared(one[1])]
         if not found:
             return NO_EXAMPLES
         holds = [self._holds(int(window.calls.object[row]), factors) for row, factors in found]
@@ -167,12 +168,19 @@ class _Monitor(Monitor):
         return total <= 1 + _TOLERANCE
 
 
+def _is_shared(factors: Sequence[float]) -> bool:
+    """Return whether the graph tells how a loss is shared: several whole ones are shared elsewhere.
+
+    Trainers of transformers divide by a number of tokens that they count beforehand.
+    """
+    return len(factors) == 1 or any(factor != 1 for factor in factors)
+
+
 def _explain(name: str, factors: Sequence[float]) -> Explanation:
     number = len(factors)
     backwards = "one backward leads" if number == 1 else f"{number} backwards lead"
     if len(set(factors)) == 1:
         how = f"the loss of each is divided by {1 / factors[0]:g}"
-        how = "the loss of none is divided" if factors[0] == 1 else how
     else:
         how = f"their losses are multiplied by {', '.join(f'{f:g}' for f in factors[:8])}"
     short_of = "too small" if sum(factors) < 1 else "too large"
@@ -209,6 +217,8 @@ class _Proposer(Proposer):
                 continue
             sums = self._sums.setdefault(param, set())
             for _, factors in shares.observe(window):
+                if not _is_shared(factors):
+                    continue
                 total = sum(factors)
                 sums.add(
                     "more"
