@@ -171,9 +171,10 @@ class _Monitor(Monitor):
 def _is_shared(factors: Sequence[float]) -> bool:
     """Return whether the graph tells how a loss is shared: several whole ones are shared elsewhere.
 
-    Trainers of transformers divide by a number of tokens that they count beforehand.
+    Trainers of transformers divide by a number of tokens that they count beforehand, and multiply
+    by the number of processes, for DistributedDataParallel takes the mean.
     """
-    return len(factors) == 1 or any(factor != 1 for factor in factors)
+    return max(factors) <= 1 and (len(factors) == 1 or min(factors) < 1)
 
 
 def _explain(name: str, factors: Sequence[float]) -> Explanation:
