@@ -101,8 +101,7 @@ def accumulating(bug, seed):
         if bug == "cleared with every micro-batch" or number % 4 == 0:
             optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
-        if bug != "loss not divided":
-            loss = loss / 4
+        loss = loss / 4
         if bug == "loss divided twice":
             loss = loss / 4
         loss.backward()
@@ -247,7 +246,6 @@ BUGS = [
         "transformers 40052",
         "4 backwards lead to a step, and the loss of each is divided by 16",
     ),
-    Bug("loss not divided", accumulating, "axolotl 2262", "the loss of none is divided"),
     Bug(
         "schedule stepped with every micro-batch",
         accumulating,
