@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
@@ -11,7 +9,6 @@ from traincheck_plugin.events import NONE, Frame, Int64, Phase, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
-    Hypothesis,
     Param,
     Severity,
     VarTypeParam,
@@ -29,6 +26,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.causes import left_behind
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
+from traincheck_plugin.relations.role_proposer import RoleProposer
 from traincheck_plugin.relations.values import align, is_about
 
 CHANGED = VarTypeParam(
@@ -52,7 +50,7 @@ class ExclusiveChangeRelation(Relation):
     name = "ExclusiveChangeRelation"
 
     def proposer(self) -> Proposer:
-        return _Proposer()
+        return RoleProposer(self.name, frozenset({"step"}), CHANGED)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         api, variables = pair(self.name, params, APIParam, VarTypeParam)
@@ -156,23 +154,3 @@ def _is_inside(window: Window, rows: Int64) -> np.ndarray[tuple[int, ...], np.dt
     inside = np.zeros(len(rows), np.bool_)
     inside[:-1] = (earliest[1:] < begins[:-1]) & (ends[:-1] < ends[1:])
     return inside
-
-
-class _Proposer(Proposer):
-    """Proposes it for every kind of call that steps."""
-
-    def __init__(self) -> None:
-        self._found: dict[Hypothesis, None] = {}
-
-    def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role == "step":
-                step = APIParam(api_full_name=api.general, role=api.role)
-                hypothesis = Hypothesis(
-                    relation=ExclusiveChangeRelation.name, params=(step, CHANGED)
-                )
-                self._found[hypothesis] = None
-
-    def hypotheses(self) -> Iterable[Hypothesis]:
-        return tuple(self._found)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from traincheck_plugin.events import NONE, Bool, Frame, GradState, Role, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
-    Hypothesis,
     Param,
     Severity,
     VarTypeParam,
@@ -28,6 +25,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.lifecycle import completed, factor, rows_of_role, skipped_steps
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
+from traincheck_plugin.relations.role_proposer import RoleProposer
 
 IN_A_ROW = 3
 """Steps that lack the gradients of a batch until that is no coincidence: a loop may throw those
@@ -70,7 +68,7 @@ class GradientsKeptRelation(Relation):
     name = "GradientsKeptRelation"
 
     def proposer(self) -> Proposer:
-        return _Proposer()
+        return RoleProposer(self.name, frozenset({"step"}), GRADIENTS)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         step, _ = pair(self.name, params, APIParam, VarTypeParam)
@@ -191,7 +189,8 @@ class _Monitor(Monitor):
             else:
                 is_share = factor(window, row) <= LARGEST_SHARE
                 pending.went_backward(frame, is_share=is_share)
-        if event != "step":
+        names = window.catalog.apis[int(calls.api[row])].names
+        if event != "step" or self._step not in names:
             return None
         held = (frame.columns["optimizer"] == calls.object[row]) & pending.has[frame.variables]
         if not held.any() or pending.is_attack:
@@ -251,20 +250,3 @@ def _events(window: Window) -> list[Event]:
         ),
     ]
     return sorted(events, key=lambda event: event[0])
-
-
-class _Proposer(Proposer):
-    """Proposes the rule for each kind of optimizer."""
-
-    def __init__(self) -> None:
-        self._steps: dict[APIParam, None] = {}
-
-    def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role == "step":
-                self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
-
-    def hypotheses(self) -> Iterable[Hypothesis]:
-        for step in self._steps:
-            yield Hypothesis(relation=GradientsKeptRelation.name, params=(step, GRADIENTS))

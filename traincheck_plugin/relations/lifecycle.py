@@ -11,9 +11,7 @@ SCALER_STEP = "torch.amp.GradScaler.step"
 
 def rows_of_role(window: Window, *roles: Role) -> Int64:
     """Return the rows of the calls of these roles, in the order of their ends."""
-    apis = window.catalog.apis
-    found = [window.rows_of_api(code) for code in window.api_codes if apis[code].role in roles]
-    return np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
+    return np.sort(np.concatenate([window.rows_of_role(role) for role in roles]))
 
 
 def completed(window: Window, rows: Int64) -> Int64:

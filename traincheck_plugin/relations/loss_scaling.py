@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Role, Window
-from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -22,6 +20,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.lifecycle import rows_of_role
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan
+from traincheck_plugin.relations.role_proposer import RoleProposer
 
 JUDGED: frozenset[Role] = frozenset({"clip", "step"})
 
@@ -41,7 +40,7 @@ class LossScalingRelation(Relation):
     name = "LossScalingRelation"
 
     def proposer(self) -> Proposer:
-        return _Proposer()
+        return RoleProposer(self.name, JUDGED)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         return _Monitor(_api(params))
@@ -119,20 +118,3 @@ def _explain(name: str, scaling: str) -> Explanation:
             "the loss, and small gradients become 0",
         ),
     )
-
-
-class _Proposer(Proposer):
-    """Proposes the rule for each kind of clipping and each kind of optimizer."""
-
-    def __init__(self) -> None:
-        self._apis: dict[APIParam, None] = {}
-
-    def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role in JUDGED:
-                self._apis[APIParam(api_full_name=api.general, role=api.role)] = None
-
-    def hypotheses(self) -> Iterable[Hypothesis]:
-        for api in self._apis:
-            yield Hypothesis(relation=LossScalingRelation.name, params=(api,))

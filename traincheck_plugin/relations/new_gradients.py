@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +10,6 @@ from traincheck_plugin.events import Array, GradState, Int32, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
-    Hypothesis,
     Param,
     Severity,
     VarTypeParam,
@@ -29,6 +27,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.lifecycle import completed, rows_of_role
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.role_proposer import RoleProposer
 
 GRADIENTS = VarTypeParam(
     var_type=VAR_TYPES["parameter"],
@@ -52,7 +51,7 @@ class NewGradientsRelation(Relation):
     name = "NewGradientsRelation"
 
     def proposer(self) -> Proposer:
-        return _Proposer()
+        return RoleProposer(self.name, frozenset({"step"}), GRADIENTS)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         step, _ = pair(self.name, params, APIParam, VarTypeParam)
@@ -137,20 +136,3 @@ class _Monitor(Monitor):
                     return None
                 return _Step(num_backwards, frame.variables[held], columns["grad_norm"][held])
         return None
-
-
-class _Proposer(Proposer):
-    """Proposes the rule for each kind of optimizer."""
-
-    def __init__(self) -> None:
-        self._steps: dict[APIParam, None] = {}
-
-    def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role == "step":
-                self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
-
-    def hypotheses(self) -> Iterable[Hypothesis]:
-        for step in self._steps:
-            yield Hypothesis(relation=NewGradientsRelation.name, params=(step, GRADIENTS))
