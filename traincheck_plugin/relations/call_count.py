@@ -25,6 +25,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.lifecycle import skipped_steps
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
 
@@ -36,8 +37,6 @@ FREE: frozenset[Role] = frozenset({"backward"})
 
 SETTLING_CYCLES = 2
 """Cycles of a run that show what was chosen: one of them may be a short one."""
-
-SCALER_STEP = "torch.amp.GradScaler.step"
 
 
 class CallCountRelation(Relation):
@@ -110,7 +109,7 @@ class _Counter:
         counted = self._ends(window)
         rows = window.rows_of_name(self._step)
         rows = rows[calls.exception[rows] == NONE]
-        skipped = rows[:0] if self._is_scheduler else self._skipped(window, rows)
+        skipped = rows[:0] if self._is_scheduler else skipped_steps(window, rows)
         attempts = np.concatenate([rows, skipped])
         attempts = attempts[np.argsort(calls.end[attempts])]
         is_skipped = np.isin(attempts, skipped)
@@ -157,14 +156,6 @@ class _Counter:
         if len(ends):
             self._last_counted = int(ends[-1])
         return ends[is_first]
-
-    def _skipped(self, window: Window, steps: Int64) -> Int64:
-        """Return the calls of a scaler's step in which no optimizer stepped."""
-        calls = window.calls
-        scaled = window.rows_of_name(SCALER_STEP)
-        if not len(scaled):
-            return scaled
-        return scaled[~np.isin(calls.call[scaled], calls.parent[steps])]
 
 
 class _Monitor(Monitor):
