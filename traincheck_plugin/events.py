@@ -404,6 +404,8 @@ class Catalog:
         self.strings: Interner[str] = Interner()
         self._decoded: dict[int, tuple[Item, ...]] = {}
         self._num_elements: Int64 = np.empty(0, np.int64)
+        self._owners: Interner[str] = Interner()
+        self._owner_of: Int64 = np.empty(0, np.int64)
 
     def signature(self, code: int) -> tuple[Item, ...]:
         """Return the items of signature *code*; none for `NONE`."""
@@ -421,6 +423,24 @@ class Catalog:
             new = [math.prod(self.variables[c].shape) for c in range(known, len(self.variables))]
             self._num_elements = np.append(self._num_elements, np.array(new, np.int64))
         return self._num_elements[variables]
+
+    def owner_of(self, variables: Int32) -> Int64:
+        """Return a number for the object that each of these variables belongs to."""
+        known = len(self._owner_of)
+        if known < len(self.variables):
+            codes = range(known, len(self.variables))
+            new = [self._owners.code(self.variables[code].owner) for code in codes]
+            self._owner_of = np.append(self._owner_of, np.array(new, np.int64))
+        return self._owner_of[variables]
+
+    def is_owned(self, variables: Int32, objects: Int32) -> Bool:
+        """Return which of these variables belong to each of some objects, a row for each."""
+        owners = self.owner_of(variables)
+        codes, rows = np.unique(objects, return_inverse=True)
+        find = self._owners.find
+        numbers = [find(self.objects[c]) if c != NONE else NONE for c in codes.tolist()]
+        is_owned: Bool = np.array(numbers, np.int64)[rows, None] == owners
+        return is_owned
 
 
 Int32 = npt.NDArray[np.int32]

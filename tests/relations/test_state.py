@@ -59,7 +59,8 @@ def test_some_variable_changes_as_the_formula_says(
     found = [h for _, h in labels(RELATION, (CLEAR, param), [_clearing(rows)])]
     held = [(before, after) for before, after, is_held in rows if is_held]
     did = any(b >= GradState.NON_ZERO and a <= GradState.ZERO for b, a in held)
-    assert found == ([did] if held else [])
+    # Where nothing is there to clear, nothing is amiss.
+    assert found == ([did] if any(b >= GradState.NON_ZERO for b, _ in held) else [])
 
 
 @given(states)
@@ -87,6 +88,7 @@ def _step(**columns: Any) -> Window:
     }
     after = columns.pop("after", [1, 2])
     run.at(stage="training")
+    run.call("torch.Tensor.backward")
     with run.calling("torch.optim.SGD.step", object="torch.optim.SGD#0"):
         run.frame("begin", parameters, data=[1, 2], **(values | columns))
         run.frame("end", parameters, data=after, **(values | columns))
@@ -127,6 +129,8 @@ def _searching(numbers: list[int], after: list[int], run: RunBuilder | None = No
     parameters = run.parameters("a", shape=(4,))
     held = {"optimizer": "torch.optim.LBFGS#0", "lr": 1.0, "grad": GradState.NON_ZERO}
     for number, value in zip(numbers, after, strict=True):
+        if not number:
+            run.call("torch.Tensor.backward")
         with run.calling("torch.optim.LBFGS.step", object="torch.optim.LBFGS#0"):
             for _ in range(number):
                 run.call("torch.Tensor.backward")
@@ -177,6 +181,68 @@ def test_another_optimizer_that_searches_excuses_none() -> None:
         run.frame("end", parameters, data=[1], **held)
     windows.append(run.window())
     assert [h for _, h in labels(RELATION, (STEP, SOME), windows)] == [True, False]
+
+
+def _stepping(*led: bool) -> Window:
+    """Tell steps that change nothing, and whether a backward led to each."""
+    run = RunBuilder()
+    parameters = run.parameters("a", shape=(4,))
+    held = {"optimizer": "torch.optim.SGD#0", "lr": 1.0, "grad": GradState.NULL}
+    for is_led in led:
+        if is_led:
+            run.call("torch.Tensor.backward")
+        with run.calling("torch.optim.SGD.step", object="torch.optim.SGD#0"):
+            run.frame("begin", parameters, data=[1], **held)
+            run.frame("end", parameters, data=[1], **held)
+    return run.window()
+
+
+@pytest.mark.parametrize(
+    ("led", "expected"),
+    [
+        ([True], [False]),
+        ([True, False], [False]),
+        ([False], []),
+        ([False, False], [False]),
+        ([False, True, False], [False]),
+        ([False, False, False], [False, False]),
+    ],
+)
+def test_a_single_step_without_a_backward_is_not_judged(
+    led: list[bool], expected: list[bool]
+) -> None:
+    assert [h for _, h in labels(RELATION, (STEP, SOME), [_stepping(*led)])] == expected
+
+
+@pytest.mark.parametrize("inner", ["torch.optim.SGD.step", "torch.optim.SGD.zero_grad", ""])
+def test_a_backward_that_uses_its_gradients_up_is_not_judged(inner: str) -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a")
+    with run.calling("torch.Tensor.backward"):
+        run.frame("begin", parameters, grad=GradState.NULL)
+        if inner:
+            run.call(inner, object="torch.optim.SGD#0")
+        run.frame("end", parameters, grad=GradState.NULL)
+    backward = APIParam(api_full_name="torch.Tensor.backward", role="backward")
+    found = labels(RELATION, (backward, _param("grad", None, "not_null")), [run.window()])
+    assert [h for _, h in found] == ([] if inner else [False])
+
+
+def test_a_module_clears_the_gradients_that_it_has() -> None:
+    run = RunBuilder()
+    mine = run.parameters("a", owner="__main__.Net#0")
+    others = run.parameters("a", owner="__main__.Net#1")
+    both = np.concatenate([mine, others]).astype(np.int32)
+    has, null = GradState.NON_ZERO, GradState.NULL
+    clear = APIParam(api_full_name="torch.nn.Module.zero_grad", role="zero_grad")
+    for number, after in ((0, [null, has]), (1, [has, has])):
+        with run.calling("torch.nn.Module.zero_grad", object=f"__main__.Net#{number}"):
+            run.frame("begin", both, grad=[has, has])
+            run.frame("end", both, grad=after)
+    window = run.window()
+    for quantifier in ("some", "every"):
+        owned = _param("grad", "non_zero", None, quantifier=quantifier, where=(("owned", True),))
+        assert [h for _, h in labels(RELATION, (clear, owned), [window])] == [True, False]
 
 
 def _explained(window: Window, param: VarTypeParam, api: APIParam = STEP) -> Explanation:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, training_run
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import GradState, Window
+from traincheck_plugin.events import NOT_RUN, GradState, Window
 from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.invariants.model import (
     APIParam,
@@ -45,6 +45,7 @@ class Row(NamedTuple):
     optimizer: str = FIRST
     grad: GradState = GradState.NON_ZERO
     lr: float = 0.1
+    ran: int = 0
 
 
 class Step(NamedTuple):
@@ -77,6 +78,7 @@ def _tell(event: Step | Forward) -> Callable[[RunBuilder], object]:
             "grad": [row.grad for row in event.rows],
             "lr": [row.lr for row in event.rows],
             "optimizer": [row.optimizer for row in event.rows],
+            "ran": [row.ran for row in event.rows],
         }
         exception = "ValueError" if event.fails else ""
         with run.calling("torch.optim.SGD.step", object=event.optimizer, exception=exception):
@@ -108,6 +110,8 @@ def _parameters(batch: Batch) -> dict[str, bool]:
             continue
         for name, row in zip(NAMES, event.rows, strict=False):
             could_move = row.grad != GradState.ZERO and row.lr != 0
+            if row.ran == NOT_RUN and not row.changes:
+                continue
             if row.optimizer == "" or (row.optimizer == event.optimizer and could_move):
                 found[name] = found.get(name, False) or row.changes
     return found
@@ -141,6 +145,7 @@ given_rows = st.lists(
         st.sampled_from([FIRST, FIRST, SECOND, ""]),
         st.sampled_from([GradState.NULL, GradState.ZERO, GradState.NON_ZERO]),
         st.sampled_from([0.0, 0.1, 0.1]),
+        st.sampled_from([0, 0, NOT_RUN]),
     ),
     min_size=1,
     max_size=3,

@@ -29,6 +29,7 @@ from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.var_state import (
     ACCOUNTED,
     ACCUMULATED,
+    BESIDE_FROZEN,
     FINITE,
     LEARNING,
     OPTIMIZED,
@@ -90,6 +91,7 @@ MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
     USED: lambda row: row[1] or row[4] != GradState.NULL,
     ACCOUNTED: lambda row: row[4] == GradState.NULL or row[1] or row[2] != "",
     WHOLE: lambda row: row[2] != "",
+    BESIDE_FROZEN: lambda row: row[2] != "",
     THAWED: lambda row: row[2] != "",
     REACHED: lambda row: row[4] != GradState.NULL,
     RECORDED: lambda row: row[5] != RUN_WITHOUT_GRADIENTS,
@@ -106,8 +108,14 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
     conditions = [
         lambda at, row: rule not in HOLDING or row[2] == target,
         lambda at, row: rule not in (SOME_LEARNING, REACHED, RECORDED) or row[0],
-        lambda at, row: rule not in (OPTIMIZED, WHOLE, THAWED) or (row[0] and row[1]),
+        lambda at, row: (
+            rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN) or (row[0] and row[1])
+        ),
         lambda at, row: rule != THAWED or at in frozen,
+        lambda at, row: (
+            rule != BESIDE_FROZEN
+            or (row[4] != GradState.NULL and any(other[2] and not other[0] for other in met))
+        ),
         # The rows are parameters of one module.
         lambda at, row: rule != WHOLE or any(other[2] for other in met),
         lambda at, row: rule != REACHED or (row[5] >= 0 and row[5] == min(ran)),
@@ -312,6 +320,15 @@ def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:
     )
 
 
+def test_what_learns_beside_frozen_parameters_is_to_be_in_an_optimizer() -> None:
+    frozen: Row = (False, True, FIRST, 0.1, GradState.NULL, 0)
+    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1)
+    explanation = _explained((STEP, BESIDE_FROZEN), _step(FIRST, [GOOD, frozen, added]))
+    assert explanation.message == (
+        "`p2` gets gradients and is in no optimizer, while one holds frozen parameters"
+    )
+
+
 def _backward_of(flags: Sequence[bool], owner: str) -> Callable[[RunBuilder], object]:
     """A backward that meets modules of one model, and a parameter of *owner* that learns."""
 
@@ -447,7 +464,7 @@ def test_a_file_keeps_what_was_proposed(tmp_path: Path) -> None:
             run.frame("begin", parameters, **columns)
 
     frozen: Row = (False, *GOOD[1:])
-    told_run = [backward, _step(FIRST, [GOOD])]
+    told_run = [backward, _step(FIRST, [GOOD, frozen])]
     windows = told([_step(FIRST, [frozen]), *told_run * 3], [1, 3, 5])
     written = [
         Invariant(

@@ -335,9 +335,8 @@ def _keep(
         known = corpus.get(hypothesis)
         if own is None and (known is None or tally.refuted_by()):
             continue
-        num_pipelines = 0
-        if own is not None:
-            num_pipelines = len({group_of_run[run] for run in own.occurrences.runs})
+        own_runs = own.occurrences.runs if own is not None else frozenset()
+        num_pipelines = len({group_of_run[run] for run in own_runs})
         total = tally
         shared: _Proof | None = own
         if known is not None:
@@ -361,7 +360,9 @@ def _keep(
             and set(own.kinds) <= set(shared.kinds)
         )
         if own is not None and not is_covered:
-            invariants.append(_invariant(hypothesis, tally, own, "pipeline", seen))
+            # A rule of one program of several is not believed of the others.
+            showed = tuple(dict.fromkeys(pipelines[run] for run in pipelines if run in own_runs))
+            invariants.append(_invariant(hypothesis, tally, own, "pipeline", showed))
         if invariants:
             kept[hypothesis] = invariants
     return kept

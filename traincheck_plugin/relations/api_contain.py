@@ -29,7 +29,7 @@ from traincheck_plugin.stacks import row_of_frames
 
 PARAMETER = VAR_TYPES["parameter"]
 
-HELD = (("held", True),)
+HELD, OWNED = (("held", True),), (("owned", True),)
 
 CHANGES = (
     VarTypeParam(var_type=PARAMETER, attr_name="data", post_value="changed"),
@@ -130,17 +130,11 @@ class APIContainRelation(Relation):
         accumulates = api.span == "cycle" and other.post_value is None
         return "critical" if other.quantifier == "some" or accumulates else "warning"
 
-    def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
-        api = params[0]
-        if isinstance(api, APIParam) and api.span == "call" and api.role == "zero_grad":
-            # A further zero_grad finds nothing to clear.
-            return ("stage", "steps_since_clear")
-        return ("stage",)
-
 
 def _where(param: VarTypeParam) -> str:
     words = {
         ("held", True): "it holds",
+        ("owned", True): "it has",
         ("requires_grad", True): "that requires gradients",
         ("grad", "non_zero"): "that has a gradient",
     }
@@ -181,9 +175,10 @@ class _Proposer(Proposer):
 
     def _changes(self, window: Window, api: APIParam) -> None:
         for change in CHANGES:
-            # Where variables are held, the rule is about those, and about others elsewhere.
+            # Where the object of the call has variables, the rule is about those, and about others
+            # elsewhere.
             judged = np.zeros(window.num_parts, np.bool_)
-            for where in (HELD, ()):
+            for where in (HELD, OWNED, ()):
                 some = replace(change, where=where)
                 hypothesis = Hypothesis(relation=APIContainRelation.name, params=(api, some))
                 if hypothesis in self._found:

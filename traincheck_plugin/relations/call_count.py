@@ -207,14 +207,15 @@ class _Monitor(Monitor):
         return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
 
     def _expected(self, target: int, count: int) -> int | None:
-        """Return how many calls a cycle should have; None while that is not known."""
+        """Return how many calls a cycle should have; None where that is not known."""
         if self._number is not None:
             return self._number
         usual = self._usual.setdefault(target, [])
         if len(usual) < SETTLING_CYCLES:
             usual.append(count)
             return None
-        return max(usual)
+        # What is called now and then only follows a rule of its own.
+        return max(usual) if min(usual) else None
 
 
 def _times(number: int) -> str:

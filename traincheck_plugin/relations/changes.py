@@ -11,6 +11,7 @@ from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.lifecycle import rows_of_role
 from traincheck_plugin.relations.moments import Moments, Pair, inert, pairs_of_calls
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.values import matches
@@ -26,22 +27,26 @@ class ChangeMonitor(Monitor):
     """Holds at a call of A iff *some* / *every* variable goes from pre_value to post_value in it.
 
     *some*: at least one variable that `where` selects changes so. *every*: all that it selects and
-    that have pre_value before; calls without such a variable are no example.
+    that have pre_value before; calls without such a variable are no example, nor are those that
+    find no gradient to clear.
 
     A parameter that the update cannot move is no evidence against the call: its gradient is all
     zeros, its learning rate is 0, or the update is below the resolution of its dtype. Nor is a step
     of an optimizer that searches: one that goes backward several times in a step may find that no
-    move is better than none.
+    move is better than none. Nor is a step that no backward led to, unless its optimizer makes two
+    in a row, as trainers do that only feed a model with data; nor a backward within which gradients
+    are used up, as where each parameter has an optimizer that steps as soon as its gradient is
+    there.
     """
 
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
-        self._searches = _Searches() if api.role == "step" else None
+        self._steps = _Steps(api.api_full_name) if api.role == "step" else None
 
     def observe(self, window: Window) -> Examples:
-        if self._searches is not None:
-            self._searches.observe(window, self._api.api_full_name)
+        if self._steps is not None:
+            self._steps.observe(window)
         found = [
             effect
             for pair in pairs_of_calls(window, self._api.api_full_name, self._variables)
@@ -52,8 +57,8 @@ class ChangeMonitor(Monitor):
         rows = np.concatenate([effect.begin.calls[effect.judged] for effect in found])
         holds = np.concatenate([effect.holds[effect.judged] for effect in found])
         order = np.argsort(rows)
-        if self._searches is not None and not holds.all():
-            order = order[holds[order] | ~self._searches.at(window, rows[order])]
+        if not holds.all():
+            order = order[holds[order] | ~self._is_excused(window, rows[order])]
         if not len(order):
             return NO_EXAMPLES
 
@@ -67,6 +72,19 @@ class ChangeMonitor(Monitor):
             raise IndexError(index)
 
         return Examples.of_calls(window, rows[order], holds[order], explain)
+
+    def _is_excused(self, window: Window, rows: Int64) -> Bool:
+        """Return which calls need not have done what is expected of them."""
+        if self._steps is not None:
+            return self._steps.is_excused(window, rows)
+        if self._api.role == "backward":
+            calls = window.calls
+            using = np.sort(calls.begin[rows_of_role(window, "step", "zero_grad")])
+            inside: Bool = np.searchsorted(using, calls.begin[rows]) < np.searchsorted(
+                using, calls.end[rows]
+            )
+            return inside
+        return np.zeros(len(rows), np.bool_)
 
     def _effect(self, pair: Pair) -> _Effect | None:
         param, begin = self._variables, pair.begin
@@ -87,6 +105,9 @@ class ChangeMonitor(Monitor):
         if param.quantifier == "every":
             subject = subject & pre
         judged: Bool = _ANY(subject, axis=1)
+        if attribute == "grad" and param.post_value is None:
+            # Where nothing is there to clear, nothing is amiss.
+            judged &= _ANY(subject & pre, axis=1)
         if param.quantifier != "every" and param.pre_value is None:
             # Where gradients are there already, a backward may do no more than add to them.
             judged &= np.all(pre | ~subject, axis=1)
@@ -139,38 +160,61 @@ class _Effect:
     holds: Bool
 
 
-class _Searches:
-    """Knows the optimizers that go backward several times in a step, from the first time on."""
+class _Steps:
+    """Knows of the steps of optimizers which backward passes led to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         # When the last two backward passes began and ended.
         self._begins: Int64 = np.full(2, NONE, np.int64)
         self._ends: Int64 = np.full(2, NONE, np.int64)
-        self._since: dict[int, int] = {}
+        # By optimizer: since when it is known to go backward several times in a step.
+        self._searching: dict[int, int] = {}
+        # By optimizer: when its last step ended, and whether a backward had led to that.
+        self._last: dict[int, tuple[int, bool]] = {}
+        # Of the window: the steps that no backward led to, the first in a row.
+        self._idle: Int64 = np.empty(0, np.int64)
 
-    def observe(self, window: Window, name: str) -> None:
+    def observe(self, window: Window) -> None:
         """Look at the steps of a window."""
+        if not window.observed:
+            self._last.clear()
         calls = window.calls
         rows = window.rows_of_role("backward")
         if len(rows):
             self._begins = np.concatenate([self._begins[-2:], calls.begin[rows]])
             self._ends = np.concatenate([self._ends[-2:], calls.end[rows]])
-        steps = window.rows_of_name(name)
+        steps = window.rows_of_name(self._name)
         if not len(steps):
             return
         # The last but one that ended before a step did is in it if it began after the step.
         last = np.searchsorted(self._ends, calls.end[steps]) - 1
         searching = self._begins[np.maximum(last - 1, 0)] > calls.begin[steps]
         for row in steps[searching].tolist():
-            self._since.setdefault(int(calls.object[row]), int(calls.end[row]))
+            self._searching.setdefault(int(calls.object[row]), int(calls.end[row]))
+        latest = self._ends[np.maximum(last, 0)]
+        idle = []
+        for row, target, end, backward in zip(
+            steps.tolist(),
+            calls.object[steps].tolist(),
+            calls.end[steps].tolist(),
+            latest.tolist(),
+            strict=True,
+        ):
+            before, was_led = self._last.get(target, (NONE, True))
+            is_led = backward > before
+            if was_led and not is_led:
+                idle.append(row)
+            self._last[target] = end, is_led
+        self._idle = np.array(idle, np.int64)
 
-    def at(self, window: Window, rows: Int64) -> Bool:
-        """Return for each of some steps whether its optimizer was known to search by then."""
+    def is_excused(self, window: Window, rows: Int64) -> Bool:
+        """Return for each of some steps of the window whether it need not move anything."""
         calls = window.calls
-        known = np.zeros(len(rows), np.bool_)
-        for target, since in self._since.items():
-            known |= (calls.object[rows] == target) & (calls.end[rows] >= since)
-        return known
+        excused = np.isin(rows, self._idle)
+        for target, since in self._searching.items():
+            excused |= (calls.object[rows] == target) & (calls.end[rows] >= since)
+        return excused
 
 
 def verbs(param: VarTypeParam) -> tuple[str, str, str]:

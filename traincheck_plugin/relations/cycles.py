@@ -23,9 +23,10 @@ class CycleMonitor(Monitor):
     """Holds at a call of A iff *some* / *every* selected variable had post_value in its cycle.
 
     The cycle of a call reaches from the end of the previous call on the same object to its own
-    end, and the value is looked for in every frame taken meanwhile. So it does not matter by what
-    means, or in which order with other calls, the value came about: `zero_grad` before the forward
-    pass, after the step, or by hand.
+    end, and a gradient that is to be cleared is looked for in every frame taken meanwhile. So it
+    does not matter by what means, or in which order with other calls, that came about: `zero_grad`
+    before the forward pass, after the step, or by hand. A gradient that is to be there is looked
+    for at the end of the call, which may have computed it; before, it may be that of the last step.
 
     Judged are variables that were seen when a backward of the cycle began. A cycle without a
     backward is no example, and windows that sampling left out start the cycle anew.
@@ -98,9 +99,10 @@ class CycleMonitor(Monitor):
             if part.variables is not codes:
                 where = at[:, None], np.searchsorted(codes, part.variables)
             own = named[calls]
-            seen[where] = part.matches(param.attr_name, param.post_value)[some]
-            known[where] = (backward[calls] & is_begin & ~own)[:, None]
             is_end = own & ~is_begin
+            counts = is_end if param.post_value == "not_null" else np.ones_like(is_end)
+            seen[where] = part.matches(param.attr_name, param.post_value)[some] & counts[:, None]
+            known[where] = (backward[calls] & is_begin & ~own)[:, None]
             if is_end.any() and (subject := part.select(param.where)) is not None:
                 over[where] = subject[some] & is_end[:, None]
         # Of each variable the last frame so far that showed the value, that began a backward, and

@@ -84,6 +84,14 @@ def _module_held(window: Window, row: int, frame: Frame, modules: Modules) -> Ar
     return siblings
 
 
+def _beside_frozen(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
+    columns = frame.columns
+    owners = window.catalog.owner_of(frame.variables)
+    idle = (columns["optimizer"] != NONE) & ~columns["requires_grad"]
+    beside: Bool = np.isin(owners, owners[idle]) & (columns["grad"] > _NULL)
+    return beside
+
+
 def _is_first(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
     columns = frame.columns
     ran = columns["ran"]
@@ -120,6 +128,7 @@ DERIVED: Mapping[str, _Derived] = {
     "used": _Derived("parameter", ("in_model", "grad"), _used),
     "accounted": _Derived("parameter", ("in_model", "grad", "optimizer"), _accounted),
     "module_held": _Derived("parameter", ("optimizer",), _module_held),
+    "beside_frozen": _Derived("parameter", ("requires_grad", "grad", "optimizer"), _beside_frozen),
     "is_first": _Derived("parameter", ("ran", "requires_grad", "optimizer"), _is_first),
     "ran_with_gradients": _Derived("parameter", ("ran",), _ran_with_gradients),
     "learns": _Derived("module", ("requires_grad", "optimizer"), _learns),
@@ -128,7 +137,8 @@ DERIVED: Mapping[str, _Derived] = {
 
 used: a model that ran has the parameter, or it has a gradient. accounted: it has no gradient, or
 belongs to a model that ran or to an optimizer. module_held: an optimizer holds it or another
-parameter of its module. is_first: its module ran first of all that the optimizer trains.
+parameter of its module. beside_frozen: it has a gradient, and an optimizer holds parameters of its
+model that are frozen. is_first: its module ran first of all that the optimizer trains.
 ran_with_gradients: its module did not run under `no_grad` only. learns: the module is part of a
 model of which an optimizer trains something.
 """

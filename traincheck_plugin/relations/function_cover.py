@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
@@ -15,7 +17,9 @@ class FunctionCoverRelation(Relation):
     """Every call of B was preceded by a call of A since the previous B and the previous step.
 
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
-    s the last optimizer step before b2, unless A or B is the step itself.
+    s the last optimizer step before b2, unless A or B is the step itself. Where B clips gradients,
+    the first failure in a row is no example: a trainer that only feeds a model with data clips
+    gradients that are not there.
 
     Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
     they are unscaled. Cannot see that the call had no effect.
@@ -49,11 +53,18 @@ class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
         self._gaps = Gaps(call.api_full_name, before.api_full_name, restarts=True)
+        self._is_patient = call.role == "clip"
+        self._held = True
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._gaps.forget()
+            self._held = True
         rows, holds = self._gaps.observe(window)
+        if self._is_patient and len(holds):
+            judged = holds | ~np.concatenate([[self._held], holds[:-1]])
+            self._held = bool(holds[-1])
+            rows, holds = rows[judged], holds[judged]
 
         def explain(index: int) -> Explanation:
             part, row = window.at(int(rows[index]))

@@ -34,7 +34,7 @@ from traincheck_plugin.relations.lifecycle import (
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
-WHOLE, SHORTER, AT_MOST = "1", "1, less for a last step", "at most 1"
+WHOLE, AT_MOST = "1", "at most 1"
 """What the shares of a step add up to."""
 
 _TOLERANCE = 1e-6
@@ -45,14 +45,13 @@ class LossShareRelation(Relation):
 
     ``forall consecutive steps s, t of one optimizer: sum of factor(b) = 1`` over the backwards b
     between s and t whose gradients were not cleared. The factor is what divides a loss by the
-    number of its micro-batches, read off the graph: 1/4 for each of four. With ``1, less for a last
-    step`` a smaller sum is healthy once, but not twice in a row; with ``at most 1`` only the sums
-    of several backwards are judged.
+    number of its micro-batches, read off the graph: 1/4 for each of four. A smaller sum is healthy
+    once, as that of the last, shorter window of an epoch, but not twice in a row; with ``at most
+    1`` only the sums of several backwards are judged.
 
-    Catches a loss that is divided by the number of micro-batches twice, and the last, shorter
-    window of an epoch where the reference has none. Cannot see a factor that is a tensor, as a
-    number of tokens may be, or that is within the loss function: where no loss is divided, nothing
-    is said.
+    Catches a loss that is divided by the number of micro-batches twice. Cannot see a factor that is
+    a tensor, as a number of tokens may be, or that is within the loss function: where no loss is
+    divided, nothing is said.
     """
 
     name = "LossShareRelation"
@@ -62,7 +61,7 @@ class LossShareRelation(Relation):
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         step, total = pair(self.name, params, APIParam, ConstantParam)
-        if total.value not in (WHOLE, SHORTER, AT_MOST):
+        if total.value not in (WHOLE, AT_MOST):
             raise InvariantError(f"{self.name} knows no sum {total.value!r}")
         return _Monitor(step, total.value)
 
@@ -164,7 +163,7 @@ class _Monitor(Monitor):
         is_less = total < 1 - _TOLERANCE
         was_less, self._was_less[target] = self._was_less.get(target, False), is_less
         if is_less:
-            return self._total == SHORTER and not was_less
+            return not was_less
         return total <= 1 + _TOLERANCE
 
 
@@ -235,7 +234,7 @@ class _Proposer(Proposer):
         for step, sums in self._sums.items():
             totals = []
             if "several" in sums and "more" not in sums:
-                totals += [AT_MOST, SHORTER if "less" in sums else WHOLE]
+                totals += [AT_MOST, WHOLE]
             for total in totals:
                 params = (step, ConstantParam(value=total))
                 yield Hypothesis(relation=LossShareRelation.name, params=params)

@@ -129,8 +129,8 @@ class Moments:
     def select(self, where: tuple[tuple[str, Any], ...]) -> Bool | None:
         """Return which variables some conditions select in each frame; None if that is not shown.
 
-        ``held`` refers to the optimizer that the call of the frame is about; without one no
-        variable is held.
+        ``held`` refers to the optimizer that the call of the frame is on; without one no variable
+        is held. ``owned`` refers to the model that it is on.
         """
         key = "where", where
         if key in self._cache:
@@ -146,6 +146,8 @@ class Moments:
                 if not self.has("optimizer"):
                     return None
                 mask &= self._held(expected)
+            elif attribute == "owned":
+                mask &= self._owned(expected)
             elif not self.has(attribute):
                 return None
             else:
@@ -162,6 +164,13 @@ class Moments:
             held = ((self.column("optimizer") == holder) == expected) & (holder >= 0)
             self._cache[key] = held
         return held
+
+    def _owned(self, expected: bool) -> Bool:
+        objects = np.full(len(self), NONE, np.int32)
+        known = self.calls >= 0
+        objects[known] = self._objects[self.calls[known]]
+        owned: Bool = self._catalog.is_owned(self.variables, objects) == expected
+        return owned
 
     def inert(self, *, normalised: bool) -> Bool:
         """Return which parameters an optimizer cannot be expected to move; see `inert`."""

@@ -106,8 +106,9 @@ class SlotMonitor(SteadyMonitor):
         # Without fewer slots, other names mean that the model is known by another path.
         missing = [slot for slot in before if slot not in found]
         lost = missing if len(found) < len(before) else []
-        if lost and outcomes and not is_new:
-            # It was put back to before its first step, as after a search for a learning rate.
+        if lost and not is_new and (outcomes or not found):
+            # It was put back to before its first step, as after a search for a learning rate, or
+            # cleared as a whole.
             return None
         if not lost and not differing:
             if len(missing) == len(before):

@@ -9,7 +9,16 @@ import numpy as np
 import numpy.typing as npt
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Catalog, Frame, Int64, Role, Variable, Window
+from traincheck_plugin.events import (
+    NONE,
+    NOT_RUN,
+    Catalog,
+    Frame,
+    Int64,
+    Role,
+    Variable,
+    Window,
+)
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -51,7 +60,8 @@ class VarPeriodicChangeRelation(Relation):
 
     ``forall windows w with a step, v in names: x(v) changes (or does not) in w``, in the steps for
     parameters and in the forward passes for buffers. A parameter that a step cannot move is not
-    judged, nor are variables that the run does not have.
+    judged, nor are the parameters of a module that did not run, as an expert to which no sample is
+    routed, nor are variables that the run does not have.
 
     Catches a part of a model that learned in the reference and is frozen, detached or left out
     now, and normalisation layers that an `eval()` stopped. Cannot see a change that is wrong.
@@ -87,7 +97,7 @@ class VarPeriodicChangeRelation(Relation):
     def needs(self, params: tuple[Param, ...]) -> Plan:
         variables, _ = pair(self.name, params, VarTypeParam, ConstantParam)
         if variables.var_type == PARAMETER:
-            wanted = FULL_ATTRIBUTES["step"] - {("parameter", "copy"), ("parameter", "ran")}
+            wanted = FULL_ATTRIBUTES["step"] - {("parameter", "copy")}
             return Plan(functions=frozenset(), attributes={"step": wanted})
         roles: tuple[Role, ...] = ("forward", "backward") if variables == FIXED else ("forward",)
         return Plan(
@@ -157,6 +167,8 @@ def _compare(window: Window, row: int, begin: Frame, end: Frame, seen: _Seen) ->
     codes = begin.variables[first]
     state = np.where(changed, CHANGED, UNCHANGED).astype(np.int8)
     shown = is_shown[first]
+    if "ran" in begin.columns:
+        shown &= changed | (begin.columns["ran"] != NOT_RUN)[first]
     np.maximum.at(seen.state, codes[shown], state[shown])
     seen.frames.append((row, begin))
 

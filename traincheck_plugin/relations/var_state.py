@@ -61,6 +61,7 @@ ACCOUNTED = VarTypeParam(
 )
 WHOLE = replace(OPTIMIZED, where=(*TRAINABLE, ("module_held", True)))
 THAWED = replace(OPTIMIZED, where=(*TRAINABLE, ("thawed", True)))
+BESIDE_FROZEN = replace(OPTIMIZED, where=(*TRAINABLE, ("beside_frozen", True)))
 REACHED = VarTypeParam(
     var_type=PARAMETER,
     attr_name="grad",
@@ -90,6 +91,7 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
         ACCOUNTED,
         WHOLE,
         THAWED,
+        BESIDE_FROZEN,
         REACHED,
         RECORDED,
     ),
@@ -134,6 +136,10 @@ _SENTENCES = {
     THAWED: (
         "a parameter that is unfrozen on the way is in an optimizer when {name} runs",
         "{who} {be} no longer frozen, and in no optimizer when {name} runs",
+    ),
+    BESIDE_FROZEN: (
+        "where an optimizer holds frozen parameters, those that learn are in one when {name} runs",
+        "{who} {get} gradients and {be} in no optimizer, while one holds frozen parameters",
     ),
     REACHED: (
         "gradients reach the first module that runs of those that {name} trains",
@@ -298,7 +304,7 @@ class _Monitor(Monitor):
             value=param.pre_value,
         )
         labels = tuple(sorted(v.label for v in names))
-        if param in (OPTIMIZED, WHOLE, THAWED):
+        if param in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN):
             cause = Cause(
                 fact="in no optimizer",
                 subjects=labels,
