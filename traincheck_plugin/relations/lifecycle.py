@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Int64, Role, Window
+from traincheck_plugin.events import NONE, Int32, Int64, Role, Window
 
 SCALER_STEP = "torch.amp.GradScaler.step"
 
@@ -25,6 +25,20 @@ def skipped_steps(window: Window, steps: Int64) -> Int64:
     calls = window.calls
     scaled = window.rows_of_name(SCALER_STEP)
     return scaled[~np.isin(calls.call[scaled], calls.parent[steps])]
+
+
+def previous(objects: Int32) -> Int64:
+    """Return for each of some calls, by their objects, the one before it on its object.
+
+    Returns:
+        Indexes; `NONE` for the first on an object.
+    """
+    found = np.full(len(objects), NONE, np.int64)
+    if len(objects) > 1:
+        order = np.argsort(objects, kind="stable")
+        is_same = objects[order[1:]] == objects[order[:-1]]
+        found[order[1:][is_same]] = order[:-1][is_same]
+    return found
 
 
 def named_optimizer(window: Window, row: int) -> str:

@@ -22,7 +22,8 @@ from traincheck_plugin.events import (
     Int64,
     Window,
 )
-from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
+from traincheck_plugin.invariants.model import VarTypeParam
+from traincheck_plugin.relations.frames import is_named, of_type, types_of
 from traincheck_plugin.relations.values import matches
 from traincheck_plugin.stacks import frames_of, row_of_frames
 
@@ -67,6 +68,13 @@ class Moments:
         self._columns = columns
         self._rows = rows
         self._cache: dict[Any, Any] = {}
+
+    @classmethod
+    def of(cls, window: Window, positions: Int64) -> Moments:
+        """Return frames that show the same; of a single window no more than one."""
+        if window.joint is None:
+            return cls.of_frame(window, int(positions[0]))
+        return cls.of_stack(window, int(frames_of(window).stack[positions[0]]), positions)
 
     @classmethod
     def of_frame(cls, window: Window, position: int) -> Moments:
@@ -139,6 +147,19 @@ class Moments:
         selected = self._cache[key] = self._select(where)
         return selected
 
+    def has_some(self, where: tuple[tuple[str, Any], ...]) -> Bool:
+        """Return in which frames some conditions select a variable."""
+        key = "some", where
+        found: Bool | None = self._cache.get(key)
+        if found is None:
+            selected = self.select(where)
+            if selected is None:
+                found = np.zeros(len(self), np.bool_)
+            else:
+                found = np.logical_or.reduce(selected, axis=1)
+            self._cache[key] = found
+        return found
+
     def _select(self, where: tuple[tuple[str, Any], ...]) -> Bool | None:
         mask = np.ones((len(self), len(self.variables)), np.bool_)
         for attribute, expected in where:
@@ -196,12 +217,12 @@ def moments(window: Window, about: VarTypeParam) -> list[Moments]:
     found: list[Moments] | None = window.cache.get(key)
     if found is None:
         if window.joint is None:
-            found = [Moments.of_frame(window, p) for p in _of_type(window, about.var_type)]
+            found = [Moments.of_frame(window, p) for p in of_type(window, about.var_type)]
         else:
             stack_of = frames_of(window).stack
             found = [
                 Moments.of_stack(window, number, np.flatnonzero(stack_of == number))
-                for number, name in enumerate(_types(window))
+                for number, name in enumerate(types_of(window))
                 if name == about.var_type
             ]
         window.cache[key] = found
@@ -222,7 +243,7 @@ def moments_at_begin(window: Window, name: str, about: VarTypeParam) -> list[Mom
                 if window.frames[position].phase == "begin"
             ]
         elif len(rows):
-            frames, types = frames_of(window), _types(window)
+            frames, types = frames_of(window), types_of(window)
             mask = frames.is_begin & is_named(window, name)[row_of_frames(window)]
             positions = np.flatnonzero(mask)
             for number in np.unique(frames.stack[positions]).tolist():
@@ -289,66 +310,9 @@ def _of_calls(window: Window, rows: Int64, var_type: str) -> list[tuple[int, int
     frames = window.frames
     return [
         (position, wanted[frames[position].call])
-        for position in _of_type(window, var_type)
+        for position in of_type(window, var_type)
         if frames[position].call in wanted
     ]
-
-
-def is_named(window: Window, name: str) -> Bool:
-    """Return for each call whether its API answers to *name*; the last is that of `NONE`."""
-    key = is_named, name
-    mask: Bool | None = window.cache.get(key)
-    if mask is None:
-        mask = window.cache[key] = np.zeros(len(window.calls) + 1, np.bool_)
-        mask[window.rows_of_name(name)] = True
-    return mask
-
-
-def is_backward(window: Window) -> Bool:
-    """Return for each call whether it goes backward; the last is that of `NONE`."""
-    mask: Bool | None = window.cache.get(is_backward)
-    if mask is None:
-        mask = window.cache[is_backward] = np.zeros(len(window.calls) + 1, np.bool_)
-        mask[window.rows_of_role("backward")] = True
-    return mask
-
-
-def place(window: Window, positions: Int64) -> tuple[Int64, Int32, Int64]:
-    """Return of frames the rows of their calls, their contexts and their sequence numbers."""
-    if window.joint is None:
-        frames = [window.frames[position] for position in positions.tolist()]
-        return (
-            np.array([window.row_of_call.get(frame.call, NONE) for frame in frames], np.int64),
-            np.array([frame.context for frame in frames], np.int32),
-            np.array([frame.sequence for frame in frames], np.int64),
-        )
-    stacked = frames_of(window)
-    rows = row_of_frames(window)[positions]
-    return rows, stacked.context[positions], stacked.sequence[positions]
-
-
-def _of_type(window: Window, var_type: str) -> list[int]:
-    """Return the positions of the frames of a single window that show a type of variable."""
-    by_type: dict[str, list[int]] | None = window.cache.get(_of_type)
-    if by_type is None:
-        by_type = window.cache[_of_type] = {}
-        for position, frame in enumerate(window.frames):
-            kind = window.kind(frame)
-            if kind is not None:
-                by_type.setdefault(VAR_TYPES[kind], []).append(position)
-    return by_type.get(var_type, [])
-
-
-def _types(window: Window) -> list[str]:
-    """Return what type of variable each stack shows, "" for none."""
-    types: list[str] | None = window.cache.get(_types)
-    if types is None:
-        variables = window.catalog.variables
-        types = window.cache[_types] = [
-            VAR_TYPES[variables[int(stack.variables[0])].kind] if len(stack.variables) else ""
-            for stack in frames_of(window).stacks
-        ]
-    return types
 
 
 def _matched(window: Window, about: VarTypeParam) -> tuple[Int64, Int64]:
@@ -360,7 +324,7 @@ def _matched(window: Window, about: VarTypeParam) -> tuple[Int64, Int64]:
         shows = np.array(
             [
                 name == about.var_type and about.attr_name in stack.columns
-                for name, stack in zip(_types(window), frames.stacks, strict=True)
+                for name, stack in zip(types_of(window), frames.stacks, strict=True)
             ],
             np.bool_,
         )
