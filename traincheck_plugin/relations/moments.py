@@ -116,7 +116,11 @@ class Moments:
 
     def has(self, attribute: str) -> bool:
         """Return whether the frames show an attribute."""
-        return attribute in self._columns
+        return attribute in self._columns or attribute in self._cache
+
+    def add(self, attribute: str, values: Array) -> None:
+        """Show an attribute that follows from others, a row for each frame."""
+        self._cache[attribute] = values
 
     def column(self, attribute: str) -> Array:
         """Return the values of an attribute, a row for each frame."""
@@ -229,9 +233,9 @@ def moments(window: Window, about: VarTypeParam) -> list[Moments]:
     return [m for m in found if m.has(about.attr_name)]
 
 
-def moments_at_begin(window: Window, name: str, about: VarTypeParam) -> list[Moments]:
-    """Return those at the begin of calls whose API answers to *name*."""
-    key = moments_at_begin, name, about.var_type
+def moments_at_begin(window: Window, name: str, var_type: str) -> list[Moments]:
+    """Return the frames of a type of variable at the begin of calls that answer to *name*."""
+    key = moments_at_begin, name, var_type
     found: list[Moments] | None = window.cache.get(key)
     if found is None:
         found = window.cache[key] = []
@@ -239,7 +243,7 @@ def moments_at_begin(window: Window, name: str, about: VarTypeParam) -> list[Mom
         if len(rows) and window.joint is None:
             found += [
                 Moments.of_frame(window, position)
-                for position, _ in _of_calls(window, rows, about.var_type)
+                for position, _ in _of_calls(window, rows, var_type)
                 if window.frames[position].phase == "begin"
             ]
         elif len(rows):
@@ -247,10 +251,10 @@ def moments_at_begin(window: Window, name: str, about: VarTypeParam) -> list[Mom
             mask = frames.is_begin & is_named(window, name)[row_of_frames(window)]
             positions = np.flatnonzero(mask)
             for number in np.unique(frames.stack[positions]).tolist():
-                if types[number] == about.var_type:
+                if types[number] == var_type:
                     chosen = positions[frames.stack[positions] == number]
                     found.append(Moments.of_stack(window, number, chosen))
-    return [m for m in found if m.has(about.attr_name)]
+    return found
 
 
 def pairs_of_calls(window: Window, name: str, about: VarTypeParam) -> list[Pair]:
