@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Container
 
 import numpy as np
 
@@ -45,7 +45,7 @@ def place(window: Window, positions: Int64) -> tuple[Int64, Int32, Int64]:
 
 
 def frames_at(
-    window: Window, rows: Int64, var_type: str, attributes: Collection[str], *, is_begin: bool
+    window: Window, rows: Int64, var_type: str, attributes: tuple[str, ...], *, is_begin: bool
 ) -> Int64:
     """Return for each of these calls the position of its frame that shows the attributes.
 
@@ -59,34 +59,32 @@ def frames_at(
     Returns:
         `NONE` for a call without such a frame.
     """
-    found = np.full(len(rows), NONE, np.int64)
-    if not len(rows):
-        return found
-    if window.joint is None:
-        wanted = {int(window.calls.call[row]): index for index, row in enumerate(rows.tolist())}
-        for position in of_type(window, var_type):
-            frame = window.frames[position]
-            index = wanted.get(frame.call, NONE)
-            if (
-                index != NONE
-                and (frame.phase == "begin") == is_begin
-                and all(name in frame.columns for name in attributes)
-            ):
-                found[index] = position
-        return found
-    frames = frames_of(window)
-    shows = np.array(
-        [
-            name == var_type and all(attribute in stack.columns for attribute in attributes)
-            for name, stack in zip(types_of(window), frames.stacks, strict=True)
-        ],
-        np.bool_,
-    )
-    chosen = np.flatnonzero(shows[frames.stack] & (frames.is_begin == is_begin))
-    # The last is that of frames whose calls are in another window.
-    by_row = np.full(len(window.calls) + 1, NONE, np.int64)
-    by_row[row_of_frames(window)[chosen]] = chosen
-    return by_row[rows]
+    key = frames_at, var_type, attributes, is_begin
+    by_row: Int64 | None = window.cache.get(key)
+    if by_row is None:
+        # The last is that of frames whose calls are in another window.
+        by_row = window.cache[key] = np.full(len(window.calls) + 1, NONE, np.int64)
+        if window.joint is None:
+            for position in of_type(window, var_type):
+                frame = window.frames[position]
+                if (frame.phase == "begin") == is_begin and _shows(frame.columns, attributes):
+                    by_row[window.row_of_call.get(frame.call, NONE)] = position
+        else:
+            frames = frames_of(window)
+            shows = [
+                name == var_type and _shows(stack.columns, attributes)
+                for name, stack in zip(types_of(window), frames.stacks, strict=True)
+            ]
+            of_them = np.array(shows, np.bool_)[frames.stack] & (frames.is_begin == is_begin)
+            chosen = np.flatnonzero(of_them)
+            by_row[row_of_frames(window)[chosen]] = chosen
+        by_row[NONE] = NONE
+    positions: Int64 = by_row[rows]
+    return positions
+
+
+def _shows(columns: Container[str], attributes: tuple[str, ...]) -> bool:
+    return all(name in columns for name in attributes)
 
 
 def stacks_of(window: Window, positions: Int64) -> Int64:

@@ -5,7 +5,7 @@ What several rules ask of the same frames is found out once and kept with the wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,13 @@ from traincheck_plugin.events import (
     Window,
 )
 from traincheck_plugin.invariants.model import VarTypeParam
-from traincheck_plugin.relations.frames import is_named, of_type, types_of
+from traincheck_plugin.relations.frames import (
+    frames_at,
+    is_named,
+    of_type,
+    stacks_of,
+    types_of,
+)
 from traincheck_plugin.relations.values import matches
 from traincheck_plugin.stacks import frames_of, row_of_frames
 
@@ -240,11 +246,13 @@ def moments_at_begin(window: Window, name: str, var_type: str) -> list[Moments]:
     if found is None:
         found = window.cache[key] = []
         rows = window.rows_of_name(name)
-        if len(rows) and window.joint is None:
+        if window.joint is None:
+            calls = set(window.calls.call[rows].tolist())
             found += [
                 Moments.of_frame(window, position)
-                for position, _ in _of_calls(window, rows, var_type)
+                for position in (of_type(window, var_type) if calls else ())
                 if window.frames[position].phase == "begin"
+                and window.frames[position].call in calls
             ]
         elif len(rows):
             frames, types = frames_of(window), types_of(window)
@@ -265,86 +273,25 @@ def pairs_of_calls(window: Window, name: str, about: VarTypeParam) -> list[Pair]
     key = pairs_of_calls, name, about.var_type, about.attr_name
     found: list[Pair] | None = window.cache.get(key)
     if found is None:
-        rows = window.rows_of_name(name)
-        if not len(rows):
-            found = []
-        elif window.joint is None:
-            found = _pairs_of_frames(window, rows, about)
-        else:
-            found = _pairs_of_stacks(window, name, about)
-        window.cache[key] = found
+        found = window.cache[key] = list(pairs(window, window.rows_of_name(name), about))
     return found
 
 
-def _pairs_of_frames(window: Window, rows: Int64, about: VarTypeParam) -> list[Pair]:
-    """Return them one by one: a single window has few, and they come as single frames."""
-    begins: dict[int, Moments] = {}
-    found = {}
-    for position, row in _of_calls(window, rows, about.var_type):
-        shown = Moments.of_frame(window, position)
-        if not shown.has(about.attr_name):
-            continue
-        if window.frames[position].phase == "begin":
-            begins[row] = shown
-        elif row in begins:
-            found[row] = Pair(begins[row], shown, _common(begins[row].variables, shown.variables))
-    return list(found.values())
-
-
-def _pairs_of_stacks(window: Window, name: str, about: VarTypeParam) -> list[Pair]:
-    """Return them by the stacks of both frames."""
-    frames = frames_of(window)
-    begins, ends = _matched(window, about)
-    chosen = is_named(window, name)[row_of_frames(window)[begins]]
-    begins, ends = begins[chosen], ends[chosen]
-    both = frames.stack[begins] * len(frames.stacks) + frames.stack[ends]
-    found = []
-    for number in np.unique(both).tolist():
-        first, second = divmod(number, len(frames.stacks))
-        chosen = both == number
-        begin = Moments.of_stack(window, first, begins[chosen])
-        end = Moments.of_stack(window, second, ends[chosen])
-        found.append(Pair(begin, end, _common(begin.variables, end.variables)))
-    return found
-
-
-def _of_calls(window: Window, rows: Int64, var_type: str) -> list[tuple[int, int]]:
-    """Return the positions of the frames of some calls, and the rows of those."""
-    wanted = {int(window.calls.call[row]): row for row in rows.tolist()}
-    frames = window.frames
-    return [
-        (position, wanted[frames[position].call])
-        for position in of_type(window, var_type)
-        if frames[position].call in wanted
-    ]
-
-
-def _matched(window: Window, about: VarTypeParam) -> tuple[Int64, Int64]:
-    """Return the frames at the begin of calls, and for each the one at the end of the same call."""
-    key = _matched, about.var_type, about.attr_name
-    both: tuple[Int64, Int64] | None = window.cache.get(key)
-    if both is None:
-        frames, rows = frames_of(window), row_of_frames(window)
-        shows = np.array(
-            [
-                name == about.var_type and about.attr_name in stack.columns
-                for name, stack in zip(types_of(window), frames.stacks, strict=True)
-            ],
-            np.bool_,
-        )
-        there = shows[frames.stack] & (rows >= 0)
-        begins = np.flatnonzero(frames.is_begin & there)
-        ends = np.flatnonzero(~frames.is_begin & there)
-        begins = begins[np.argsort(rows[begins], kind="stable")]
-        ends = ends[np.argsort(rows[ends], kind="stable")]
-        if len(ends):
-            where = np.minimum(np.searchsorted(rows[ends], rows[begins]), len(ends) - 1)
-            same = rows[ends[where]] == rows[begins]
-            begins, ends = begins[same], ends[where[same]]
-        else:
-            begins = ends
-        both = window.cache[key] = begins, ends
-    return both
+def pairs(window: Window, rows: Int64, about: VarTypeParam) -> Iterator[Pair]:
+    """Yield what some calls began with and ended with; see `pairs_of_calls`."""
+    if not len(rows):
+        return
+    begins, ends = (
+        frames_at(window, rows, about.var_type, (about.attr_name,), is_begin=is_begin)
+        for is_begin in (True, False)
+    )
+    both = (begins != NONE) & (ends != NONE)
+    begins, ends = begins[both], ends[both]
+    stacks = np.stack([stacks_of(window, begins), stacks_of(window, ends)], axis=1)
+    for stack in dict.fromkeys(map(tuple, stacks.tolist())):
+        chosen = (stacks == stack).all(axis=1)
+        begin, end = Moments.of(window, begins[chosen]), Moments.of(window, ends[chosen])
+        yield Pair(begin, end, _common(begin.variables, end.variables))
 
 
 def _common(first: Int32, second: Int32) -> tuple[Array, Array] | None:
