@@ -23,8 +23,8 @@ from traincheck_plugin.events import (
     Window,
 )
 from traincheck_plugin.invariants.model import VAR_TYPES
-from traincheck_plugin.relations.frames import frames_at, stacks_of
-from traincheck_plugin.relations.moments import Moments
+from traincheck_plugin.relations.frames import frames_at
+from traincheck_plugin.relations.moments import Moments, by_stack
 
 _NULL = int(GradState.NULL)
 _TRAINED = ("optimizer", "requires_grad")
@@ -126,10 +126,7 @@ def _learns(window: Window, shown: Moments, belongings: Belongings) -> Array | N
         return None
     owners = belongings.owners.of(window.catalog, shown.variables)
     learns = np.zeros((len(shown), len(owners)), np.bool_)
-    stacks = stacks_of(window, positions)
-    for stack in np.unique(stacks[positions != NONE]).tolist():
-        rows = np.flatnonzero(stacks == stack)
-        parameters = Moments.of(window, positions[rows])
+    for rows, parameters in by_stack(window, positions):
         trained = (parameters.column("optimizer") != NONE) & parameters.column("requires_grad")
         of_parameters = belongings.owners.of(window.catalog, parameters.variables)
         learns[rows] = _any_of(trained, of_parameters, len(belongings.owners))[:, owners]

@@ -94,30 +94,40 @@ def stacks_of(window: Window, positions: Int64) -> Int64:
     return np.where(positions == NONE, NONE, frames_of(window).stack[positions])
 
 
-def are_equal(window: Window, first: Int64, second: Int64, attribute: str) -> Bool:
-    """Return for pairs of frames, by their positions, whether they show the same values.
+def compare(window: Window, first: Int64, second: Int64, attribute: str) -> tuple[Bool, Bool]:
+    """Return for pairs of frames whether they show the same variables, and whether those differ.
 
-    What shows other variables, or is no frame (`NONE`), does not.
+    Args:
+        window: where the frames are.
+        first: positions of frames; `NONE` shows nothing.
+        second: those that they are compared with.
+        attribute: of the variables.
     """
+    is_same, differs = np.zeros((2, len(first)), np.bool_)
     there = np.flatnonzero((first != NONE) & (second != NONE))
-    found = np.zeros(len(first), np.bool_)
     if window.joint is None:
         for index in there.tolist():
             one, other = window.frames[first[index]], window.frames[second[index]]
-            found[index] = np.array_equal(one.variables, other.variables) and np.array_equal(
-                one.columns[attribute], other.columns[attribute]
+            is_same[index] = _are_alike(one.variables, other.variables)
+            differs[index] = is_same[index] and bool(
+                (one.columns[attribute] != other.columns[attribute]).any()
             )
-        return found
+        return is_same, differs
     frames = frames_of(window)
     both = frames.stack[first[there]] * len(frames.stacks) + frames.stack[second[there]]
     for number in np.unique(both).tolist():
-        one, other = (frames.stacks[n] for n in divmod(number, len(frames.stacks)))
-        if one.variables is other.variables or np.array_equal(one.variables, other.variables):
+        stack, other_stack = (frames.stacks[n] for n in divmod(number, len(frames.stacks)))
+        if _are_alike(stack.variables, other_stack.variables):
             chosen = there[both == number]
-            values = one.columns[attribute][frames.row[first[chosen]]]
-            others = other.columns[attribute][frames.row[second[chosen]]]
-            found[chosen] = (values == others).all(axis=1)
-    return found
+            values = stack.columns[attribute][frames.row[first[chosen]]]
+            others = other_stack.columns[attribute][frames.row[second[chosen]]]
+            is_same[chosen] = True
+            differs[chosen] = (values != others).any(axis=1)
+    return is_same, differs
+
+
+def _are_alike(first: Int32, second: Int32) -> bool:
+    return first is second or np.array_equal(first, second)
 
 
 def of_type(window: Window, var_type: str) -> list[int]:

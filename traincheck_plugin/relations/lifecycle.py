@@ -20,10 +20,32 @@ def completed(window: Window, rows: Int64) -> Int64:
     return kept
 
 
+def first_of_each(window: Window, rows: Int64) -> Int64:
+    """Return the first of *rows* in each of the windows joined that has one."""
+    if window.joint is None:
+        return rows[:1]
+    positions = window.position_of(rows)
+    is_first = np.ones(len(rows), np.bool_)
+    is_first[1:] = positions[1:] != positions[:-1]
+    return rows[is_first]
+
+
+def last_of_each(window: Window, rows: Int64) -> Int64:
+    """Return the last of *rows* in each of the windows joined that has one."""
+    if window.joint is None:
+        return rows[-1:]
+    positions = window.position_of(rows)
+    is_last = np.ones(len(rows), np.bool_)
+    is_last[:-1] = positions[1:] != positions[:-1]
+    return rows[is_last]
+
+
 def skipped_steps(window: Window, steps: Int64) -> Int64:
     """Return the rows of a scaler's step in which none of the *steps* was made."""
     calls = window.calls
     scaled = window.rows_of_name(SCALER_STEP)
+    if not len(scaled):
+        return scaled
     return scaled[~np.isin(calls.call[scaled], calls.parent[steps])]
 
 

@@ -294,6 +294,41 @@ def pairs(window: Window, rows: Int64, about: VarTypeParam) -> Iterator[Pair]:
         yield Pair(begin, end, _common(begin.variables, end.variables))
 
 
+def changes(both: Pair) -> tuple[Int32, Bool]:
+    """Return which variables the calls of a pair show at both ends, and whether those changed."""
+    before, after = both.begin.column("data"), both.end.column("data")
+    if both.common is None:
+        return both.begin.variables, before != after
+    first, second = both.common
+    return both.begin.variables[first], before[:, first] != after[:, second]
+
+
+def by_stack(window: Window, positions: Int64) -> Iterator[tuple[Int64, Moments]]:
+    """Yield frames by what they show, each time with their indexes among *positions*.
+
+    Those of no frame (`NONE`) are left out.
+    """
+    stacks = stacks_of(window, positions)
+    for stack in np.unique(stacks[positions != NONE]).tolist():
+        indexes = np.flatnonzero(stacks == stack)
+        yield indexes, Moments.of(window, positions[indexes])
+
+
+def fold(ufunc: np.ufunc, table: Array, rows: Int64, columns: Int64, values: Array) -> None:
+    """Combine values with those of a table; several of them may be of the same row of it.
+
+    Args:
+        ufunc: combines two values.
+        table: gets the results.
+        rows: of the table, one for each row of *values*, ascending.
+        columns: of the table, one for each column.
+        values: what is combined with it.
+    """
+    present, first = np.unique(rows, return_index=True)
+    cells = np.ix_(present, columns)
+    table[cells] = ufunc(table[cells], ufunc.reduceat(values, first, axis=0))
+
+
 def _common(first: Int32, second: Int32) -> tuple[Array, Array] | None:
     if first is second or np.array_equal(first, second):
         return None

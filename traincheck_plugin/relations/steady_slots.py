@@ -11,7 +11,7 @@ from traincheck_plugin.events import NONE, Array, Catalog, Frame, Int32, Window
 from traincheck_plugin.invariants.model import VarTypeParam
 from traincheck_plugin.relations.base import Cause, Explanation
 from traincheck_plugin.relations.between_steps import Judged, SteadyMonitor, Steps, class_of
-from traincheck_plugin.relations.frames import are_equal
+from traincheck_plugin.relations.frames import compare
 from traincheck_plugin.relations.lifecycle import previous
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD
 from traincheck_plugin.relations.naming import short
@@ -31,8 +31,8 @@ def _is_kept(window: Window, steps: Steps) -> list[bool]:
     if found is None:
         last = previous(window.calls.object[steps.rows])
         left = np.where(last == NONE, NONE, steps.slots_end[last])
-        equal = are_equal(window, left, steps.slots_begin, "data")
-        found = window.cache[_is_kept] = equal.tolist()
+        is_same, differs = compare(window, left, steps.slots_begin, "data")
+        found = window.cache[_is_kept] = (is_same & ~differs).tolist()
     return found
 
 

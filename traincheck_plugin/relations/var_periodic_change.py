@@ -39,8 +39,8 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.lifecycle import completed
-from traincheck_plugin.relations.moments import Pair, pairs
+from traincheck_plugin.relations.lifecycle import completed, last_of_each
+from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.stacks import frames_of
@@ -143,11 +143,8 @@ def _look(window: Window, var_type: str) -> _Seen:
 
 
 def _looked(window: Window, var_type: str) -> _Seen:
-    steps = completed(window, window.rows_of_role("step"))
+    steps = last_of_each(window, completed(window, window.rows_of_role("step")))
     positions = window.position_of(steps)
-    is_last = np.ones(len(steps), np.bool_)
-    is_last[:-1] = positions[1:] != positions[:-1]
-    steps, positions = steps[is_last], positions[is_last]
     rows = window.rows_of_role(ROLES[var_type])
     rows = rows[np.isin(window.position_of(rows), positions)]
     allowed = window.catalog.contexts.column("grad_enabled")
@@ -158,20 +155,16 @@ def _looked(window: Window, var_type: str) -> _Seen:
     codes = np.unique(np.concatenate([np.empty(0, np.int64), *shown]))
     state = np.zeros((len(steps), len(codes)), np.int8)
     for one in found:
-        variables, changes = _changes(one)
+        variables, changed = _states(one)
         where = np.searchsorted(positions, window.position_of(one.begin.calls))
-        present, first = np.unique(where, return_index=True)
-        changes = np.maximum.reduceat(changes, first, axis=0)
-        cells = np.ix_(present, np.searchsorted(codes, variables))
-        state[cells] = np.maximum(state[cells], changes)
+        fold(np.maximum, state, where, np.searchsorted(codes, variables), changed)
     return _Seen(positions, steps, codes, state, found)
 
 
-def _changes(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
+def _states(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
     """Return what calls did to which variables, between their frames."""
     begin = both.begin
-    first, second = (slice(None), slice(None)) if both.common is None else both.common
-    changed = begin.column("data")[:, first] != both.end.column("data")[:, second]
+    variables, changed = changes(both)
     state = np.where(changed, CHANGED, UNCHANGED).astype(np.int8)
     if begin.has("optimizer"):
         # Of a step: what it holds and could move, and what nothing will ever move.
@@ -179,8 +172,8 @@ def _changes(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
         is_shown = begin.column("optimizer") == NONE
         if held is not None:
             is_shown = is_shown | (held & ~begin.inert(normalised=False))
-        state[~is_shown[:, first]] = UNKNOWN
-    return begin.variables[first], state
+        state[~(is_shown if both.common is None else is_shown[:, both.common[0]])] = UNKNOWN
+    return variables, state
 
 
 class _FrozenModules:
