@@ -679,6 +679,12 @@ class Window:
         position = int(np.searchsorted(self.joint.calls, row, side="right")) - 1
         return self.part(position), row - int(self.joint.calls[position])
 
+    def start_of(self, row: int) -> int:
+        """Return the row of the first call of the window that a call is in."""
+        if self.joint is None:
+            return 0
+        return int(self.joint.calls[np.searchsorted(self.joint.calls, row, side="right") - 1])
+
     @cached_property
     def frames_of_call(self) -> Mapping[int, Sequence[Frame]]:
         """Frames by the number of their call."""

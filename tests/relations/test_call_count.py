@@ -104,6 +104,9 @@ def _reference(events: Sequence[str], kind: str, number: int | None) -> list[Lab
             if len(first) < 2:
                 first.append(count)
                 continue
+            if not min(first):
+                # Now and then only.
+                continue
             expected = max(first)
         is_right = count == expected or (count < expected and target not in was_short)
         found.append((begin, is_right))

@@ -3,65 +3,91 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import Frame, Window
-from traincheck_plugin.invariants.model import VarTypeParam
+from traincheck_plugin.events import NONE, Bool, Int64, Window
+from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
+from traincheck_plugin.relations.frames import frames_at, place
 from traincheck_plugin.relations.loads import MODULE_LOAD, Load, loads_in
 
 HELD, FROZEN = (("held", True),), (("requires_grad", False), ("in_model", True))
 SAME_OBJECT = ("same_object", True)
 """Says nothing of what a new model or optimizer begins with."""
 
+PARAMETER, SLOT = VAR_TYPES["parameter"], VAR_TYPES["slot"]
+
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """A step, its frames of parameters and, where it has any, of slots."""
+class Steps:
+    """The steps of a window in the order of their begins.
 
-    row: int
-    begin: Frame
-    end: Frame | None
-    slots_begin: Frame | None
-    slots_end: Frame | None
+    Attributes:
+        rows: their calls.
+        begin, end, slots_begin, slots_end: positions of their frames of parameters and of slots;
+            `NONE` where there is none.
+        times: when they began, in numbers that put the windows of a stretch in order.
+    """
 
+    rows: Int64
+    begin: Int64
+    end: Int64
+    slots_begin: Int64
+    slots_end: Int64
+    times: Int64
 
-def _events(window: Window, load_name: str) -> Iterator[Step | Load]:
-    """Yield the steps of a window and the loads before, between and after them, in order."""
-    apis = window.catalog.apis
-    loads = loads_in(window, load_name)
-    steps = []
-    for code in window.api_codes:
-        if apis[code].role == "step":
-            for row in window.rows_of_api(code).tolist():
-                step = _step(window, row)
-                if step is not None:
-                    steps.append(step)
-    for step in sorted(steps, key=lambda step: step.begin.sequence):
-        while loads and loads[0].sequence < step.begin.sequence:
-            yield loads.pop(0)
-        yield step
-    yield from loads
+    def __len__(self) -> int:
+        return len(self.rows)
 
 
-def _step(window: Window, row: int) -> Step | None:
-    frames: dict[tuple[str | None, str], Frame] = {}
-    for frame in window.frames_of_call.get(int(window.calls.call[row]), ()):
-        if "data" in frame.columns:
-            frames[window.kind(frame), frame.phase] = frame
-    begin = frames.get(("parameter", "begin"))
-    if begin is None or "optimizer" not in begin.columns:
-        return None
-    return Step(
-        row=row,
-        begin=begin,
-        end=frames.get(("parameter", "end")),
-        slots_begin=frames.get(("slot", "begin")),
-        slots_end=frames.get(("slot", "end")),
-    )
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """Examples: the calls, whether they hold, and why one does not."""
+
+    rows: Int64
+    holds: Bool
+    explain: Callable[[int], Explanation]
+
+
+def steps_of(window: Window) -> Steps:
+    """Return the steps of *window* that show the parameters that they begin with."""
+    steps: Steps | None = window.cache.get(steps_of)
+    if steps is None:
+        rows = window.rows_of_role("step")
+        begin = frames_at(window, rows, PARAMETER, ("data", "optimizer"), is_begin=True)
+        rows, begin = rows[begin != NONE], begin[begin != NONE]
+        times = _times(window, rows, place(window, begin)[2])
+        order = np.argsort(times)
+        rows = rows[order]
+        steps = window.cache[steps_of] = Steps(
+            rows=rows,
+            begin=begin[order],
+            end=frames_at(window, rows, PARAMETER, ("data",), is_begin=False),
+            slots_begin=frames_at(window, rows, SLOT, ("data",), is_begin=True),
+            slots_end=frames_at(window, rows, SLOT, ("data",), is_begin=False),
+            times=times[order],
+        )
+    return steps
+
+
+def _times(window: Window, rows: Int64, sequence: Int64) -> Int64:
+    """Return when something happened, in order of windows first: a call is seen where it ends."""
+    if window.joint is None:
+        return sequence
+    return window.position_of(rows) * (int(window.calls.end.max(initial=0)) + 1) + sequence
+
+
+def _loads(window: Window, name: str) -> tuple[list[Load], list[int]]:
+    """Return what was loaded, and before which of the steps."""
+    loads = loads_in(window, name)
+    if not loads:
+        return [], []
+    rows = np.array([load.row for load in loads])
+    times = _times(window, rows, window.calls.end[rows])
+    return loads, np.searchsorted(steps_of(window).times, times).tolist()
 
 
 class SteadyMonitor(Monitor):
@@ -84,44 +110,46 @@ class SteadyMonitor(Monitor):
             self._forget()
             self._loads.clear()
             return NO_EXAMPLES
-        rows: list[int] = []
-        holds: list[bool] = []
-        explanations: list[Explanation | None] = []
-        for event in _events(window, self.LOAD):
-            if isinstance(event, Load):
-                self._loads.append(event)
-                continue
-            judged = self._judge(window, event)
-            if judged is None:
-                continue
-            rows.append(event.row)
-            holds.append(not isinstance(judged, Explanation))
-            explanations.append(judged if isinstance(judged, Explanation) else None)
-        if not rows:
+        steps = steps_of(window)
+        loads, where = _loads(window, self.LOAD)
+        found = []
+        start = 0
+        for stop in [*where, len(steps)]:
+            if start < stop:
+                found += self._judge(window, steps, start, stop)
+                start = stop
+            self._loads += loads[:1]
+            del loads[:1]
+        self._leave(window)
+        if not found:
             return NO_EXAMPLES
+        rows = np.concatenate([judged.rows for judged in found])
+        holds = np.concatenate([judged.holds for judged in found])
 
         def explain(index: int) -> Explanation:
-            explanation = explanations[index]
-            if explanation is None:
-                raise IndexError(index)
-            return explanation
+            for judged in found:
+                if index < len(judged.rows):
+                    return judged.explain(index)
+                index -= len(judged.rows)
+            raise IndexError(index)
 
-        return Examples.of_calls(
-            window, np.array(rows, np.int64), np.array(holds, np.bool_), explain
-        )
+        return Examples.of_calls(window, rows, holds, explain)
 
     @abstractmethod
-    def _judge(self, window: Window, step: Step) -> bool | Explanation | None:
-        """Return True where *step* goes on, why not where it does not, None if it tells nothing."""
+    def _judge(self, window: Window, steps: Steps, start: int, stop: int) -> list[Judged]:
+        """Judge some of the steps, with nothing loaded between them, but before the first."""
+
+    def _leave(self, window: Window) -> None:
+        """Keep what the next window needs, and nothing of this one."""
 
     @abstractmethod
     def _forget(self) -> None:
         """Forget what the last step left: steps were left out."""
 
-    def _why_new(self, what: str) -> str:
+    def _why_new(self, what: str, loads: Sequence[Load]) -> str:
         """Say of a new object why it does not go on: what was loaded into it, or not."""
         # What an optimizer without any state is given, as Accelerate does, is not meant as a load.
-        loads = [load for load in self._loads if self.LOAD == MODULE_LOAD or load.outcome != "none"]
+        loads = [load for load in loads if self.LOAD == MODULE_LOAD or load.outcome != "none"]
         if not loads:
             return f"{what}: no load_state_dict gave it anything"
         load = loads[-1]

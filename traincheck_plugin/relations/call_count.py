@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Int64, Role, Window
+from traincheck_plugin.events import NONE, Bool, Int32, Int64, Role, Window
 from traincheck_plugin.invariants.model import (
     APIParam,
     ConstantParam,
@@ -25,7 +25,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import skipped_steps
+from traincheck_plugin.relations.lifecycle import completed, previous, skipped_steps
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
 
@@ -58,6 +58,7 @@ class CallCountRelation(Relation):
     """
 
     name = "CallCountRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -103,59 +104,56 @@ class _Counter:
         """Start anew after a stretch that was not observed."""
         self._at_last.clear()
 
-    def observe(self, window: Window) -> tuple[Int64, Int64, Int64]:
-        """Return the rows of A that end a cycle, their objects, and the counts of the cycles."""
-        calls = window.calls
-        counted = self._ends(window)
-        rows = window.rows_of_name(self._step)
-        rows = rows[calls.exception[rows] == NONE]
-        skipped = rows[:0] if self._is_scheduler else skipped_steps(window, rows)
-        attempts = np.concatenate([rows, skipped])
-        attempts = attempts[np.argsort(calls.end[attempts])]
-        is_skipped = np.isin(attempts, skipped)
-        ended, objects, counts = [], [], []
-        # Few: the optimizer steps of one window.
-        before = np.searchsorted(counted, calls.end[attempts])
-        for row, number, skip in zip(
-            attempts.tolist(), before.tolist(), is_skipped.tolist(), strict=True
-        ):
-            target = int(calls.object[row])
-            total = self._total + number
-            if skip:
-                # The scaler does not say whose step it was: all begin anew.
-                self._at_last = dict.fromkeys(self._at_last, total)
-                continue
-            if target in self._at_last:
-                ended.append(row)
-                objects.append(target)
-                counts.append(total - self._at_last[target])
-            self._at_last[target] = total
-        self._total += len(counted)
-        return (
-            np.array(ended, np.int64),
-            np.array(objects, np.int64),
-            np.array(counts, np.int64),
-        )
+    def observe(self, window: Window, start: int = 0) -> tuple[Int64, Int64]:
+        """Return the rows of A that end a cycle, and the counts of the cycles.
 
-    def _ends(self, window: Window) -> Int64:
+        Args:
+            window: the next one.
+            start: row of the first call that counts.
+        """
+        calls = window.calls
+        counted = self._ends(window, start)
+        rows = completed(window, window.rows_of_name(self._step))
+        # A scaler does not say whose step it left out: all begin anew.
+        skipped = rows[:0] if self._is_scheduler else skipped_steps(window, rows)
+        rows, skipped = _since(rows, start), _since(skipped, start)
+        totals = self._total + np.searchsorted(counted, calls.end[rows])
+        objects = calls.object[rows]
+        last = previous(objects)
+        before = np.where(last == NONE, NONE, totals[last])
+        for index in np.flatnonzero(last == NONE).tolist():
+            before[index] = self._at_last.get(int(objects[index]), NONE)
+        known = before != NONE
+        self._at_last.update(zip(objects.tolist(), totals.tolist(), strict=True))
+        if len(skipped):
+            at_skip = self._total + np.searchsorted(counted, calls.end[skipped])
+            # The last skipped step before each; the first stands for none.
+            at_skip = np.concatenate([[NONE], at_skip])
+            before = np.maximum(before, at_skip[np.searchsorted(skipped, rows)])
+            for target, total in self._at_last.items():
+                self._at_last[target] = max(total, int(at_skip[-1]))
+        self._total += len(counted)
+        return rows[known], (totals - before)[known]
+
+    def _ends(self, window: Window, start: int) -> Int64:
         """Return when the calls that count ended."""
-        calls, apis = window.calls, window.catalog.apis
-        ends = calls.end[window.rows_of_name(self._counted)]
+        calls = window.calls
+        ends = calls.end[_since(window.rows_of_name(self._counted), start)]
         if not self._is_scheduler:
             return ends
-        backwards = [
-            calls.end[window.rows_of_api(code)]
-            for code in window.api_codes
-            if apis[code].role == "backward"
-        ]
-        marks = np.sort(np.concatenate([[self._last_backward], *backwards]))
+        backwards = calls.end[_since(window.rows_of_role("backward"), start)]
+        marks = np.concatenate([[self._last_backward], backwards])
         # The first call after a backward counts, those that follow it do not.
-        previous = np.concatenate([[self._last_counted], ends[:-1]])[: len(ends)]
-        is_first = marks[np.searchsorted(marks, ends) - 1] > previous
+        last = np.concatenate([[self._last_counted], ends[:-1]])[: len(ends)]
+        is_first = marks[np.searchsorted(marks, ends) - 1] > last
         self._last_backward = int(marks[-1])
         if len(ends):
             self._last_counted = int(ends[-1])
         return ends[is_first]
+
+
+def _since(rows: Int64, start: int) -> Int64:
+    return rows[np.searchsorted(rows, start) :] if start else rows
 
 
 class _Monitor(Monitor):
@@ -171,51 +169,55 @@ class _Monitor(Monitor):
             self._counter.forget()
             self._was_short.clear()
             return NO_EXAMPLES
-        rows, objects, counts = self._counter.observe(window)
-        judged = [
-            (int(row), int(count), expected)
-            for row, target, count in zip(rows, objects.tolist(), counts.tolist(), strict=True)
-            if (expected := self._expected(target, count)) is not None
-        ]
-        if not judged:
+        rows, counts = self._counter.observe(window)
+        expected = self._expected(window.calls.object[rows], counts)
+        judged = expected != NONE
+        rows, counts, expected = rows[judged], counts[judged], expected[judged]
+        if not len(rows):
             return NO_EXAMPLES
-        target_of = dict(zip(rows.tolist(), objects.tolist(), strict=True))
-        holds = []
-        for row, count, expected in judged:
-            target = target_of[row]
-            is_short = count < expected
-            holds.append(
-                count <= expected and not (is_short and self._was_short.get(target, False))
-            )
-            self._was_short[target] = is_short
+        is_short = counts < expected
+        holds = (counts <= expected) & ~(is_short & self._followed(window, rows, is_short))
 
         def explain(index: int) -> Explanation:
-            row, count, expected = judged[index]
-            step = short(window.catalog.apis[int(window.calls.api[row])].name)
+            count, usual = int(counts[index]), int(expected[index])
+            step = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
             counted = short(self._counted.api_full_name)
             times = "not called" if count == 0 else f"called {_times(count)}"
             return Explanation(
-                message=f"{counted} was {times} for one {step}, expected {_times(expected)}",
+                message=f"{counted} was {times} for one {step}, expected {_times(usual)}",
                 cause=Cause(
                     fact=f"calls of {counted} for each step",
                     subjects=(counted,),
-                    text=_why(self._counted.role, count, expected),
+                    text=_why(self._counted.role, count, usual),
                 ),
             )
 
-        where = np.array([row for row, _, _ in judged], np.int64)
-        return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+        return Examples.of_calls(window, rows, holds, explain)
 
-    def _expected(self, target: int, count: int) -> int | None:
-        """Return how many calls a cycle should have; None where that is not known."""
+    def _followed(self, window: Window, rows: Int64, is_short: Bool) -> Bool:
+        """Return which cycles follow one of the same object that was short."""
+        objects = window.calls.object[rows]
+        last = previous(objects)
+        followed: Bool = (last != NONE) & is_short[last]
+        for index in np.flatnonzero(last == NONE).tolist():
+            followed[index] = self._was_short.get(int(objects[index]), False)
+        self._was_short.update(zip(objects.tolist(), is_short.tolist(), strict=True))
+        return followed
+
+    def _expected(self, objects: Int32, counts: Int64) -> Int64:
+        """Return how many calls each cycle should have; `NONE` where that is not known."""
         if self._number is not None:
-            return self._number
-        usual = self._usual.setdefault(target, [])
-        if len(usual) < SETTLING_CYCLES:
-            usual.append(count)
-            return None
-        # What is called now and then only follows a rule of its own.
-        return max(usual) if min(usual) else None
+            return np.full(len(counts), self._number)
+        expected = np.full(len(counts), NONE, np.int64)
+        for target in dict.fromkeys(objects.tolist()):
+            usual = self._usual.setdefault(target, [])
+            own = np.flatnonzero(objects == target)
+            settling = own[: SETTLING_CYCLES - len(usual)]
+            usual += counts[settling].tolist()
+            # What is called now and then only follows a rule of its own.
+            if min(usual) > 0:
+                expected[own[len(settling) :]] = max(usual)
+        return expected
 
 
 def _times(number: int) -> str:
@@ -244,18 +246,23 @@ class _Proposer(Proposer):
         self._counted: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
+        # What is new counts from the window on in which it is called first.
+        starts: dict[APIParam, int] = {}
         for code in window.api_codes:
             api = window.catalog.apis[code]
-            if api.role == "step":
-                self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
-            elif api.role in FIXED | FREE:
-                self._counted[APIParam(api_full_name=api.general, role=api.role)] = None
+            known = self._steps if api.role == "step" else self._counted
+            param = APIParam(api_full_name=api.general, role=api.role)
+            if (api.role == "step" or api.role in FIXED | FREE) and param not in known:
+                known[param] = None
+                first = window.start_of(window.rows_of_name(api.general)[0])
+                starts[param] = first
         for both in ((step, counted) for step in self._steps for counted in self._counted):
             counter = self._counters.setdefault(both, _Counter(*both))
             if not window.observed:
                 counter.forget()
                 continue
-            _, _, counts = counter.observe(window)
+            start = max(starts.get(param, 0) for param in both)
+            _, counts = counter.observe(window, start)
             if len(counts):
                 self._most[both] = max(self._most.get(both, 0), int(counts.max()))
 

@@ -26,7 +26,8 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.moments import moments, place
+from traincheck_plugin.relations.frames import place
+from traincheck_plugin.relations.moments import moments
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import attribute_plan, pair
 

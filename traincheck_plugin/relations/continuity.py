@@ -43,6 +43,7 @@ class ContinuityRelation(Relation):
     """
 
     name = "ContinuityRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -118,6 +119,8 @@ class _Proposer(Proposer):
             self._catalog = window.catalog
             self._monitors = [_monitor(rule) for rule in RULES]
         for rule, monitor in zip(RULES, self._monitors, strict=True):
+            if rule in self._found:
+                continue
             holds = monitor.observe(window).holds
             if monitor.num_continued or (SAME_OBJECT in rule.where and holds.any()):
                 self._found[rule] = None

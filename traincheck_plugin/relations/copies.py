@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Array, Frame, Int32, Window
+from traincheck_plugin.events import NONE, Array, Bool, Frame, Int32, Int64, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -26,6 +26,8 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.frames import compare, frames_at
+from traincheck_plugin.relations.lifecycle import completed, first_of_each
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import pair
 
@@ -54,6 +56,7 @@ class CopyRelation(Relation):
     """
 
     name = "CopyRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -102,40 +105,44 @@ class _Monitor(Monitor):
         if not window.observed:
             self._last = None
             return NO_EXAMPLES
-        row = _first_step(window)
-        if row == NONE:
+        rows = first_of_each(window, completed(window, window.rows_of_role("step")))
+        if not len(rows):
             return NO_EXAMPLES
-        frame = next(
-            (
-                frame
-                for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
-                if frame.phase == "begin" and "copy" in frame.columns
-            ),
-            None,
-        )
+        shown = frames_at(window, rows, PARAMETER, ("copy",), is_begin=True)
+        if self._rule == PRESENT:
+            judged, holds = np.ones(len(rows), np.bool_), shown != NONE
+        else:
+            judged, changed = self._compare(window, shown)
+            holds = changed == (self._rule == CHANGING)
         # Copies are looked for when a first step is over.
-        has_begun, self._has_begun = self._has_begun, True
-        holds = self._judge(frame) if has_begun else None
-        self._last = None if frame is None else (frame.variables, frame.columns["copy"])
-        if holds is None:
+        judged[0] &= self._has_begun
+        self._has_begun = True
+        if not judged.any():
             return NO_EXAMPLES
+        rows, holds, shown = rows[judged], holds[judged], shown[judged].tolist()
         return Examples.of_calls(
             window,
-            np.array([row], np.int64),
-            np.array([holds]),
-            lambda _: self._explain(window, frame),
+            rows,
+            holds,
+            lambda index: self._explain(
+                window, None if shown[index] == NONE else window.frames[shown[index]]
+            ),
         )
 
-    def _judge(self, frame: Frame | None) -> bool | None:
-        if self._rule == PRESENT:
-            return frame is not None
-        if frame is None or self._last is None:
-            return None
-        codes, data = self._last
-        if not np.array_equal(codes, frame.variables):
-            return None
-        changed = bool((data != frame.columns["copy"]).any())
-        return changed == (self._rule == CHANGING)
+    def _compare(self, window: Window, shown: Int64) -> tuple[Bool, Bool]:
+        """Return which frames show what the one before shows, and whether it changed."""
+        last = np.concatenate([[NONE], shown[:-1]])
+        is_same, changed = compare(window, last, shown, "copy")
+        if shown[0] != NONE and self._last is not None:
+            frame = window.frames[int(shown[0])]
+            codes, data = self._last
+            is_same[0] = np.array_equal(codes, frame.variables)
+            changed[0] = is_same[0] and bool((data != frame.columns["copy"]).any())
+        self._last = None
+        if shown[-1] != NONE:
+            frame = window.frames[int(shown[-1])]
+            self._last = frame.variables, frame.columns["copy"].copy()
+        return is_same, changed
 
     def _explain(self, window: Window, frame: Frame | None) -> Explanation:
         if frame is None:
@@ -164,19 +171,6 @@ class _Monitor(Monitor):
                 ),
             ),
         )
-
-
-def _first_step(window: Window) -> int:
-    """Return the row of the first step of a window that raised nothing, `NONE` without."""
-    calls, apis = window.calls, window.catalog.apis
-    rows = [
-        row
-        for code in window.api_codes
-        if apis[code].role == "step"
-        for row in window.rows_of_api(code).tolist()
-        if calls.exception[row] == NONE
-    ]
-    return min(rows, default=NONE)
 
 
 class _Proposer(Proposer):

@@ -12,7 +12,8 @@ from traincheck_plugin.events import Bool, Int32, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import accumulation, find_cause
-from traincheck_plugin.relations.moments import Moments, is_backward, is_named, moments
+from traincheck_plugin.relations.frames import is_backward, is_named
+from traincheck_plugin.relations.moments import Moments, moments
 from traincheck_plugin.relations.naming import short
 
 MAX_CELLS = 1 << 20

@@ -1,12 +1,12 @@
 """Attributes of variables that follow from recorded ones.
 
-A rule may name them like any other. Each is a column over the variables of a frame.
+A rule may name them like any other. Each is a column over the variables of some moments.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -16,39 +16,52 @@ from traincheck_plugin.events import (
     Array,
     Bool,
     Catalog,
-    Frame,
     GradState,
     Int64,
+    Variable,
     VariableKind,
     Window,
 )
+from traincheck_plugin.invariants.model import VAR_TYPES
+from traincheck_plugin.relations.frames import frames_at
+from traincheck_plugin.relations.moments import Moments, by_stack
 
 _NULL = int(GradState.NULL)
+_TRAINED = ("optimizer", "requires_grad")
 
 
-class Modules:
-    """Numbers the modules that own variables, in a catalog that grows."""
+class _Numbers:
+    """Numbers what variables belong to, in a catalog that grows."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: Callable[[Variable], object]) -> None:
+        self._key = key
         self._catalog: Catalog | None = None
-        self._numbers: dict[tuple[str, str], int] = {}
-        self._module_of: Int64 = np.zeros(0, np.int64)
+        self._numbers: dict[object, int] = {}
+        self._by_code: Int64 = np.zeros(0, np.int64)
 
     def of(self, catalog: Catalog, variables: Array) -> Int64:
-        """Return the number of the module that owns each of *variables*."""
+        """Return the number of what each of *variables* belongs to."""
         if catalog is not self._catalog:
             self._catalog, self._numbers = catalog, {}
-            self._module_of = np.zeros(0, np.int64)
-        known = len(self._module_of)
+            self._by_code = np.zeros(0, np.int64)
+        known = len(self._by_code)
         if known < len(catalog.variables):
-            new = []
-            for code in range(known, len(catalog.variables)):
-                variable = catalog.variables[code]
-                key = (variable.owner, variable.name.rpartition(".")[0])
-                new.append(self._numbers.setdefault(key, len(self._numbers)))
-            self._module_of = np.append(self._module_of, np.array(new, np.int64))
-        numbers: Int64 = self._module_of[variables]
+            keys = [self._key(catalog.variables[c]) for c in range(known, len(catalog.variables))]
+            new = [self._numbers.setdefault(key, len(self._numbers)) for key in keys]
+            self._by_code = np.append(self._by_code, np.array(new, np.int64))
+        numbers: Int64 = self._by_code[variables]
         return numbers
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+class Belongings:
+    """Tells which variables belong together: to one module, or to one model."""
+
+    def __init__(self) -> None:
+        self.modules = _Numbers(lambda v: (v.owner, v.name.rpartition(".")[0]))
+        self.owners = _Numbers(lambda v: v.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,70 +71,73 @@ class _Derived:
     Attributes:
         kind: of the variables.
         needs: recorded attributes of parameters that it follows from.
-        column: gives it for a frame at a call (a row of the window).
+        column: gives it for moments of a window; None where they do not tell.
     """
 
     kind: VariableKind
     needs: tuple[str, ...]
-    column: Callable[[Window, int, Frame, Modules], Array | None]
+    column: Callable[[Window, Moments, Belongings], Array | None]
 
 
-def _used(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
-    return np.asarray(frame.columns["in_model"] | (frame.columns["grad"] > _NULL))
+def _used(window: Window, shown: Moments, belongings: Belongings) -> Array:
+    return np.asarray(shown.column("in_model") | (shown.column("grad") > _NULL))
 
 
-def _accounted(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
-    columns = frame.columns
+def _accounted(window: Window, shown: Moments, belongings: Belongings) -> Array:
     return np.asarray(
-        (columns["grad"] <= _NULL) | columns["in_model"] | (columns["optimizer"] != NONE)
+        (shown.column("grad") <= _NULL)
+        | shown.column("in_model")
+        | (shown.column("optimizer") != NONE)
     )
 
 
-def _module_held(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
-    module_of = modules.of(window.catalog, frame.variables)
-    held = frame.columns["optimizer"] != NONE
-    siblings: Bool = np.isin(module_of, module_of[held])
-    return siblings
+def _module_held(window: Window, shown: Moments, belongings: Belongings) -> Array:
+    module_of = belongings.modules.of(window.catalog, shown.variables)
+    held = shown.column("optimizer") != NONE
+    return _any_of(held, module_of, len(belongings.modules))[:, module_of]
 
 
-def _beside_frozen(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
-    columns = frame.columns
-    owners = window.catalog.owner_of(frame.variables)
-    idle = (columns["optimizer"] != NONE) & ~columns["requires_grad"]
-    beside: Bool = np.isin(owners, owners[idle]) & (columns["grad"] > _NULL)
-    return beside
+def _beside_frozen(window: Window, shown: Moments, belongings: Belongings) -> Array:
+    owners = belongings.owners.of(window.catalog, shown.variables)
+    idle = (shown.column("optimizer") != NONE) & ~shown.column("requires_grad")
+    beside: Bool = _any_of(idle, owners, len(belongings.owners))[:, owners]
+    return beside & (shown.column("grad") > _NULL)
 
 
-def _is_first(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
-    columns = frame.columns
-    ran = columns["ran"]
-    trained = (columns["optimizer"] == window.calls.object[row]) & columns["requires_grad"]
-    candidates: Bool = trained & (ran >= 0)
-    if candidates.any():
-        candidates &= ran == ran[candidates].min()
-    return candidates
+def _any_of(mask: Bool, numbers: Int64, size: int) -> Bool:
+    """Return in each row which of the numbers 0 to *size* have a column that is set."""
+    found = np.zeros((len(mask), size), np.bool_)
+    if len(numbers):
+        order = np.argsort(numbers, kind="stable")
+        present, first = np.unique(numbers[order], return_index=True)
+        found[:, present] = np.logical_or.reduceat(mask[:, order], first, axis=1)
+    return found
 
 
-def _ran_with_gradients(window: Window, row: int, frame: Frame, modules: Modules) -> Array:
-    return np.asarray(frame.columns["ran"] != RUN_WITHOUT_GRADIENTS)
+def _is_first(window: Window, shown: Moments, belongings: Belongings) -> Array:
+    ran = shown.column("ran")
+    held = shown.select((("held", True),))
+    candidates = held & shown.column("requires_grad") & (ran >= 0)
+    least = np.where(candidates, ran, np.iinfo(ran.dtype).max).min(axis=1, keepdims=True)
+    return np.asarray(candidates & (ran == least))
 
 
-def _learns(window: Window, row: int, frame: Frame, modules: Modules) -> Array | None:
+def _ran_with_gradients(window: Window, shown: Moments, belongings: Belongings) -> Array:
+    return np.asarray(shown.column("ran") != RUN_WITHOUT_GRADIENTS)
+
+
+def _learns(window: Window, shown: Moments, belongings: Belongings) -> Array | None:
     """Tell of modules whether they are part of a model that an optimizer trains."""
-    shown = next(
-        (
-            other
-            for other in window.frames_of_call.get(int(window.calls.call[row]), ())
-            if other.phase == frame.phase and {"optimizer", "requires_grad"} <= set(other.columns)
-        ),
-        None,
-    )
-    if shown is None:
+    positions = frames_at(window, shown.calls, VAR_TYPES["parameter"], _TRAINED, is_begin=True)
+    if (positions == NONE).all():
         return None
-    columns, variables = shown.columns, window.catalog.variables
-    trained: Bool = (columns["optimizer"] != NONE) & columns["requires_grad"]
-    owners = {variables[int(code)].owner for code in shown.variables[trained]}
-    return np.array([variables[int(code)].owner in owners for code in frame.variables], np.bool_)
+    owners = belongings.owners.of(window.catalog, shown.variables)
+    learns = np.zeros((len(shown), len(owners)), np.bool_)
+    for rows, parameters in by_stack(window, positions):
+        trained = (parameters.column("optimizer") != NONE) & parameters.column("requires_grad")
+        of_parameters = belongings.owners.of(window.catalog, parameters.variables)
+        learns[rows] = _any_of(trained, of_parameters, len(belongings.owners))[:, owners]
+    return learns
 
 
 DERIVED: Mapping[str, _Derived] = {
@@ -144,30 +160,25 @@ model of which an optimizer trains something.
 """
 
 
-def extended(
-    window: Window, row: int, frame: Frame, names: Iterable[str], modules: Modules
-) -> Frame | None:
-    """Return *frame* with the derived columns among *names*; None where it cannot tell.
+def has(window: Window, shown: Moments, name: str, belongings: Belongings) -> bool:
+    """Return whether moments have an attribute, deriving it where they can.
 
     Args:
-        window: where it happened.
-        row: the call at which the frame was taken.
-        frame: of variables of one kind.
-        names: of attributes, recorded and derived.
-        modules: of the catalog of the window.
+        window: where they are.
+        shown: of calls that begin.
+        name: of the attribute, recorded or derived.
+        belongings: of the variables of the catalog.
     """
-    columns = dict(frame.columns)
-    for name in names:
-        derived = DERIVED.get(name)
-        if derived is None or name in columns:
-            continue
-        if derived.kind == "parameter" and not columns.keys() >= set(derived.needs):
-            return None
-        column = derived.column(window, row, frame, modules)
-        if column is None:
-            return None
-        columns[name] = column
-    return replace(frame, columns=columns)
+    if shown.has(name):
+        return True
+    derived = DERIVED.get(name)
+    if derived is None or (derived.kind == "parameter" and not all(map(shown.has, derived.needs))):
+        return False
+    column = derived.column(window, shown, belongings)
+    if column is None:
+        return False
+    shown.add(name, column)
+    return True
 
 
 def needed(names: Iterable[str]) -> set[tuple[VariableKind, str]]:

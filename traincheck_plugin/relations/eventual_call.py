@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Api, Frame, GradState, Window
-from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.events import NONE, GradState, Int32, Int64, Window
+from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -20,14 +21,18 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.lifecycle import (
     completed,
     label,
     named_optimizer,
     rows_of_role,
 )
+from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, gradient_plan, pair
+
+PARAMETER = VAR_TYPES["parameter"]
 
 MIN_BACKWARDS = 3
 """Backwards that gave gradients to parameters which no step used, before anyone is suspicious."""
@@ -49,6 +54,7 @@ class EventualCallRelation(Relation):
     """
 
     name = "EventualCallRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -113,25 +119,35 @@ class _Monitor(Monitor):
         self._sees_steps = False
 
     def observe(self, window: Window) -> Examples:
-        for row in window.rows_of_name(self._made).tolist():
-            key = self._key(window, row)
-            if key and key not in self._used:
-                api = window.catalog.apis[int(window.calls.api[row])]
-                what = short(api.name.rpartition(".")[0])
-                self._waiting.setdefault(key, _Made(what, int(window.calls.source[row])))
-        rows = completed(window, window.rows_of_name(self._called.api_full_name))
-        for row in rows.tolist():
-            key = self._key(window, row)
-            self._used.add(key)
-            self._waiting.pop(key, None)
+        made = window.rows_of_name(self._made)
+        called = completed(window, window.rows_of_name(self._called.api_full_name))
+        _, first = np.unique(self._about(window)[called], return_index=True)
+        new = [row for row in called[first].tolist() if self._key(window, row) not in self._used]
+        # Who waits is another matter from the window on in which one is made or called first.
+        turns = {window.start_of(row) for row in (*made.tolist(), *new)}
+        for start, stop in pairwise([*sorted({0, *turns}), len(window.calls)]):
+            for row in _within(made, slice(start, stop)).tolist():
+                self._wait(window, row)
+            for row in new:
+                if start <= row < stop:
+                    key = self._key(window, row)
+                    self._used.add(key)
+                    self._waiting.pop(key, None)
+            if self._waiting:
+                self._follow(window, slice(start, stop))
         # Where everything is compiled, no step is ever seen.
         self._sees_steps |= bool(len(rows_of_role(window, "step")))
-        if self._waiting:
-            self._follow(window)
-        if not len(rows):
+        if not len(called):
             return NO_EXAMPLES
-        holds = np.ones(len(rows), np.bool_)
-        return Examples.of_calls(window, rows, holds, lambda row: Explanation(message=""))
+        holds = np.ones(len(called), np.bool_)
+        return Examples.of_calls(window, called, holds, lambda row: Explanation(message=""))
+
+    def _wait(self, window: Window, row: int) -> None:
+        key = self._key(window, row)
+        if key and key not in self._used:
+            api = window.catalog.apis[int(window.calls.api[row])]
+            what = short(api.name.rpartition(".")[0])
+            self._waiting.setdefault(key, _Made(what, int(window.calls.source[row])))
 
     def finish(self) -> Examples:
         found = [(key, made) for key, made in self._waiting.items() if self._is_left(made)]
@@ -147,12 +163,16 @@ class _Monitor(Monitor):
         )
 
     @abstractmethod
+    def _about(self, window: Window) -> Int32:
+        """Return for all calls codes that tell optimizers apart that they are about."""
+
+    @abstractmethod
     def _key(self, window: Window, row: int) -> str:
         """Return the label of the optimizer that the call is about."""
 
     @abstractmethod
-    def _follow(self, window: Window) -> None:
-        """Look whether those that wait are in use."""
+    def _follow(self, window: Window, some: slice) -> None:
+        """Look in some of the calls whether those that wait are in use."""
 
     @abstractmethod
     def _is_left(self, made: _Made) -> bool:
@@ -164,15 +184,22 @@ class _Monitor(Monitor):
 
 
 class _Schedulers(_Monitor):
+    def _about(self, window: Window) -> Int32:
+        return window.calls.inputs
+
     def _key(self, window: Window, row: int) -> str:
         return named_optimizer(window, row)
 
-    def _follow(self, window: Window) -> None:
-        for row in completed(window, rows_of_role(window, "step")).tolist():
-            made = self._waiting.get(label(window, row))
-            if made is not None:
-                made.epochs.add(window.catalog.contexts[int(window.calls.context[row])].epoch)
-                made.seen(window, row)
+    def _follow(self, window: Window, some: slice) -> None:
+        rows = _within(completed(window, rows_of_role(window, "step")), some)
+        objects = window.calls.object[rows]
+        epochs = window.catalog.contexts.column("epoch")[window.calls.context[rows]]
+        for key, made in self._waiting.items():
+            code = window.catalog.objects.find(key)
+            own = np.flatnonzero(objects == code)
+            if code != NONE and len(own):
+                made.epochs.update(epochs[own].tolist())
+                made.seen(window, int(rows[own[-1]]))
 
     def _is_left(self, made: _Made) -> bool:
         return len(made.epochs) > 1
@@ -194,29 +221,34 @@ class _Optimizers(_Monitor):
         # What any step is responsible for: an optimizer that was replaced waits for nothing.
         self._stepped: set[int] = set()
 
+    def _about(self, window: Window) -> Int32:
+        return window.calls.object
+
     def _key(self, window: Window, row: int) -> str:
         return label(window, row)
 
-    def _follow(self, window: Window) -> None:
-        objects = window.catalog.objects
-        rows = window.row_of_call
-        codes_of = {objects.find(key): made for key, made in self._waiting.items()}
-        for frame in window.frames:
-            row = rows.get(frame.call)
-            if row is None or not {"grad", "optimizer"} <= set(frame.columns):
-                continue
-            api = window.catalog.apis[int(window.calls.api[row])]
-            holders = frame.columns["optimizer"]
-            if api.role == "step" and frame.phase == "begin":
-                mine = holders == window.calls.object[row]
-                self._stepped.update(frame.variables[mine].tolist())
-            elif _is_backward_end(api, frame):
-                has = frame.columns["grad"] >= GradState.NON_ZERO
-                for code in set(holders[has].tolist()) & set(codes_of):
-                    made = codes_of[code]
-                    made.codes.update(frame.variables[has & (holders == code)].tolist())
-                    made.num_backwards += 1
-                    made.seen(window, row)
+    def _follow(self, window: Window, some: slice) -> None:
+        steps = _within(rows_of_role(window, "step"), some)
+        backwards = _within(rows_of_role(window, "backward"), some)
+        begins = frames_at(window, steps, PARAMETER, ("grad", "optimizer"), is_begin=True)
+        ends = frames_at(window, backwards, PARAMETER, ("grad", "optimizer"), is_begin=False)
+        for indexes, shown in by_stack(window, begins):
+            targets = window.calls.object[steps[indexes]]
+            mine = (shown.column("optimizer") == targets[:, None]).any(axis=0)
+            self._stepped.update(shown.variables[mine].tolist())
+        for key, made in self._waiting.items():
+            code = window.catalog.objects.find(key)
+            last = NONE
+            for indexes, shown in by_stack(window, ends):
+                has = shown.column("grad") >= int(GradState.NON_ZERO)
+                own = has & (shown.column("optimizer") == code)
+                some_own = np.flatnonzero(own.any(axis=1))
+                if len(some_own):
+                    made.codes.update(shown.variables[own.any(axis=0)].tolist())
+                    made.num_backwards += len(some_own)
+                    last = max(last, int(backwards[indexes[some_own[-1]]]))
+            if last != NONE:
+                made.seen(window, last)
 
     def _is_left(self, made: _Made) -> bool:
         return made.num_backwards >= MIN_BACKWARDS and not made.codes <= self._stepped
@@ -232,8 +264,8 @@ class _Optimizers(_Monitor):
         )
 
 
-def _is_backward_end(api: Api, frame: Frame) -> bool:
-    return api.role == "backward" and frame.phase == "end"
+def _within(rows: Int64, some: slice) -> Int64:
+    return rows[np.searchsorted(rows, some.start) : np.searchsorted(rows, some.stop)]
 
 
 class _Proposer(Proposer):

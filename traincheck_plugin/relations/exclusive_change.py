@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Frame, Int64, Phase, Window
+from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -24,10 +24,11 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import left_behind
+from traincheck_plugin.relations.lifecycle import completed, last_of_each
+from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
 from traincheck_plugin.relations.role_proposer import RoleProposer
-from traincheck_plugin.relations.values import align, is_about
 
 CHANGED = VarTypeParam(
     var_type=VAR_TYPES["parameter"],
@@ -48,6 +49,7 @@ class ExclusiveChangeRelation(Relation):
     """
 
     name = "ExclusiveChangeRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return RoleProposer(self.name, frozenset({"step"}), CHANGED)
@@ -78,58 +80,64 @@ class _Monitor(Monitor):
         self._variables = variables
 
     def observe(self, window: Window) -> Examples:
-        calls = window.calls
-        rows = window.rows_of_name(self._api.api_full_name)
-        rows = rows[calls.exception[rows] == NONE]
+        rows = completed(window, window.rows_of_name(self._api.api_full_name))
         rows = rows[~_is_inside(window, rows)]
-        writer = np.full(len(window.catalog.variables), NONE, np.int64)
-        shared: dict[int, Int64] = {}
-        judged = NONE
-        for row in rows.tolist():
-            codes = self._changed(window, row)
-            if codes is None:
-                continue
-            judged = row
-            target = int(calls.object[row])
-            earlier = writer[codes]
-            both = codes[(earlier != NONE) & (earlier != target)]
-            if len(both):
-                shared[row] = both
-            writer[codes] = target
-        if judged == NONE:
+        found = list(pairs(window, rows, self._variables))
+        if not found:
             return NO_EXAMPLES
-        first = next(iter(shared), judged)
+        rows = np.sort(np.concatenate([both.begin.calls for both in found]))
+        judged = last_of_each(window, rows)
+        positions = window.position_of(judged)
+        shared: dict[int, tuple[Window, int, Int64]] = {}
+        for index in self._suspects(window, found, positions):
+            part = window.part(int(positions[index]))
+            own = rows[window.position_of(rows) == positions[index]]
+            offset = 0 if window.joint is None else int(window.joint.calls[positions[index]])
+            first = self._first_shared(part, own - offset)
+            if first is not None:
+                judged[index] = first[0] + offset
+                shared[index] = part, *first
+        holds = np.ones(len(judged), np.bool_)
+        holds[list(shared)] = False
+        return Examples.of_calls(window, judged, holds, lambda index: self._explain(*shared[index]))
 
-        def explain(index: int) -> Explanation:
-            return self._explain(window, first, shared[first])
+    def _suspects(self, window: Window, found: list[Pair], positions: Int64) -> list[int]:
+        """Return which of the windows have a variable that calls on several objects change."""
+        objects = window.calls.object
+        if len({code for both in found for code in objects[both.begin.calls].tolist()}) == 1:
+            return []
+        codes = np.unique(np.concatenate([both.begin.variables for both in found]))
+        beyond = len(window.catalog.objects)
+        first = np.full((len(positions), len(codes)), beyond)
+        last = np.full(first.shape, NONE)
+        for both in found:
+            variables, changed = changes(both)
+            rows = np.searchsorted(positions, window.position_of(both.begin.calls))
+            columns = np.searchsorted(codes, variables)
+            targets = objects[both.begin.calls][:, None]
+            fold(np.minimum, first, rows, columns, np.where(changed, targets, beyond))
+            fold(np.maximum, last, rows, columns, np.where(changed, targets, NONE))
+        return np.flatnonzero((first < last).any(axis=1)).tolist()
 
-        return Examples.of_calls(
-            window, np.array([first], np.int64), np.array([not shared]), explain
-        )
-
-    def _changed(self, window: Window, row: int) -> Int64 | None:
-        """Return the variables that a call changed; None where its frames do not tell."""
-        frames = self._frames(window, row)
-        if len(frames) < 2:
-            return None
-        begin, end = frames["begin"], frames["end"]
-        common = align(begin, end)
-        first, second = (slice(None), slice(None)) if common is None else common
-        changed = begin.columns["data"][first] != end.columns["data"][second]
-        codes: Int64 = begin.variables[first][changed].astype(np.int64)
-        return codes
-
-    def _frames(self, window: Window, row: int) -> dict[Phase, Frame]:
-        return {
-            frame.phase: frame
-            for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
-            if is_about(window, frame, self._variables)
-        }
+    def _first_shared(self, window: Window, rows: Int64) -> tuple[int, Int64] | None:
+        """Return the first call of a single window that changes what one on another object did."""
+        writer: dict[int, int] = {}
+        for both in pairs(window, rows, self._variables):
+            variables, changed = changes(both)
+            row = int(both.begin.calls[0])
+            target = int(window.calls.object[row])
+            codes = variables[changed[0]].tolist()
+            shared = [code for code in codes if writer.get(code, target) != target]
+            if shared:
+                return row, np.array(shared, np.int64)
+            writer.update(dict.fromkeys(codes, target))
+        return None
 
     def _explain(self, window: Window, row: int, codes: Int64) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in codes]
         who = describe_variables(names)
-        frame = self._frames(window, row)["begin"]
+        begin = next(pairs(window, np.array([row]), self._variables)).begin
+        frame = window.frames[int(begin.positions[0])]
         behind, _ = left_behind(window, frame, np.isin(frame.variables, codes))
         instead = f"; {describe_variables(behind)} require gradients and are in no optimizer"
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
@@ -146,11 +154,14 @@ class _Monitor(Monitor):
         )
 
 
-def _is_inside(window: Window, rows: Int64) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """Return which of the calls are inside another of them; rows are ordered by their end."""
-    begins, ends = window.calls.begin[rows], window.calls.end[rows]
-    # Calls nest, so one is inside another iff one that ends later began before it.
-    earliest = np.minimum.accumulate(begins[::-1])[::-1]
+def _is_inside(window: Window, rows: Int64) -> Bool:
+    """Return which of the calls are inside another of their window; ordered by their ends."""
     inside = np.zeros(len(rows), np.bool_)
-    inside[:-1] = (earliest[1:] < begins[:-1]) & (ends[:-1] < ends[1:])
+    if len(rows) > 1:
+        # What is of a later window is taken to begin later.
+        begins, ends = window.calls.begin[rows], window.calls.end[rows]
+        begins = begins + window.position_of(rows) * (int(ends[-1]) + 1)
+        # Calls nest, so one is inside another iff one that ends later began before it.
+        earliest = np.minimum.accumulate(begins[::-1])[::-1]
+        inside[:-1] = (earliest[1:] < begins[:-1]) & (ends[:-1] < ends[1:])
     return inside

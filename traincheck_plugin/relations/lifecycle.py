@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Int64, Role, Window
+from traincheck_plugin.events import NONE, Int32, Int64, Role, Window
 
 SCALER_STEP = "torch.amp.GradScaler.step"
 
@@ -20,11 +20,47 @@ def completed(window: Window, rows: Int64) -> Int64:
     return kept
 
 
+def first_of_each(window: Window, rows: Int64) -> Int64:
+    """Return the first of *rows* in each of the windows joined that has one."""
+    if window.joint is None:
+        return rows[:1]
+    positions = window.position_of(rows)
+    is_first = np.ones(len(rows), np.bool_)
+    is_first[1:] = positions[1:] != positions[:-1]
+    return rows[is_first]
+
+
+def last_of_each(window: Window, rows: Int64) -> Int64:
+    """Return the last of *rows* in each of the windows joined that has one."""
+    if window.joint is None:
+        return rows[-1:]
+    positions = window.position_of(rows)
+    is_last = np.ones(len(rows), np.bool_)
+    is_last[:-1] = positions[1:] != positions[:-1]
+    return rows[is_last]
+
+
 def skipped_steps(window: Window, steps: Int64) -> Int64:
     """Return the rows of a scaler's step in which none of the *steps* was made."""
     calls = window.calls
     scaled = window.rows_of_name(SCALER_STEP)
+    if not len(scaled):
+        return scaled
     return scaled[~np.isin(calls.call[scaled], calls.parent[steps])]
+
+
+def previous(objects: Int32) -> Int64:
+    """Return for each of some calls, by their objects, the one before it on its object.
+
+    Returns:
+        Indexes; `NONE` for the first on an object.
+    """
+    found = np.full(len(objects), NONE, np.int64)
+    if len(objects) > 1:
+        order = np.argsort(objects, kind="stable")
+        is_same = objects[order[1:]] == objects[order[:-1]]
+        found[order[1:][is_same]] = order[:-1][is_same]
+    return found
 
 
 def named_optimizer(window: Window, row: int) -> str:

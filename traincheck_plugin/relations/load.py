@@ -36,6 +36,7 @@ class LoadRelation(Relation):
     """
 
     name = "LoadRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()

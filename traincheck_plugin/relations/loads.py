@@ -19,13 +19,13 @@ class Load:
     """One call of `load_state_dict`.
 
     Attributes:
-        sequence: when it ended.
+        row: of the call.
         subject: code of the object that was loaded into, or `NONE`.
         outcome: how much of it was loaded: ``all``, ``some`` or ``none``; "" where unknown.
         text: the call, with its place in the source.
     """
 
-    sequence: int
+    row: int
     subject: int
     outcome: str
     text: str
@@ -44,7 +44,7 @@ def loads_in(window: Window, name: str) -> list[Load]:
     calls = window.calls
     return [
         Load(
-            sequence=int(calls.end[row]),
+            row=row,
             subject=int(calls.object[row]),
             outcome=outcome_of(window, row),
             text=f"{short(name)}{place(window, row)}",

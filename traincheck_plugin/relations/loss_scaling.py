@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Role, Window
+from traincheck_plugin.events import Bool, Int64, Role, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -38,6 +38,7 @@ class LossScalingRelation(Relation):
     """
 
     name = "LossScalingRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return RoleProposer(self.name, JUDGED)
@@ -72,31 +73,34 @@ class _Monitor(Monitor):
             return NO_EXAMPLES
         calls, contexts = window.calls, window.catalog.contexts
         rows = window.rows_of_name(self._api)
-        marks = np.sort(np.concatenate([rows_of_role(window, "forward", "step"), rows]))
-        found, holds, scalings = [], [], []
-        judged = set(rows.tolist())
-        for row in np.unique(marks).tolist():
-            context = contexts[int(calls.context[row])]
-            role = window.catalog.apis[int(calls.api[row])].role
-            if role == "forward":
-                self._is_half |= context.autocast == HALF and context.grad_enabled
-            if row in judged:
-                found.append(row)
-                scalings.append(context.scaling)
-                is_off = context.scaling == "disabled" and self._is_half
-                holds.append(context.scaling != "scaled" and not is_off)
-            if role == "step":
-                self._is_half = False
-        if not found:
+        steps = rows_of_role(window, "step")
+        is_half = self._was_half(window, rows, steps)
+        if not len(rows):
             return NO_EXAMPLES
+        scaling = contexts.column("scaling")[calls.context[rows]]
+        scaled, disabled = contexts.others.find("scaled"), contexts.others.find("disabled")
+        holds = (scaling != scaled) & ~((scaling == disabled) & is_half)
 
         def explain(index: int) -> Explanation:
-            name = short(window.catalog.apis[int(calls.api[found[index]])].name)
-            return _explain(name, scalings[index])
+            name = short(window.catalog.apis[int(calls.api[rows[index]])].name)
+            return _explain(name, str(contexts.others[int(scaling[index])]))
 
-        return Examples.of_calls(
-            window, np.array(found, np.int64), np.array(holds, np.bool_), explain
-        )
+        return Examples.of_calls(window, rows, holds, explain)
+
+    def _was_half(self, window: Window, rows: Int64, steps: Int64) -> Bool:
+        """Return whether a forward ran in float16 before each call and since the last step."""
+        contexts = window.catalog.contexts
+        forwards = rows_of_role(window, "forward")
+        codes = window.calls.context[forwards]
+        is_half = contexts.column("autocast")[codes] == contexts.others.find(HALF)
+        halves = forwards[is_half & (contexts.column("grad_enabled")[codes] == 1)]
+        # What was before the window comes first: a forward after the last step, or before it.
+        halves = np.concatenate([[-1 if self._is_half else -3], halves])
+        steps = np.concatenate([[-2], steps])
+        self._is_half = bool(halves[-1] > steps[-1])
+        last_half = halves[np.searchsorted(halves, rows) - 1]
+        was_half: Bool = last_half > steps[np.searchsorted(steps, rows) - 1]
+        return was_half
 
 
 def _explain(name: str, scaling: str) -> Explanation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -55,6 +56,7 @@ class LossShareRelation(Relation):
     """
 
     name = "LossShareRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -92,20 +94,29 @@ class _Shares:
         self._pending.clear()
         self._taken.clear()
 
-    def observe(self, window: Window) -> list[tuple[int, list[float]]]:
+    def observe(self, window: Window, start: int = 0) -> list[tuple[int, list[float]]]:
         """Return the rows of the steps that end a cycle, with the factors of its backwards.
 
         A cycle without a backward, or with one whose factor is not known, is left out.
+
+        Args:
+            window: the next one.
+            start: row of the first call that counts.
         """
         calls, apis = window.calls, window.catalog.apis
         steps = completed(window, rows_of_role(window, "step"))
-        skipped = set(skipped_steps(window, steps).tolist())
-        rows = np.concatenate([rows_of_role(window, "backward", "zero_grad", "step"), [*skipped]])
+        skipped = skipped_steps(window, steps)
+        rows = np.union1d(rows_of_role(window, "backward", "zero_grad", "step"), skipped)
+        rows = rows[np.searchsorted(rows, start) :]
+        is_skipped = set(skipped.tolist())
         found = []
         # In the order in which calls end: few for each step.
-        for row in np.unique(rows.astype(np.int64)).tolist():
-            api, target = apis[int(calls.api[row])], int(calls.object[row])
-            if row in skipped:
+        of_rows = zip(
+            rows.tolist(), calls.api[rows].tolist(), calls.object[rows].tolist(), strict=True
+        )
+        for row, code, target in of_rows:
+            api = apis[code]
+            if row in is_skipped:
                 self._clear()
             elif api.role == "backward":
                 if api.name != "torch.autograd.grad":
@@ -117,8 +128,8 @@ class _Shares:
                 self._taken[target] = len(self._pending)
             else:
                 self._taken[target] = len(self._pending)
-            self._trim()
-        return [(row, factors) for row, factors in found if factors and not np.isnan(factors).any()]
+        self._trim()
+        return [(row, f) for row, f in found if f and not any(map(math.isnan, f))]
 
     def _clear(self, target: int = -1) -> None:
         """Forget what was meant for one optimizer, or (of a module) for all."""
@@ -206,17 +217,20 @@ class _Proposer(Proposer):
         self._sums: dict[APIParam, set[str]] = {}
 
     def observe(self, window: Window) -> None:
+        # What is new counts from the window on in which it is called first.
+        starts: dict[APIParam, int] = {}
         for code in window.api_codes:
             api = window.catalog.apis[code]
-            if api.role == "step":
-                param = APIParam(api_full_name=api.general, role=api.role)
-                self._steps.setdefault(param, _Shares(api.general))
+            param = APIParam(api_full_name=api.general, role=api.role)
+            if api.role == "step" and param not in self._steps:
+                self._steps[param] = _Shares(api.general)
+                starts[param] = window.start_of(window.rows_of_name(api.general)[0])
         for param, shares in self._steps.items():
             if not window.observed:
                 shares.forget()
                 continue
             sums = self._sums.setdefault(param, set())
-            for _, factors in shares.observe(window):
+            for _, factors in shares.observe(window, starts.get(param, 0)):
                 if not _is_shared(factors):
                     continue
                 total = sum(factors)

@@ -5,7 +5,7 @@ What several rules ask of the same frames is found out once and kept with the wi
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,14 @@ from traincheck_plugin.events import (
     Int64,
     Window,
 )
-from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
+from traincheck_plugin.invariants.model import VarTypeParam
+from traincheck_plugin.relations.frames import (
+    frames_at,
+    is_named,
+    of_type,
+    stacks_of,
+    types_of,
+)
 from traincheck_plugin.relations.values import matches
 from traincheck_plugin.stacks import frames_of, row_of_frames
 
@@ -69,6 +76,13 @@ class Moments:
         self._cache: dict[Any, Any] = {}
 
     @classmethod
+    def of(cls, window: Window, positions: Int64) -> Moments:
+        """Return frames that show the same; of a single window no more than one."""
+        if window.joint is None:
+            return cls.of_frame(window, int(positions[0]))
+        return cls.of_stack(window, int(frames_of(window).stack[positions[0]]), positions)
+
+    @classmethod
     def of_frame(cls, window: Window, position: int) -> Moments:
         """Return one frame, as it is."""
         key = cls, position
@@ -108,7 +122,11 @@ class Moments:
 
     def has(self, attribute: str) -> bool:
         """Return whether the frames show an attribute."""
-        return attribute in self._columns
+        return attribute in self._columns or attribute in self._cache
+
+    def add(self, attribute: str, values: Array) -> None:
+        """Show an attribute that follows from others, a row for each frame."""
+        self._cache[attribute] = values
 
     def column(self, attribute: str) -> Array:
         """Return the values of an attribute, a row for each frame."""
@@ -138,6 +156,19 @@ class Moments:
             return selected
         selected = self._cache[key] = self._select(where)
         return selected
+
+    def has_some(self, where: tuple[tuple[str, Any], ...]) -> Bool:
+        """Return in which frames some conditions select a variable."""
+        key = "some", where
+        found: Bool | None = self._cache.get(key)
+        if found is None:
+            selected = self.select(where)
+            if selected is None:
+                found = np.zeros(len(self), np.bool_)
+            else:
+                found = np.logical_or.reduce(selected, axis=1)
+            self._cache[key] = found
+        return found
 
     def _select(self, where: tuple[tuple[str, Any], ...]) -> Bool | None:
         mask = np.ones((len(self), len(self.variables)), np.bool_)
@@ -205,40 +236,42 @@ def moments(window: Window, about: VarTypeParam) -> list[Moments]:
     found: list[Moments] | None = window.cache.get(key)
     if found is None:
         if window.joint is None:
-            found = [Moments.of_frame(window, p) for p in _of_type(window, about.var_type)]
+            found = [Moments.of_frame(window, p) for p in of_type(window, about.var_type)]
         else:
             stack_of = frames_of(window).stack
             found = [
                 Moments.of_stack(window, number, np.flatnonzero(stack_of == number))
-                for number, name in enumerate(_types(window))
+                for number, name in enumerate(types_of(window))
                 if name == about.var_type
             ]
         window.cache[key] = found
     return [m for m in found if m.has(about.attr_name)]
 
 
-def moments_at_begin(window: Window, name: str, about: VarTypeParam) -> list[Moments]:
-    """Return those at the begin of calls whose API answers to *name*."""
-    key = moments_at_begin, name, about.var_type
+def moments_at_begin(window: Window, name: str, var_type: str) -> list[Moments]:
+    """Return the frames of a type of variable at the begin of calls that answer to *name*."""
+    key = moments_at_begin, name, var_type
     found: list[Moments] | None = window.cache.get(key)
     if found is None:
         found = window.cache[key] = []
         rows = window.rows_of_name(name)
-        if len(rows) and window.joint is None:
+        if window.joint is None:
+            calls = set(window.calls.call[rows].tolist())
             found += [
                 Moments.of_frame(window, position)
-                for position, _ in _of_calls(window, rows, about.var_type)
+                for position in (of_type(window, var_type) if calls else ())
                 if window.frames[position].phase == "begin"
+                and window.frames[position].call in calls
             ]
         elif len(rows):
-            frames, types = frames_of(window), _types(window)
+            frames, types = frames_of(window), types_of(window)
             mask = frames.is_begin & is_named(window, name)[row_of_frames(window)]
             positions = np.flatnonzero(mask)
             for number in np.unique(frames.stack[positions]).tolist():
-                if types[number] == about.var_type:
+                if types[number] == var_type:
                     chosen = positions[frames.stack[positions] == number]
                     found.append(Moments.of_stack(window, number, chosen))
-    return [m for m in found if m.has(about.attr_name)]
+    return found
 
 
 def pairs_of_calls(window: Window, name: str, about: VarTypeParam) -> list[Pair]:
@@ -249,143 +282,60 @@ def pairs_of_calls(window: Window, name: str, about: VarTypeParam) -> list[Pair]
     key = pairs_of_calls, name, about.var_type, about.attr_name
     found: list[Pair] | None = window.cache.get(key)
     if found is None:
-        rows = window.rows_of_name(name)
-        if not len(rows):
-            found = []
-        elif window.joint is None:
-            found = _pairs_of_frames(window, rows, about)
-        else:
-            found = _pairs_of_stacks(window, name, about)
-        window.cache[key] = found
+        found = window.cache[key] = list(pairs(window, window.rows_of_name(name), about))
     return found
 
 
-def _pairs_of_frames(window: Window, rows: Int64, about: VarTypeParam) -> list[Pair]:
-    """Return them one by one: a single window has few, and they come as single frames."""
-    begins: dict[int, Moments] = {}
-    found = {}
-    for position, row in _of_calls(window, rows, about.var_type):
-        shown = Moments.of_frame(window, position)
-        if not shown.has(about.attr_name):
-            continue
-        if window.frames[position].phase == "begin":
-            begins[row] = shown
-        elif row in begins:
-            found[row] = Pair(begins[row], shown, _common(begins[row].variables, shown.variables))
-    return list(found.values())
+def pairs(window: Window, rows: Int64, about: VarTypeParam) -> Iterator[Pair]:
+    """Yield what some calls began with and ended with; see `pairs_of_calls`."""
+    if not len(rows):
+        return
+    begins, ends = (
+        frames_at(window, rows, about.var_type, (about.attr_name,), is_begin=is_begin)
+        for is_begin in (True, False)
+    )
+    both = (begins != NONE) & (ends != NONE)
+    begins, ends = begins[both], ends[both]
+    stacks = np.stack([stacks_of(window, begins), stacks_of(window, ends)], axis=1)
+    for stack in dict.fromkeys(map(tuple, stacks.tolist())):
+        chosen = (stacks == stack).all(axis=1)
+        begin, end = Moments.of(window, begins[chosen]), Moments.of(window, ends[chosen])
+        yield Pair(begin, end, _common(begin.variables, end.variables))
 
 
-def _pairs_of_stacks(window: Window, name: str, about: VarTypeParam) -> list[Pair]:
-    """Return them by the stacks of both frames."""
-    frames = frames_of(window)
-    begins, ends = _matched(window, about)
-    chosen = is_named(window, name)[row_of_frames(window)[begins]]
-    begins, ends = begins[chosen], ends[chosen]
-    both = frames.stack[begins] * len(frames.stacks) + frames.stack[ends]
-    found = []
-    for number in np.unique(both).tolist():
-        first, second = divmod(number, len(frames.stacks))
-        chosen = both == number
-        begin = Moments.of_stack(window, first, begins[chosen])
-        end = Moments.of_stack(window, second, ends[chosen])
-        found.append(Pair(begin, end, _common(begin.variables, end.variables)))
-    return found
+def changes(both: Pair) -> tuple[Int32, Bool]:
+    """Return which variables the calls of a pair show at both ends, and whether those changed."""
+    before, after = both.begin.column("data"), both.end.column("data")
+    if both.common is None:
+        return both.begin.variables, before != after
+    first, second = both.common
+    return both.begin.variables[first], before[:, first] != after[:, second]
 
 
-def _of_calls(window: Window, rows: Int64, var_type: str) -> list[tuple[int, int]]:
-    """Return the positions of the frames of some calls, and the rows of those."""
-    wanted = {int(window.calls.call[row]): row for row in rows.tolist()}
-    frames = window.frames
-    return [
-        (position, wanted[frames[position].call])
-        for position in _of_type(window, var_type)
-        if frames[position].call in wanted
-    ]
+def by_stack(window: Window, positions: Int64) -> Iterator[tuple[Int64, Moments]]:
+    """Yield frames by what they show, each time with their indexes among *positions*.
+
+    Those of no frame (`NONE`) are left out.
+    """
+    stacks = stacks_of(window, positions)
+    for stack in np.unique(stacks[positions != NONE]).tolist():
+        indexes = np.flatnonzero(stacks == stack)
+        yield indexes, Moments.of(window, positions[indexes])
 
 
-def is_named(window: Window, name: str) -> Bool:
-    """Return for each call whether its API answers to *name*; the last is that of `NONE`."""
-    key = is_named, name
-    mask: Bool | None = window.cache.get(key)
-    if mask is None:
-        mask = window.cache[key] = np.zeros(len(window.calls) + 1, np.bool_)
-        mask[window.rows_of_name(name)] = True
-    return mask
+def fold(ufunc: np.ufunc, table: Array, rows: Int64, columns: Int64, values: Array) -> None:
+    """Combine values with those of a table; several of them may be of the same row of it.
 
-
-def is_backward(window: Window) -> Bool:
-    """Return for each call whether it goes backward; the last is that of `NONE`."""
-    mask: Bool | None = window.cache.get(is_backward)
-    if mask is None:
-        mask = window.cache[is_backward] = np.zeros(len(window.calls) + 1, np.bool_)
-        mask[window.rows_of_role("backward")] = True
-    return mask
-
-
-def place(window: Window, positions: Int64) -> tuple[Int64, Int32, Int64]:
-    """Return of frames the rows of their calls, their contexts and their sequence numbers."""
-    if window.joint is None:
-        frames = [window.frames[position] for position in positions.tolist()]
-        return (
-            np.array([window.row_of_call.get(frame.call, NONE) for frame in frames], np.int64),
-            np.array([frame.context for frame in frames], np.int32),
-            np.array([frame.sequence for frame in frames], np.int64),
-        )
-    stacked = frames_of(window)
-    rows = row_of_frames(window)[positions]
-    return rows, stacked.context[positions], stacked.sequence[positions]
-
-
-def _of_type(window: Window, var_type: str) -> list[int]:
-    """Return the positions of the frames of a single window that show a type of variable."""
-    by_type: dict[str, list[int]] | None = window.cache.get(_of_type)
-    if by_type is None:
-        by_type = window.cache[_of_type] = {}
-        for position, frame in enumerate(window.frames):
-            kind = window.kind(frame)
-            if kind is not None:
-                by_type.setdefault(VAR_TYPES[kind], []).append(position)
-    return by_type.get(var_type, [])
-
-
-def _types(window: Window) -> list[str]:
-    """Return what type of variable each stack shows, "" for none."""
-    types: list[str] | None = window.cache.get(_types)
-    if types is None:
-        variables = window.catalog.variables
-        types = window.cache[_types] = [
-            VAR_TYPES[variables[int(stack.variables[0])].kind] if len(stack.variables) else ""
-            for stack in frames_of(window).stacks
-        ]
-    return types
-
-
-def _matched(window: Window, about: VarTypeParam) -> tuple[Int64, Int64]:
-    """Return the frames at the begin of calls, and for each the one at the end of the same call."""
-    key = _matched, about.var_type, about.attr_name
-    both: tuple[Int64, Int64] | None = window.cache.get(key)
-    if both is None:
-        frames, rows = frames_of(window), row_of_frames(window)
-        shows = np.array(
-            [
-                name == about.var_type and about.attr_name in stack.columns
-                for name, stack in zip(_types(window), frames.stacks, strict=True)
-            ],
-            np.bool_,
-        )
-        there = shows[frames.stack] & (rows >= 0)
-        begins = np.flatnonzero(frames.is_begin & there)
-        ends = np.flatnonzero(~frames.is_begin & there)
-        begins = begins[np.argsort(rows[begins], kind="stable")]
-        ends = ends[np.argsort(rows[ends], kind="stable")]
-        if len(ends):
-            where = np.minimum(np.searchsorted(rows[ends], rows[begins]), len(ends) - 1)
-            same = rows[ends[where]] == rows[begins]
-            begins, ends = begins[same], ends[where[same]]
-        else:
-            begins = ends
-        both = window.cache[key] = begins, ends
-    return both
+    Args:
+        ufunc: combines two values.
+        table: gets the results.
+        rows: of the table, one for each row of *values*, ascending.
+        columns: of the table, one for each column.
+        values: what is combined with it.
+    """
+    present, first = np.unique(rows, return_index=True)
+    cells = np.ix_(present, columns)
+    table[cells] = ufunc(table[cells], ufunc.reduceat(values, first, axis=0))
 
 
 def _common(first: Int32, second: Int32) -> tuple[Array, Array] | None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import Array, GradState, Int32, Window
+from traincheck_plugin.events import NONE, Array, Int32, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -24,17 +24,24 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, rows_of_role
+from traincheck_plugin.relations.frames import frames_at
+from traincheck_plugin.relations.lifecycle import completed, previous, rows_of_role
+from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
 
+PARAMETER = VAR_TYPES["parameter"]
+
 GRADIENTS = VarTypeParam(
-    var_type=VAR_TYPES["parameter"],
+    var_type=PARAMETER,
     attr_name="grad_norm",
     post_value="changed",
     where=(("held", True),),
 )
+
+_SHOWN = ("grad", "grad_norm", "optimizer")
+_WITH_GRADIENT = (("held", True), ("grad", "non_zero"))
 
 
 class NewGradientsRelation(Relation):
@@ -49,6 +56,7 @@ class NewGradientsRelation(Relation):
     """
 
     name = "NewGradientsRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return RoleProposer(self.name, frozenset({"step"}), GRADIENTS)
@@ -95,21 +103,40 @@ class _Monitor(Monitor):
             return NO_EXAMPLES
         calls = window.calls
         backwards = calls.end[rows_of_role(window, "backward")]
-        rows, holds = [], []
-        for row in completed(window, window.rows_of_name(self._step)).tolist():
-            number = self._num_backwards + int(np.searchsorted(backwards, calls.end[row]))
-            met = self._met(window, row, number)
-            target = int(calls.object[row])
-            if met is None:
-                self._last.pop(target, None)
-                continue
-            previous = self._last.get(target)
-            self._last[target] = met
-            if previous is not None:
-                rows.append(row)
-                holds.append(number > previous.num_backwards or not met.is_same(previous))
+        rows = completed(window, window.rows_of_name(self._step))
+        numbers = self._num_backwards + np.searchsorted(backwards, calls.end[rows])
         self._num_backwards += len(backwards)
-        if not rows:
+        if not len(rows):
+            return NO_EXAMPLES
+        shown = frames_at(window, rows, PARAMETER, _SHOWN, is_begin=True)
+        is_met = np.zeros(len(rows), np.bool_)
+        for indexes, moments in by_stack(window, shown):
+            is_met[indexes] = moments.has_some(_WITH_GRADIENT)
+
+        def met(index: int) -> _Step:
+            frame = window.frames[int(shown[index])]
+            held = frame.columns["optimizer"] == calls.object[rows[index]]
+            norms = frame.columns["grad_norm"][held]
+            return _Step(int(numbers[index]), frame.variables[held], norms)
+
+        objects = calls.object[rows]
+        last = previous(objects)
+        is_judged = is_met & is_met[last] & (last != NONE)
+        holds = numbers > numbers[last]
+        for index in np.flatnonzero(is_judged & ~holds).tolist():
+            holds[index] = not met(index).is_same(met(int(last[index])))
+        for index in np.flatnonzero(is_met & (last == NONE)).tolist():
+            before = self._last.get(int(objects[index]))
+            if before is not None:
+                is_judged[index] = True
+                is_more = bool(numbers[index] > before.num_backwards)
+                holds[index] = is_more or not met(index).is_same(before)
+        for target, index in dict(zip(objects.tolist(), range(len(rows)), strict=True)).items():
+            self._last.pop(target, None)
+            if is_met[index]:
+                self._last[target] = met(index)
+        rows, holds = rows[is_judged], holds[is_judged]
+        if not len(rows):
             return NO_EXAMPLES
 
         def explain(index: int) -> Explanation:
@@ -123,16 +150,4 @@ class _Monitor(Monitor):
                 ),
             )
 
-        return Examples.of_calls(
-            window, np.array(rows, np.int64), np.array(holds, np.bool_), explain
-        )
-
-    def _met(self, window: Window, row: int, num_backwards: int) -> _Step | None:
-        for frame in window.frames_of_call.get(int(window.calls.call[row]), ()):
-            columns = frame.columns
-            if frame.phase == "begin" and {"grad", "grad_norm", "optimizer"} <= columns.keys():
-                held = columns["optimizer"] == window.calls.object[row]
-                if not (columns["grad"][held] >= GradState.NON_ZERO).any():
-                    return None
-                return _Step(num_backwards, frame.variables[held], columns["grad_norm"][held])
-        return None
+        return Examples.of_calls(window, rows, holds, explain)

@@ -48,6 +48,7 @@ class OneEpochRelation(Relation):
     """
 
     name = "OneEpochRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -76,18 +77,19 @@ class _Epochs:
 
     def forget(self) -> None:
         """Start anew after a stretch that was not observed."""
-        self._pending.clear()
+        self._pending = []
 
     def observe(self, window: Window) -> list[tuple[int, list[int]]]:
         """Return the rows of the steps that had backwards, with the epochs of these."""
-        calls, catalog = window.calls, window.catalog
         steps = completed(window, rows_of_role(window, "step"))
-        skipped = skipped_steps(window, steps)
         backwards = rows_of_role(window, "backward")
+        rows = np.sort(np.concatenate([steps, skipped_steps(window, steps), backwards]))
+        is_backward = np.isin(rows, backwards).tolist()
+        epochs = window.catalog.contexts.column("epoch")[window.calls.context[rows]].tolist()
         found = []
-        for row in np.sort(np.concatenate([steps, skipped, backwards])).tolist():
-            if catalog.apis[int(calls.api[row])].role == "backward":
-                self._pending.append(catalog.contexts[int(calls.context[row])].epoch)
+        for row, is_one, epoch in zip(rows.tolist(), is_backward, epochs, strict=True):
+            if is_one:
+                self._pending.append(epoch)
             elif self._pending:
                 found.append((row, self._pending))
                 self._pending = []

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Frame, Int64, Window
+from traincheck_plugin.events import NONE, Int64, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -25,7 +25,9 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, rows_of_role
+from traincheck_plugin.relations.frames import frames_at
+from traincheck_plugin.relations.lifecycle import completed, previous, rows_of_role
+from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
 
@@ -33,9 +35,9 @@ IN_A_ROW = 3
 """Optimizers that make a single step each until that is no coincidence: folds, stages and tasks
 begin with a new one."""
 
-STATE = VarTypeParam(
-    var_type=VAR_TYPES["slot"], attr_name="data", post_value="changed", where=(("held", True),)
-)
+PARAMETER, SLOT = VAR_TYPES["parameter"], VAR_TYPES["slot"]
+
+STATE = VarTypeParam(var_type=SLOT, attr_name="data", post_value="changed", where=(("held", True),))
 
 
 class OptimizerKeptRelation(Relation):
@@ -50,6 +52,7 @@ class OptimizerKeptRelation(Relation):
     """
 
     name = "OptimizerKeptRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -78,9 +81,13 @@ class _Monitor(Monitor):
         self._singles: Int64 = np.zeros(0, np.int64)
         self._once: set[int] = set()
         self._often: set[int] = set()
+        # Further steps of optimizers, in order: what they mean for the parameters is only asked
+        # when another optimizer steps first.
+        self._further: dict[int, Int64] = {}
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
+            self._further.clear()
             self._holder[:] = NONE
             self._singles[:] = 0
             return NO_EXAMPLES
@@ -88,23 +95,14 @@ class _Monitor(Monitor):
         if missing > 0:
             self._holder = np.append(self._holder, np.full(missing, NONE))
             self._singles = np.append(self._singles, np.zeros(missing, np.int64))
-        calls = window.calls
-        backwards = calls.begin[rows_of_role(window, "backward")]
-        rows, holds, numbers = [], [], []
-        for row in completed(window, window.rows_of_name(self._step)).tolist():
-            inner = (backwards > calls.begin[row]) & (backwards < calls.end[row])
-            held = self._held(window, row)
-            if held is None or inner.sum() > 1:
-                continue
-            number = self._follow(held, int(calls.object[row]))
-            rows.append(row)
-            holds.append(number < IN_A_ROW)
-            numbers.append(number)
-        if not rows:
+        rows, held = _held(window, completed(window, window.rows_of_name(self._step)))
+        if not len(rows):
             return NO_EXAMPLES
+        targets = window.calls.object[rows].tolist()
+        numbers = np.array([self._follow(*one) for one in zip(targets, held, strict=True)])
 
         def explain(index: int) -> Explanation:
-            name = short(window.catalog.apis[int(calls.api[rows[index]])].name)
+            name = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
             return Explanation(
                 message=f"{name} is the first of its optimizer, as were the {numbers[index]} steps "
                 "before it on the same parameters",
@@ -116,37 +114,68 @@ class _Monitor(Monitor):
                 ),
             )
 
-        return Examples.of_calls(
-            window, np.array(rows, np.int64), np.array(holds, np.bool_), explain
-        )
+        return Examples.of_calls(window, rows, numbers < IN_A_ROW, explain)
 
-    def _follow(self, held: Int64, target: int) -> int:
+    def _follow(self, target: int, held: Int64) -> int:
         """Note a step; return how many optimizers before it made a single one."""
-        if target in self._once or target in self._often:
+        if target in self._once:
             self._often.add(target)
-            self._singles[held] = 0
-        else:
-            self._once.add(target)
-            previous = set(self._holder[held].tolist())
-            is_taken_over = NONE not in previous and not previous & self._often
-            self._singles[held] = self._singles[held] + 1 if is_taken_over else 0
+            before = self._further.get(target, held)
+            if before is not held and not np.array_equal(before, held):
+                self._settle()
+            self._further.pop(target, None)
+            self._further[target] = held
+            return 0
+        self._settle()
+        self._once.add(target)
+        earlier = set(self._holder[held].tolist())
+        is_taken_over = NONE not in earlier and not earlier & self._often
+        self._singles[held] = self._singles[held] + 1 if is_taken_over else 0
         self._holder[held] = target
         return int(self._singles[held].max())
 
-    def _held(self, window: Window, row: int) -> Int64 | None:
-        """Return what the optimizer that steps holds; None where it keeps no state."""
-        frames = window.frames_of_call.get(int(window.calls.call[row]), ())
-        if not any(_has_state(window, frame) for frame in frames):
-            return None
-        for frame in frames:
-            if "optimizer" in frame.columns:
-                held = frame.columns["optimizer"] == window.calls.object[row]
-                return frame.variables[held].astype(np.int64) if held.any() else None
-        return None
+    def _settle(self) -> None:
+        """Note who holds what after further steps."""
+        for target, held in self._further.items():
+            self._singles[held] = 0
+            self._holder[held] = target
+        self._further.clear()
 
 
-def _has_state(window: Window, frame: Frame) -> bool:
-    return frame.phase == "end" and window.kind(frame) == "slot"
+def _held(window: Window, rows: Int64) -> tuple[Int64, list[Int64]]:
+    """Return which of some steps are of optimizers with state, and what these hold.
+
+    What is the same as at the step before on the optimizer is the same object.
+    """
+    has_state = frames_at(window, rows, SLOT, (), is_begin=False) != NONE
+    rows = rows[has_state & (_num_inner(window, rows) <= 1)]
+    begin, end = (
+        frames_at(window, rows, PARAMETER, ("optimizer",), is_begin=is_begin)
+        for is_begin in (True, False)
+    )
+    found: dict[int, Int64] = {}
+    for indexes, shown in by_stack(window, np.where(begin == NONE, end, begin)):
+        held = shown.column("optimizer") == window.calls.object[rows[indexes]][:, None]
+        last = previous(window.calls.object[rows[indexes]])
+        is_same = (last != NONE) & (held == held[last]).all(axis=1)
+        for number, index in enumerate(indexes.tolist()):
+            if is_same[number]:
+                found[index] = found[int(indexes[last[number]])]
+            else:
+                found[index] = shown.variables[held[number]].astype(np.int64)
+    kept = [index for index in range(len(rows)) if index in found and len(found[index])]
+    return rows[kept], [found[index] for index in kept]
+
+
+def _num_inner(window: Window, rows: Int64) -> Int64:
+    """Return how many backwards each of the calls contains; those end before it."""
+    calls = window.calls
+    backwards = rows_of_role(window, "backward")
+    first = np.searchsorted(calls.end[backwards], calls.begin[rows])
+    if window.joint is not None:
+        own = window.joint.calls[window.position_of(rows)]
+        first = np.maximum(first, np.searchsorted(backwards, own))
+    return np.searchsorted(backwards, rows) - first
 
 
 class _Proposer(Proposer):
@@ -156,12 +185,11 @@ class _Proposer(Proposer):
         self._steps: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
-        for frame in window.frames:
-            row = window.row_of_call.get(frame.call)
-            if row is not None and _has_state(window, frame):
-                api = window.catalog.apis[int(window.calls.api[row])]
-                if api.role == "step":
-                    self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
+        rows = window.rows_of_role("step")
+        rows = rows[frames_at(window, rows, SLOT, (), is_begin=False) != NONE]
+        for code in np.unique(window.calls.api[rows]).tolist():
+            api = window.catalog.apis[code]
+            self._steps[APIParam(api_full_name=api.general, role=api.role)] = None
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for step in self._steps:

@@ -7,13 +7,15 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import Int64, Window
 from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
     APIParam,
     ConstantParam,
     Hypothesis,
     Param,
     Severity,
+    VarTypeParam,
 )
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -26,6 +28,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.lifecycle import completed, is_placed, label
+from traincheck_plugin.relations.moments import pairs
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
 
@@ -34,6 +37,8 @@ PATIENCE = 2
 
 MIN_CALLS = 10
 """Calls that may come before the first change in any case: a schedule may start slowly."""
+
+OPTIONS = VarTypeParam(var_type=VAR_TYPES["group"], attr_name="value")
 
 
 class ScheduleMovesRelation(Relation):
@@ -48,6 +53,7 @@ class ScheduleMovesRelation(Relation):
     """
 
     name = "ScheduleMovesRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -89,9 +95,8 @@ class _Moves:
     def observe(self, window: Window) -> list[tuple[int, int | None]]:
         """Return the rows of calls, each with how many came to nothing; None: one did."""
         found: list[tuple[int, int | None]] = []
-        for row in completed(window, window.rows_of_name(self._moved)).tolist():
-            changed = _changed(window, row)
-            if changed is None or is_placed(window, row):
+        for row, changed in _changed(window, window.rows_of_name(self._moved)):
+            if is_placed(window, row):
                 continue
             key = label(window, row)
             if changed:
@@ -108,17 +113,18 @@ class _Moves:
         return bool(self._have_moved) and self.num_idle.keys() <= self._have_moved
 
 
-def _changed(window: Window, row: int) -> bool | None:
-    """Return whether a call changed an option of a param group, None where that is not known."""
-    frames = {
-        frame.phase: frame
-        for frame in window.frames_of_call.get(int(window.calls.call[row]), ())
-        if window.kind(frame) == "group" and "value" in frame.columns
-    }
-    if len(frames) < 2:
-        return None
-    before, after = (frames[phase].columns["value"] for phase in ("begin", "end"))
-    return not np.array_equal(before, after, equal_nan=True)
+def _changed(window: Window, rows: Int64) -> list[tuple[int, bool]]:
+    """Return the calls that show param groups, and whether they changed an option of one."""
+    found: list[tuple[int, bool]] = []
+    for both in pairs(window, completed(window, rows), OPTIONS):
+        before, after = both.begin.column("value"), both.end.column("value")
+        if before.shape == after.shape:
+            is_same = (before == after) | (np.isnan(before) & np.isnan(after))
+            changed = ~is_same.all(axis=1)
+        else:
+            changed = np.ones(len(before), np.bool_)
+        found += zip(both.begin.calls.tolist(), changed.tolist(), strict=True)
+    return sorted(found)
 
 
 class _Monitor(Monitor):

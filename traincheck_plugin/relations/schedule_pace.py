@@ -18,7 +18,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, is_placed, label, rows_of_role
+from traincheck_plugin.relations.lifecycle import completed, is_placed, label
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
@@ -41,6 +41,7 @@ class SchedulePaceRelation(Relation):
     """
 
     name = "SchedulePaceRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -81,21 +82,22 @@ class _Monitor(Monitor):
         calls = window.calls
         moves = completed(window, window.rows_of_name(self._moved))
         steps = completed(window, window.rows_of_name(self._step))
-        is_step = np.isin(np.sort(np.concatenate([moves, steps])), steps).tolist()
+        both = np.sort(np.concatenate([moves, steps]))
+        is_step = np.isin(both, steps).tolist()
+        limits = window.catalog.contexts.column("world_size")[calls.context[both]].tolist()
         rows, holds, counts = [], [], []
-        for row, stepped in zip(np.sort(np.concatenate([moves, steps])), is_step, strict=True):
+        for row, stepped, limit in zip(both.tolist(), is_step, limits, strict=True):
             if stepped:
                 self._begin_cycle()
                 continue
-            if not self._has_stepped or is_placed(window, int(row)):
+            if not self._has_stepped or is_placed(window, row):
                 continue
-            key = label(window, int(row))
+            key = label(window, row)
             count = self._counts[key] = self._counts.get(key, 0) + 1
-            limit = window.catalog.contexts[int(calls.context[row])].world_size
             if count == limit + 1:
                 self._excessive.add(key)
                 self._num_excessive[key] = self._num_excessive.get(key, 0) + 1
-            rows.append(int(row))
+            rows.append(row)
             holds.append(count <= limit or self._num_excessive[key] < IN_A_ROW)
             counts.append(count)
         if not rows:
@@ -134,10 +136,11 @@ class _Proposer(Proposer):
         self._moves: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
-        for row in rows_of_role(window, "step", "scheduler").tolist():
-            api = window.catalog.apis[int(window.calls.api[row])]
-            found = self._steps if api.role == "step" else self._moves
-            found[APIParam(api_full_name=api.general, role=api.role)] = None
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            if api.role in ("step", "scheduler"):
+                found = self._steps if api.role == "step" else self._moves
+                found[APIParam(api_full_name=api.general, role=api.role)] = None
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for step in self._steps:

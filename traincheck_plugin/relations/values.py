@@ -51,32 +51,6 @@ def matches(attribute: str, expected: Any, column: Array, before: Array | None =
     raise InvariantError(f"expected a value that {attribute!r} can have, got {expected!r}")
 
 
-def select(param: VarTypeParam, frame: Frame, holder: int) -> Bool | None:
-    """Return which rows of *frame* the parameter speaks of, before any `pre_value`.
-
-    Args:
-        param: names the type of the variables and, in `where`, conditions on them.
-        frame: of variables of that type.
-        holder: object code of the optimizer that ``held`` refers to, or `NONE`.
-
-    Returns:
-        A mask, or None where the frame cannot tell.
-    """
-    mask = np.ones(len(frame), np.bool_)
-    for attribute, expected in param.where:
-        if attribute == "held":
-            owners = frame.columns.get("optimizer")
-            if owners is None or holder < 0:
-                return None
-            mask &= (owners == holder) == expected
-        else:
-            column = frame.columns.get(attribute)
-            if column is None:
-                return None
-            mask &= matches(attribute, expected, column)
-    return mask
-
-
 def is_about(window: Window, frame: Frame, param: VarTypeParam) -> bool:
     """Return whether *frame* shows the attribute of the type of variable of *param*."""
     kind = window.kind(frame)

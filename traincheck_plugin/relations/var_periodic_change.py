@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +12,10 @@ from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import (
     NONE,
     NOT_RUN,
+    Bool,
     Catalog,
     Frame,
+    Int32,
     Int64,
     Role,
     Variable,
@@ -38,10 +40,11 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.changes import inert
+from traincheck_plugin.relations.lifecycle import completed, last_of_each
+from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
-from traincheck_plugin.relations.values import align, is_about
+from traincheck_plugin.stacks import frames_of
 
 PARAMETER, BUFFER = VAR_TYPES["parameter"], VAR_TYPES["buffer"]
 
@@ -51,7 +54,7 @@ UPDATED = VarTypeParam(
 TRACKING = VarTypeParam(var_type=BUFFER, attr_name="data", post_value="changed", quantifier="every")
 FIXED = VarTypeParam(var_type=BUFFER, attr_name="data", post_value="unchanged", quantifier="every")
 
-ROLES = {PARAMETER: "step", BUFFER: "forward"}
+ROLES: dict[str, Role] = {PARAMETER: "step", BUFFER: "forward"}
 """In which calls variables of a type are expected to change."""
 
 
@@ -68,6 +71,7 @@ class VarPeriodicChangeRelation(Relation):
     """
 
     name = "VarPeriodicChangeRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -111,66 +115,69 @@ class VarPeriodicChangeRelation(Relation):
 UNKNOWN, UNCHANGED, CHANGED = 0, 1, 2
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Seen:
-    """What one window tells about the variables of one type.
+    """What windows with a step tell about the variables of one type.
 
     Attributes:
-        row: of the last step of the window.
-        state: by code of the variable, whether it changed in some call; `UNKNOWN` where nothing
+        positions: of the windows among those of the stretch.
+        rows: of each the last step.
+        codes: the variables that are shown.
+        state: a row for each window: which of them changed in some call; `UNKNOWN` where nothing
             showed it, or it could not be expected to change.
-        frames: the calls looked at, and the frames at their begin.
+        pairs: the calls looked at.
     """
 
-    row: int
+    positions: Int64
+    rows: Int64
+    codes: Int64
     state: npt.NDArray[np.int8]
-    frames: list[tuple[int, Frame]] = field(default_factory=list)
+    pairs: list[Pair]
 
 
-def _look(window: Window, var_type: str) -> _Seen | None:
-    """Return what a training window tells; None where it has no step that was observed."""
-    calls, apis = window.calls, window.catalog.apis
-    steps = [
-        int(row)
-        for code in window.api_codes
-        if apis[code].role == "step"
-        for row in window.rows_of_api(code)
-        if calls.exception[row] == NONE
-    ]
-    if not steps or not window.observed:
-        return None
-    seen = _Seen(row=max(steps), state=np.zeros(len(window.catalog.variables), np.int8))
-    about = VarTypeParam(var_type=var_type, attr_name="data")
-    for call, frames in window.frames_of_call.items():
-        row = window.row_of_call.get(call)
-        if row is None or apis[int(calls.api[row])].role != ROLES[var_type]:
-            continue
-        if not window.catalog.contexts[int(calls.context[row])].grad_enabled:
-            continue
-        both = {f.phase: f for f in frames if is_about(window, f, about)}
-        if len(both) == 2:
-            _compare(window, row, both["begin"], both["end"], seen)
+def _look(window: Window, var_type: str) -> _Seen:
+    """Return what the steps of *window* tell, and those of each window in it."""
+    key = _look, var_type
+    seen: _Seen | None = window.cache.get(key)
+    if seen is None:
+        seen = window.cache[key] = _looked(window, var_type)
     return seen
 
 
-def _compare(window: Window, row: int, begin: Frame, end: Frame, seen: _Seen) -> None:
-    """Add what one call did, between its frames."""
-    common = align(begin, end)
-    first, second = (slice(None), slice(None)) if common is None else common
-    changed = begin.columns["data"][first] != end.columns["data"][second]
-    is_shown = np.ones(len(begin), np.bool_)
-    if "optimizer" in begin.columns:
-        # Of a step: what it holds and could move, and what nothing will ever move.
-        owners = begin.columns["optimizer"]
-        held = owners == window.calls.object[row]
-        is_shown = (held & ~inert(window, begin, normalised=False)) | (owners == NONE)
-    codes = begin.variables[first]
+def _looked(window: Window, var_type: str) -> _Seen:
+    steps = last_of_each(window, completed(window, window.rows_of_role("step")))
+    positions = window.position_of(steps)
+    rows = window.rows_of_role(ROLES[var_type])
+    rows = rows[np.isin(window.position_of(rows), positions)]
+    allowed = window.catalog.contexts.column("grad_enabled")
+    rows = rows[allowed[window.calls.context[rows]] == 1]
+    about = VarTypeParam(var_type=var_type, attr_name="data")
+    found = list(pairs(window, rows, about))
+    shown = [one.begin.variables for one in found]
+    codes = np.unique(np.concatenate([np.empty(0, np.int64), *shown]))
+    state = np.zeros((len(steps), len(codes)), np.int8)
+    for one in found:
+        variables, changed = _states(one)
+        where = np.searchsorted(positions, window.position_of(one.begin.calls))
+        fold(np.maximum, state, where, np.searchsorted(codes, variables), changed)
+    return _Seen(positions, steps, codes, state, found)
+
+
+def _states(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
+    """Return what calls did to which variables, between their frames."""
+    begin = both.begin
+    variables, changed = changes(both)
     state = np.where(changed, CHANGED, UNCHANGED).astype(np.int8)
-    shown = is_shown[first]
-    if "ran" in begin.columns:
-        shown &= changed | (begin.columns["ran"] != NOT_RUN)[first]
-    np.maximum.at(seen.state, codes[shown], state[shown])
-    seen.frames.append((row, begin))
+    if begin.has("optimizer"):
+        # Of a step: what it holds and could move, and what nothing will ever move.
+        held = begin.select((("held", True),))
+        is_shown = begin.column("optimizer") == NONE
+        if held is not None:
+            is_shown = is_shown | (held & ~begin.inert(normalised=False))
+        has_run = begin.column("ran") != NOT_RUN if begin.has("ran") else np.ones_like(is_shown)
+        first = slice(None) if both.common is None else both.common[0]
+        state[~is_shown[:, first] | ~(has_run[:, first] | changed)] = UNKNOWN
+    return variables, state
 
 
 class _FrozenModules:
@@ -195,16 +202,27 @@ class _FrozenModules:
         # Of each parameter and each module that it is in, at whatever depth.
         self._pairs: list[tuple[int, int]] = []
 
-    def among(self, window: Window, codes: Int64) -> Int64:
-        """Return those of *codes* that are such buffers now; none where no frame can tell."""
-        frame = next((f for f in reversed(window.frames) if "requires_grad" in f.columns), None)
-        if frame is None or not len(codes):
-            return codes[:0]
-        self._update(window.catalog)
+    def among(self, window: Window, seen: _Seen) -> Bool:
+        """Return which of the buffers are such in each window; none where no frame can tell."""
+        found = np.zeros(seen.state.shape, np.bool_)
+        known: dict[bytes, Bool] = {}
+        for index, frame in enumerate(_last_shown(window, seen.positions)):
+            if frame is None or not len(seen.codes):
+                continue
+            trainable = frame.variables[frame.columns["requires_grad"]]
+            key = trainable.tobytes()
+            if key not in known:
+                known[key] = self._are_among(window.catalog, trainable, seen.codes)
+            found[index] = known[key]
+        return found
+
+    def _are_among(self, catalog: Catalog, trainable: Int32, codes: Int64) -> Bool:
+        """Return which of *codes* are such buffers where these parameters require gradients."""
+        self._update(catalog)
         module, around = np.array(self._module), np.array(self._around)
         parameter, part = np.array(self._pairs, np.int64).reshape(-1, 2).T
         is_trainable = np.zeros(self._scanned, np.bool_)
-        is_trainable[frame.variables[frame.columns["requires_grad"]]] = True
+        is_trainable[trainable] = True
         learns = is_trainable[parameter]
         is_own = part == module[parameter]
         is_plain = ~np.isin(module[parameter], list(self._with_buffers))
@@ -212,9 +230,8 @@ class _FrozenModules:
         plain, learns_around = self._marks(part[is_plain]), self._marks(part[is_plain & learns])
         here, there = module[codes], around[codes]
         is_told_around = plain[there] & (here != there)
-        chosen: Int64 = codes[
-            np.where(is_told_around, ~learns_around[there], own[here] & ~learns_itself[here])
-        ]
+        own_is_frozen = own[here] & ~learns_itself[here]
+        chosen: Bool = np.where(is_told_around, ~learns_around[there], own_is_frozen)
         return chosen
 
     def _marks(self, numbers: Int64) -> npt.NDArray[np.bool_]:
@@ -245,6 +262,20 @@ class _FrozenModules:
         return self._numbers.setdefault((owner, path), len(self._numbers))
 
 
+def _last_shown(window: Window, positions: Int64) -> list[Frame | None]:
+    """Return of each of the windows the last frame that shows what requires gradients."""
+    if window.joint is None:
+        frames = reversed(window.frames)
+        last = next((frame for frame in frames if "requires_grad" in frame.columns), None)
+        return [last] * len(positions)
+    stacked = frames_of(window)
+    shows = np.array(["requires_grad" in stack.columns for stack in stacked.stacks], np.bool_)
+    shown = np.flatnonzero(shows[stacked.stack])
+    last_of = np.full(window.num_parts, NONE, np.int64)
+    last_of[np.searchsorted(window.joint.frames, shown, side="right") - 1] = shown
+    return [None if p == NONE else window.frames[p] for p in last_of[positions].tolist()]
+
+
 class _Names:
     """The codes of named variables in a catalog that grows."""
 
@@ -270,33 +301,36 @@ class _Monitor(Monitor):
         self._wanted = CHANGED if variables.post_value == "changed" else UNCHANGED
 
     def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            return NO_EXAMPLES
         seen = _look(window, self._variables.var_type)
-        if seen is None:
-            return NO_EXAMPLES
         self._names.update(window.catalog)
-        judged = np.array(self._names.codes, np.int64)
-        judged = judged[seen.state[judged] != UNKNOWN]
+        judged = (seen.state != UNKNOWN) & np.isin(seen.codes, self._names.codes)
         if self._variables == FIXED:
-            judged = self._frozen.among(window, judged)
-        if not len(judged):
+            judged &= self._frozen.among(window, seen)
+        chosen = judged.any(axis=1)
+        if not chosen.any():
             return NO_EXAMPLES
-        failing = judged[seen.state[judged] != self._wanted]
+        rows, judged = seen.rows[chosen], judged[chosen]
+        failing = judged & (seen.state[chosen] != self._wanted)
 
         def explain(index: int) -> Explanation:
-            return self._explain(window, seen, judged, failing)
+            part, _ = window.at(int(rows[index]))
+            return self._explain(part, seen.codes[judged[index]], seen.codes[failing[index]])
 
-        return Examples.of_calls(
-            window, np.array([seen.row], np.int64), np.array([not len(failing)]), explain
-        )
+        return Examples.of_calls(window, rows, ~failing.any(axis=1), explain)
 
-    def _explain(self, window: Window, seen: _Seen, judged: Int64, failing: Int64) -> Explanation:
+    def _explain(self, window: Window, judged: Int64, failing: Int64) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in failing]
         number, total = len(failing), len(judged)
         labels = tuple(sorted(v.label for v in names))
         if self._variables == UPDATED:
-            row, frame = next(
-                (r, f) for r, f in reversed(seen.frames) if np.isin(failing, f.variables).any()
+            begin = next(
+                pair.begin
+                for pair in reversed(_look(window, PARAMETER).pairs)
+                if np.isin(failing, pair.begin.variables).any()
             )
+            row, frame = int(begin.calls[0]), window.frames[int(begin.positions[0])]
             name = short(window.catalog.apis[int(window.calls.api[row])].name)
             mask = np.isin(frame.variables, failing)
             others = np.isin(frame.variables, judged) & ~mask
@@ -341,18 +375,19 @@ class _Proposer(Proposer):
         }
 
     def observe(self, window: Window) -> None:
+        if not window.observed:
+            return
         for param, found in self._found.items():
             seen = _look(window, param.var_type)
-            if seen is None:
-                continue
-            codes = np.flatnonzero(seen.state)
+            is_known = seen.state != UNKNOWN
             if param == FIXED:
-                codes = self._frozen.among(window, codes)
+                is_known &= self._frozen.among(window, seen)
             wanted = CHANGED if param.post_value == "changed" else UNCHANGED
+            fails = (is_known & (seen.state != wanted)).any(axis=0)
             variables = window.catalog.variables
-            for code in codes.tolist():
-                name = variables[code].name
-                found[name] = found.get(name, True) and bool(seen.state[code] == wanted)
+            for column in np.flatnonzero(is_known.any(axis=0)).tolist():
+                name = variables[int(seen.codes[column])].name
+                found[name] = found.get(name, True) and not fails[column]
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         return [

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Array, Bool, Frame, Role, Variable, Window
+from traincheck_plugin.events import NONE, Bool, Frame, Int32, Int64, Role, Variable, Window
 from traincheck_plugin.invariants.model import (
     ANY,
     VAR_TYPES,
@@ -29,10 +29,11 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.derived import DERIVED, Modules, extended, needed
+from traincheck_plugin.relations.derived import Belongings, has, needed
+from traincheck_plugin.relations.lifecycle import previous
+from traincheck_plugin.relations.moments import Moments, moments_at_begin
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
-from traincheck_plugin.relations.values import matches, select
 
 PARAMETER, MODULE = VAR_TYPES["parameter"], VAR_TYPES["module"]
 
@@ -179,6 +180,7 @@ class VarStateRelation(Relation):
     """
 
     name = "VarStateRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -207,7 +209,7 @@ class VarStateRelation(Relation):
     def needs(self, params: tuple[Param, ...]) -> Plan:
         api, variables = pair(self.name, params, APIParam, VarTypeParam)
         plan = variable_plan(api, variables)
-        wanted = needed(_names(variables))
+        wanted = needed((variables.attr_name, *(name for name, _ in variables.where)))
         if api.role is None or not wanted:
             return plan
         return plan.union(Plan(functions=frozenset(), attributes={api.role: frozenset(wanted)}))
@@ -216,71 +218,110 @@ class VarStateRelation(Relation):
         return "critical" if params[1] == FINITE else "warning"
 
 
+@dataclass(frozen=True, slots=True)
+class _State:
+    """What variables are in some moments: those that the rule speaks of, and those that meet it."""
+
+    subject: Bool
+    met: Bool
+    holds: Bool
+
+
 class _Monitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
-        self._names = _names(variables)
-        self._modules = Modules()
+        # What a parameter was at an earlier call is not told by any moment alone.
+        self._where = tuple(condition for condition in variables.where if condition[0] != "thawed")
+        self._names = [variables.attr_name, *(name for name, _ in self._where if name != "held")]
+        self._asks_for_thawed = len(self._where) < len(variables.where)
+        self._is_patient = variables in PATIENT
+        self._belongings = Belongings()
         self._excused: set[int] = set()
         self._was_frozen = np.zeros(0, np.bool_)
 
     def observe(self, window: Window) -> Examples:
-        rows: list[int] = []
-        holds: list[bool] = []
-        seen: list[tuple[Frame, Bool, Bool]] = []
-        param = self._variables
-        for row in window.rows_of_name(self._api.api_full_name).tolist():
-            for shown in window.frames_of_call.get(int(window.calls.call[row]), ()):
-                if shown.phase != "begin" or not _is_of(window, shown, param):
-                    continue
-                frame = self._completed(window, row, shown)
-                if frame is None or param.attr_name not in frame.columns:
-                    continue
-                subject = select(param, frame, int(window.calls.object[row]))
-                if subject is None or not subject.any():
-                    continue
-                met = subject & matches(param.attr_name, param.pre_value, _column(frame, param))
-                held = bool((met == subject).all() if _is_every(param) else met.any())
-                if param in PATIENT and self._excuses(int(window.calls.object[row]), held):
-                    continue
-                rows.append(row)
-                holds.append(held)
-                seen.append((frame, subject & ~met, met))
-        if not rows:
+        shown = moments_at_begin(window, self._api.api_full_name, self._variables.var_type)
+        shown = [part for part in shown if self._tells(window, part)]
+        if not shown:
             return NO_EXAMPLES
-        where = np.array(rows, np.int64)
+        order = _order(shown)
+        thawed = (
+            self._thawed(window, shown, order) if self._asks_for_thawed else [None] * len(shown)
+        )
+        states = [self._state(part, also) for part, also in zip(shown, thawed, strict=True)]
+        judged = np.concatenate([state.subject.any(axis=1) for state in states])
+        order = order[judged[order]]
+        rows = np.concatenate([part.calls for part in shown])[order]
+        holds = np.concatenate([state.holds for state in states])[order]
+        if self._is_patient:
+            kept = self._kept(window.calls.object[rows], holds)
+            order, rows, holds = order[kept], rows[kept], holds[kept]
+        if not len(order):
+            return NO_EXAMPLES
 
         def explain(index: int) -> Explanation:
-            return self._explain(window, int(where[index]), *seen[index])
+            number = int(order[index])
+            for part, state in zip(shown, states, strict=True):
+                if number < len(part):
+                    frame = window.frames[int(part.positions[number])]
+                    subject, met = state.subject[number], state.met[number]
+                    return self._explain(
+                        *window.at(int(part.calls[number])), frame, subject & ~met, met
+                    )
+                number -= len(part)
+            raise IndexError(index)
 
-        return Examples.of_calls(window, where, np.array(holds, np.bool_), explain)
+        return Examples.of_calls(window, rows, holds, explain)
 
-    def _completed(self, window: Window, row: int, frame: Frame) -> Frame | None:
-        """Return *frame* with the columns that follow from it; None where it cannot tell."""
-        if "thawed" in self._names:
-            frozen = frame.columns.get("requires_grad")
-            if frozen is None:
-                return None
-            frozen = ~frozen
-            missing = len(window.catalog.variables) - len(self._was_frozen)
-            if missing > 0:
-                self._was_frozen = np.append(self._was_frozen, np.zeros(missing, np.bool_))
-            thawed = self._was_frozen[frame.variables] & ~frozen
-            self._was_frozen[frame.variables] |= frozen
-            frame = replace(frame, columns={**frame.columns, "thawed": thawed})
-        if not DERIVED.keys().isdisjoint(self._names):
-            return extended(window, row, frame, self._names, self._modules)
-        return frame
-
-    def _excuses(self, target: int, held: bool) -> bool:
-        """Return whether a call on *target* is the first in a row that did not hold."""
-        if held:
-            self._excused.discard(target)
+    def _tells(self, window: Window, shown: Moments) -> bool:
+        """Return whether moments have all that the rule asks for."""
+        if self._asks_for_thawed and not shown.has("requires_grad"):
             return False
-        is_first = target not in self._excused
-        self._excused.add(target)
-        return is_first
+        return all(has(window, shown, name, self._belongings) for name in self._names)
+
+    def _state(self, shown: Moments, also: Bool | None) -> _State:
+        """Return what the variables are; *also* selects among them."""
+        param = self._variables
+        subject = shown.select(self._where)
+        if subject is None:
+            subject = np.zeros((len(shown), len(shown.variables)), np.bool_)
+        elif also is not None:
+            subject = subject & also
+        met = subject & shown.matches(param.attr_name, param.pre_value)
+        is_every = param.quantifier == "every"
+        holds: Bool = np.all(met == subject, axis=1) if is_every else np.any(met, axis=1)
+        return _State(subject, met, holds)
+
+    def _thawed(self, window: Window, shown: list[Moments], order: Int64) -> list[Bool]:
+        """Return which parameters require gradients and did not at an earlier call."""
+        missing = len(window.catalog.variables) - len(self._was_frozen)
+        self._was_frozen = np.append(self._was_frozen, np.zeros(max(missing, 0), np.bool_))
+        number = np.empty(len(order), np.int64)
+        number[order] = np.arange(len(order))
+        # By code of the variable: number of the moment that first showed it frozen.
+        first = np.where(self._was_frozen, -1, len(order))
+        numbers = np.split(number, np.cumsum([len(part) for part in shown])[:-1])
+        for part, own in zip(shown, numbers, strict=True):
+            frozen = np.where(part.column("requires_grad"), len(order), own[:, None])
+            first[part.variables] = np.minimum(first[part.variables], frozen.min(axis=0))
+        self._was_frozen = first < len(order)
+        return [
+            part.column("requires_grad") & (first[part.variables] < own[:, None])
+            for part, own in zip(shown, numbers, strict=True)
+        ]
+
+    def _kept(self, targets: Int32, holds: Bool) -> Bool:
+        """Return which calls are not the first in a row on their target that did not hold."""
+        if not self._excused and holds.all():
+            return holds
+        last = previous(targets)
+        has_failed = np.where(last == NONE, np.isin(targets, list(self._excused)), ~holds[last])
+        outcome = dict(zip(targets.tolist(), holds.tolist(), strict=True))
+        self._excused -= outcome.keys()
+        self._excused |= {target for target, held in outcome.items() if not held}
+        kept: Bool = holds | has_failed
+        return kept
 
     def _explain(
         self, window: Window, row: int, frame: Frame, failing: Bool, met: Bool
@@ -344,23 +385,14 @@ class _Monitor(Monitor):
         return Explanation(message=text, cause=cause)
 
 
-def _names(param: VarTypeParam) -> tuple[str, ...]:
-    """Return the attributes that a rule asks for."""
-    return (param.attr_name, *(name for name, _ in param.where))
-
-
-def _is_of(window: Window, frame: Frame, param: VarTypeParam) -> bool:
-    """Return whether *frame* is of variables of the type that the rule speaks of."""
-    kind = window.kind(frame)
-    return kind is not None and VAR_TYPES[kind] == param.var_type
-
-
-def _is_every(param: VarTypeParam) -> bool:
-    return param.quantifier == "every"
-
-
-def _column(frame: Frame, param: VarTypeParam) -> Array:
-    return frame.columns[param.attr_name]
+def _order(shown: Sequence[Moments]) -> Int64:
+    """Return the indexes of all frames in the order of their calls."""
+    return np.lexsort(
+        (
+            np.concatenate([part.positions for part in shown]),
+            np.concatenate([part.calls for part in shown]),
+        )
+    )
 
 
 def _modules(names: Sequence[Variable]) -> str:
@@ -377,17 +409,25 @@ class _Proposer(Proposer):
         self._monitors: dict[Hypothesis, _Monitor] = {}
 
     def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            for state in STATES.get(api.role, ()):
-                params = (APIParam(api_full_name=api.general, role=api.role), state)
-                hypothesis = Hypothesis(relation=VarStateRelation.name, params=params)
-                if hypothesis in self._found:
-                    continue
-                monitor = self._monitors.setdefault(hypothesis, _Monitor(*params))
-                if monitor.observe(window).holds.any():
-                    self._found[hypothesis] = None
-                    del self._monitors[hypothesis]
+        for hypothesis in dict.fromkeys(_possible(window)):
+            if hypothesis in self._found:
+                continue
+            monitor = self._monitors.setdefault(
+                hypothesis,
+                _Monitor(*pair(hypothesis.relation, hypothesis.params, APIParam, VarTypeParam)),
+            )
+            if monitor.observe(window).holds.any():
+                self._found[hypothesis] = None
+                del self._monitors[hypothesis]
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         return tuple(self._found)
+
+
+def _possible(window: Window) -> Iterator[Hypothesis]:
+    """Yield what may hold of the APIs that are called."""
+    for code in window.api_codes:
+        api = window.catalog.apis[code]
+        for state in STATES.get(api.role, ()):
+            params = (APIParam(api_full_name=api.general, role=api.role), state)
+            yield Hypothesis(relation=VarStateRelation.name, params=params)
