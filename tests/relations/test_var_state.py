@@ -342,13 +342,31 @@ def _backward_of(flags: Sequence[bool], owner: str) -> Callable[[RunBuilder], ob
     return tell
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=3))
-def test_some_module_of_what_is_trained_is_in_training_mode(flags: list[bool]) -> None:
-    windows = told([_backward_of(flags, "__main__.Net#0")], [])
+@given(
+    st.lists(st.none() | st.lists(st.booleans(), min_size=1, max_size=3), max_size=10),
+    st.sets(st.integers(1, 9)),
+)
+def test_some_module_of_what_is_trained_is_in_training_mode(
+    run: list[list[bool] | None], cuts: set[int]
+) -> None:
+    """A list is a backward that meets modules in these modes, None is a step."""
+    # A window ends with a step.
+    cuts = {cut for cut in cuts if cut < len(run) and run[cut - 1] is None}
+    expected, met = [], []
+    for event in run:
+        if event is not None:
+            met.append(any(event))
+        elif met:
+            expected.append(any(met))
+            met = []
     rule = (BACKWARD, SOME_TRAIN_MODE)
-    assert [h for _, h in labels(RELATION, rule, windows)] == [any(flags)]
-    # A teacher, say.
-    assert labels(RELATION, rule, told([_backward_of(flags, "__main__.Other#0")], [])) == []
+    for owner in ("__main__.Net#0", "__main__.Other#0"):
+        events = [
+            _step(FIRST, [GOOD]) if flags is None else _backward_of(flags, owner) for flags in run
+        ]
+        found = [h for _, h in labels(RELATION, rule, told(events, sorted(cuts)))]
+        # The other may be a teacher, say.
+        assert found == (expected if owner == "__main__.Net#0" else [])
 
 
 def test_several_parameters_in_no_optimizer() -> None:

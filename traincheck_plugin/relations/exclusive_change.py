@@ -43,6 +43,8 @@ class ExclusiveChangeRelation(Relation):
 
     ``forall windows w, calls a, b of A in w on different objects: changed(a) and changed(b) are
     disjoint``. A call inside another, as that of an optimizer that wraps one, is part of it.
+    A window that fails where the one before did not is no example: a training may go from one
+    optimizer to the next.
 
     Catches parameters that were given to two optimizers, both of which step. Cannot see one that
     is in both and that one of them never steps.
@@ -78,6 +80,7 @@ class _Monitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
+        self._held = True
 
     def observe(self, window: Window) -> Examples:
         rows = completed(window, window.rows_of_name(self._api.api_full_name))
@@ -99,7 +102,14 @@ class _Monitor(Monitor):
                 shared[index] = part, *first
         holds = np.ones(len(judged), np.bool_)
         holds[list(shared)] = False
-        return Examples.of_calls(window, judged, holds, lambda index: self._explain(*shared[index]))
+        kept = np.flatnonzero(holds | ~np.concatenate([[self._held], holds[:-1]]))
+        self._held = bool(holds[-1])
+        return Examples.of_calls(
+            window,
+            judged[kept],
+            holds[kept],
+            lambda index: self._explain(*shared[int(kept[index])]),
+        )
 
     def _suspects(self, window: Window, found: list[Pair], positions: Int64) -> list[int]:
         """Return which of the windows have a variable that calls on several objects change."""

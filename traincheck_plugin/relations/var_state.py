@@ -30,7 +30,7 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.derived import Belongings, has, needed
-from traincheck_plugin.relations.lifecycle import previous
+from traincheck_plugin.relations.lifecycle import completed, previous, rows_of_role
 from traincheck_plugin.relations.moments import Moments, moments_at_begin
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
@@ -104,6 +104,10 @@ PATIENT = frozenset({LEARNING, SOME_LEARNING, REACHED, RECORDED})
 """What may fail once, but not twice in a row: a warm-up may start at a learning rate of 0, and what
 alternates leaves a part out now and then."""
 
+PER_STEP = frozenset({SOME_TRAIN_MODE})
+"""What one of the calls that lead to a step has to meet: others may look for an attack on the model
+as it will be used, or measure it."""
+
 _SENTENCES = {
     OPTIMIZED: (
         "every parameter that requires gradients is in an optimizer when {name} runs",
@@ -171,7 +175,8 @@ class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
 
     ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. Of the rules in
-    `PATIENT` the first failure in a row is no example. An attribute is a recorded or a derived
+    `PATIENT` the first failure in a row is no example, those in `PER_STEP` hold of all calls since
+    the last step of an optimizer where they hold of one. An attribute is a recorded or a derived
     one (`traincheck_plugin.relations.derived`), or ``thawed``: the parameter requires gradients
     and did not at an earlier call of A.
 
@@ -236,6 +241,8 @@ class _Monitor(Monitor):
         self._names = [variables.attr_name, *(name for name, _ in self._where if name != "held")]
         self._asks_for_thawed = len(self._where) < len(variables.where)
         self._is_patient = variables in PATIENT
+        self._is_per_step = variables in PER_STEP
+        self._held_since_step = False
         self._belongings = Belongings()
         self._excused: set[int] = set()
         self._was_frozen = np.zeros(0, np.bool_)
@@ -257,6 +264,9 @@ class _Monitor(Monitor):
         if self._is_patient:
             kept = self._kept(window.calls.object[rows], holds)
             order, rows, holds = order[kept], rows[kept], holds[kept]
+        if self._is_per_step:
+            last, holds = self._per_step(window, rows, holds)
+            order, rows = order[last], rows[last]
         if not len(order):
             return NO_EXAMPLES
 
@@ -310,6 +320,20 @@ class _Monitor(Monitor):
             part.column("requires_grad") & (first[part.variables] < own[:, None])
             for part, own in zip(shown, numbers, strict=True)
         ]
+
+    def _per_step(self, window: Window, rows: Int64, holds: Bool) -> tuple[Int64, Bool]:
+        """Return the last call before each step, as an index, and whether one held until there."""
+        ends = window.calls.end
+        steps = ends[completed(window, rows_of_role(window, "step"))]
+        number = np.searchsorted(steps, ends[rows])
+        held = np.zeros(len(steps) + 1, np.bool_)
+        held[0] = self._held_since_step
+        np.logical_or.at(held, number, holds)
+        self._held_since_step = bool(held[-1])
+        is_last = np.ones(len(rows), np.bool_)
+        is_last[:-1] = number[1:] != number[:-1]
+        last = np.flatnonzero(is_last & (number < len(steps)))
+        return last, held[number[last]]
 
     def _kept(self, targets: Int32, holds: Bool) -> Bool:
         """Return which calls are not the first in a row on their target that did not hold."""
