@@ -11,7 +11,7 @@ import numpy as np
 from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
-from traincheck_plugin.relations.frames import frames_at, place
+from traincheck_plugin.relations.frames import frames_at, place, times_of
 from traincheck_plugin.relations.loads import MODULE_LOAD, Load, loads_in
 
 HELD, FROZEN = (("held", True),), (("requires_grad", False), ("in_model", True))
@@ -59,7 +59,7 @@ def steps_of(window: Window) -> Steps:
         rows = window.rows_of_role("step")
         begin = frames_at(window, rows, PARAMETER, ("data", "optimizer"), is_begin=True)
         rows, begin = rows[begin != NONE], begin[begin != NONE]
-        times = _times(window, rows, place(window, begin)[2])
+        times = times_of(window, rows, place(window, begin)[2])
         order = np.argsort(times)
         rows = rows[order]
         steps = window.cache[steps_of] = Steps(
@@ -73,20 +73,13 @@ def steps_of(window: Window) -> Steps:
     return steps
 
 
-def _times(window: Window, rows: Int64, sequence: Int64) -> Int64:
-    """Return when something happened, in order of windows first: a call is seen where it ends."""
-    if window.joint is None:
-        return sequence
-    return window.position_of(rows) * (int(window.calls.end.max(initial=0)) + 1) + sequence
-
-
 def _loads(window: Window, name: str) -> tuple[list[Load], list[int]]:
     """Return what was loaded, and before which of the steps."""
     loads = loads_in(window, name)
     if not loads:
         return [], []
     rows = np.array([load.row for load in loads])
-    times = _times(window, rows, window.calls.end[rows])
+    times = times_of(window, rows, window.calls.end[rows])
     return loads, np.searchsorted(steps_of(window).times, times).tolist()
 
 

@@ -44,6 +44,16 @@ def place(window: Window, positions: Int64) -> tuple[Int64, Int32, Int64]:
     return rows, stacked.context[positions], stacked.sequence[positions]
 
 
+def times_of(window: Window, rows: Int64, sequence: Int64) -> Int64:
+    """Return when something happened at these calls, in order of windows first.
+
+    A call is seen in the window in which it ends, also where it began before.
+    """
+    if window.joint is None or not len(rows):
+        return sequence
+    return window.position_of(rows) * (int(window.calls.end[-1]) + 1) + sequence
+
+
 def frames_at(
     window: Window, rows: Int64, var_type: str, attributes: tuple[str, ...], *, is_begin: bool
 ) -> Int64:
@@ -91,7 +101,10 @@ def stacks_of(window: Window, positions: Int64) -> Int64:
     """Return numbers that are the same for frames of one stack; `NONE` for no frame."""
     if window.joint is None:
         return positions
-    return np.where(positions == NONE, NONE, frames_of(window).stack[positions])
+    there = positions != NONE
+    stacks = np.full(len(positions), NONE, np.int64)
+    stacks[there] = frames_of(window).stack[positions[there]]
+    return stacks
 
 
 def compare(window: Window, first: Int64, second: Int64, attribute: str) -> tuple[Bool, Bool]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Frame, GradState, Role, Window
+from traincheck_plugin.events import NONE, Int64, Role, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -22,7 +25,10 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, factor, rows_of_role, skipped_steps
+from traincheck_plugin.relations.frames import frames_at, is_named, times_of
+from traincheck_plugin.relations.frames import place as place_of
+from traincheck_plugin.relations.lifecycle import completed, factor, skipped_steps
+from traincheck_plugin.relations.moments import Moments, by_stack
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
@@ -34,15 +40,10 @@ away that are not finite, or too large."""
 LARGEST_SHARE = 0.5
 """What the loss of a micro-batch is multiplied by, at most: it is divided by their number."""
 
-_NON_ZERO = int(GradState.NON_ZERO)
-_SHOWING: frozenset[Role] = frozenset({"zero_grad", "backward", "step"})
+HELD = (("held", True),)
+PARAMETER = VAR_TYPES["parameter"]
 
-GRADIENTS = VarTypeParam(
-    var_type=VAR_TYPES["parameter"],
-    attr_name="grad",
-    pre_value="non_zero",
-    where=(("held", True),),
-)
+GRADIENTS = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero", where=HELD)
 
 
 class GradientsKeptRelation(Relation):
@@ -66,6 +67,7 @@ class GradientsKeptRelation(Relation):
     """
 
     name = "GradientsKeptRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return RoleProposer(self.name, frozenset({"step"}), GRADIENTS)
@@ -88,21 +90,22 @@ class GradientsKeptRelation(Relation):
 class _Pending:
     """The gradients since the last step, of whatever optimizer, made or skipped.
 
+    Sets of parameters are numbers with a bit for each code.
+
     Attributes:
-        has: by variable code, whether there is a gradient of a backward.
+        has: the parameters with a gradient of a backward.
         num_backwards: so far.
         num_missing: backwards of which no gradient was left when that of another batch began.
         is_attack: whether some backward was one for the gradient of an input.
-        cleared_by: name and place of what cleared gradients last.
+        cleared_by: the call that cleared gradients last, as it is shown.
     """
 
     def __init__(self) -> None:
-        self.has: Bool = np.zeros(0, np.bool_)
         self.restart()
 
     def restart(self) -> None:
         """Begin anew after a step, or a stretch that was not observed."""
-        self.has[:] = False
+        self.has = 0
         self.num_backwards = self.num_missing = 0
         self.is_attack = False
         self.cleared_by = ""
@@ -111,6 +114,11 @@ class _Pending:
         self._is_first_forward = True
         self._was_delivered = False
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing that happened bears on later steps."""
+        return not (self.num_missing or self.is_attack or self._num_there or self._num_gone)
+
     def delivered(self) -> None:
         self._was_delivered = True
 
@@ -118,12 +126,10 @@ class _Pending:
         self.is_attack |= self._is_first_forward and takes_gradient
         self._is_first_forward = False
 
-    def saw(self, frame: Frame, num_codes: int) -> bool:
-        """Look which gradients are gone; return whether nothing is left of some backward."""
-        if len(self.has) < num_codes:
-            self.has = np.append(self.has, np.zeros(num_codes - len(self.has), np.bool_))
-        self.has[frame.variables] &= frame.columns["grad"] >= _NON_ZERO
-        if not self._num_there or self.has.any():
+    def lost(self, without: int) -> bool:
+        """Note what has no gradient; return whether nothing is left of some backward."""
+        self.has &= ~without
+        if not self._num_there or self.has:
             return False
         self._num_gone += self._num_there
         self._num_there = 0
@@ -135,13 +141,12 @@ class _Pending:
         self._num_gone = 0
         self._was_delivered = False
 
-    def went_backward(self, frame: Frame, *, is_share: bool) -> None:
+    def went_backward(self, with_gradient: int, *, is_share: bool) -> None:
         """Note what has a gradient at the end of a backward."""
-        has = frame.columns["grad"] >= _NON_ZERO
         self.num_backwards += 1
-        self._num_there += is_share and bool(has.any())
+        self._num_there += is_share and with_gradient != 0
         self._is_first_forward = True
-        self.has[frame.variables] |= has
+        self.has |= with_gradient
 
 
 class _Monitor(Monitor):
@@ -156,97 +161,224 @@ class _Monitor(Monitor):
             pending.restart()
             self._num_missing.clear()
             return NO_EXAMPLES
-        found = []
-        for _, event, row, frame in _events(window):
-            if event == "data":
+        judged = is_named(window, self._step)
+        events = _Events.of(window)
+        rows: list[int] = []
+        start = 0
+        if pending.is_calm and events.is_calm(window):
+            # Nothing can be missing up to the last step, whatever was before.
+            start = events.num_calm
+            steps = events.rows[:start][events.what[:start] == _STEP]
+            rows = steps[judged[steps]].tolist()
+            self._num_missing.update(dict.fromkeys(window.calls.object[rows].tolist(), 0))
+            pending.restart()
+        holds, told = [True] * len(rows), [(1, 0, "")] * len(rows)
+        for event in events.since(window, start):
+            what, row = event.what, event.row
+            if what == _DELIVERED:
                 pending.delivered()
-            elif event == "forward":
-                items = window.catalog.signature(int(window.calls.inputs[row]))
-                pending.went_forward(takes_gradient=any(item.requires_grad for item in items))
-            elif event == "attempt":
+            elif what == _FORWARD:
+                inputs = int(window.calls.inputs[row])
+                pending.went_forward(takes_gradient=_takes_gradient(window, inputs))
+            elif what == _ATTEMPT:
                 pending.restart()
-            elif frame is not None:
-                example = self._look(window, event, row, frame)
-                if example is not None:
-                    found.append(example)
-        if not found:
-            return NO_EXAMPLES
-        rows = np.array([row for row, _, _ in found], np.int64)
-        holds = np.array([held for _, held, _ in found], np.bool_)
-        return Examples.of_calls(window, rows, holds, lambda index: found[index][2])
-
-    def _look(
-        self, window: Window, event: str, row: int, frame: Frame
-    ) -> tuple[int, bool, Explanation] | None:
-        """Follow a frame of gradients; return the example that it completes, if any."""
-        pending, calls = self._pending, window.calls
-        if pending.saw(frame, len(window.catalog.variables)) and event == "zero_grad":
-            name = short(window.catalog.apis[int(calls.api[row])].name)
-            pending.cleared_by = f"{name}{place(window, row)}"
-        if event == "backward":
-            if frame.phase == "begin":
+            elif pending.lost(event.without) and what == _CLEARED:
+                name = short(window.catalog.apis[int(window.calls.api[row])].name)
+                pending.cleared_by = f"{name}{place(window, row)}"
+            if what == _BACKWARD:
                 pending.began_backward()
-            else:
+            elif what == _WENT_BACKWARD:
                 is_share = factor(window, row) <= LARGEST_SHARE
-                pending.went_backward(frame, is_share=is_share)
-        names = window.catalog.apis[int(calls.api[row])].names
-        if event != "step" or self._step not in names:
-            return None
-        held = (frame.columns["optimizer"] == calls.object[row]) & pending.has[frame.variables]
-        if not held.any() or pending.is_attack:
-            return None
-        target = int(calls.object[row])
-        missing = self._num_missing[target] = (
-            self._num_missing.get(target, 0) + 1 if pending.num_missing else 0
-        )
-        return row, missing < IN_A_ROW, self._explain(window, row)
-
-    def _explain(self, window: Window, row: int) -> Explanation:
-        pending = self._pending
-        name = short(window.catalog.apis[int(window.calls.api[row])].name)
-        total, missing = pending.num_backwards, pending.num_missing
-        by = f" by {pending.cleared_by}" if pending.cleared_by else ""
-        return Explanation(
-            message=f"{name} used the gradients of {total - missing} of {total} backwards",
-            cause=Cause(
-                fact="gradients cleared before the step",
-                subjects=("gradients",),
-                text=f"the gradients of the others were cleared{by} before the step",
-            ),
+                pending.went_backward(event.with_gradient, is_share=is_share)
+            elif what == _STEP and judged[row]:
+                if not event.held & pending.has or pending.is_attack:
+                    continue
+                rows.append(row)
+                holds.append(self._count(int(window.calls.object[row])) < IN_A_ROW)
+                told.append((pending.num_backwards, pending.num_missing, pending.cleared_by))
+        if not rows:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array(rows, np.int64),
+            np.array(holds, np.bool_),
+            lambda index: _explain(window, rows[index], *told[index]),
         )
 
+    def _count(self, target: int) -> int:
+        """Return how many steps of an optimizer in a row, with this one, lack a batch."""
+        missing = self._num_missing.get(target, 0) + 1 if self._pending.num_missing else 0
+        self._num_missing[target] = missing
+        return missing
 
-Event = tuple[int, str, int, Frame | None]
 
-
-def _events(window: Window) -> list[Event]:
-    """Return what matters in a window in order of time, as (sequence, what, row, frame)."""
-    calls, apis = window.calls, window.catalog.apis
-    contexts = window.catalog.contexts
-    steps = completed(window, rows_of_role(window, "step"))
-    delivered = [
-        row
-        for row in rows_of_role(window, "data").tolist()
-        if apis[int(calls.api[row])].name.endswith("__next__")
-    ]
-    forwards = [
-        row
-        for row in rows_of_role(window, "forward").tolist()
-        if contexts[int(calls.context[row])].grad_enabled
-    ]
-    attempts = [*steps.tolist(), *skipped_steps(window, steps).tolist()]
-    events: list[Event] = [
-        *((int(calls.end[row]), "data", row, None) for row in delivered),
-        *((int(calls.begin[row]), "forward", row, None) for row in forwards),
-        *((int(calls.end[row]), "attempt", row, None) for row in attempts),
-        *(
-            (frame.sequence, role, row, frame)
-            for frame in window.frames
-            if "grad" in frame.columns
-            and (row := window.row_of_call.get(frame.call, NONE)) != NONE
-            and (role := apis[int(calls.api[row])].role) in _SHOWING
-            # What a step leaves of gradients is what it met.
-            and not (role == "step" and frame.phase == "end")
+def _explain(window: Window, row: int, total: int, missing: int, cleared_by: str) -> Explanation:
+    name = short(window.catalog.apis[int(window.calls.api[row])].name)
+    by = f" by {cleared_by}" if cleared_by else ""
+    return Explanation(
+        message=f"{name} used the gradients of {total - missing} of {total} backwards",
+        cause=Cause(
+            fact="gradients cleared before the step",
+            subjects=("gradients",),
+            text=f"the gradients of the others were cleared{by} before the step",
         ),
-    ]
-    return sorted(events, key=lambda event: event[0])
+    )
+
+
+_DELIVERED, _FORWARD, _ATTEMPT = range(3)
+_CLEARED, _BACKWARD, _WENT_BACKWARD, _STEP = range(3, 7)
+
+
+class _Event(NamedTuple):
+    """Something that matters for gradients.
+
+    Attributes:
+        what: a batch was delivered, a forward began, a step was made or skipped; or there is a
+            frame of gradients, at a clearing, the begin or end of a backward, or a step.
+        row: of the call.
+        without, with_gradient: the parameters that a frame shows without, and with, a gradient.
+        held: those that the optimizer of the call holds.
+    """
+
+    what: int
+    row: int
+    without: int = 0
+    with_gradient: int = 0
+    held: int = 0
+
+
+_FRAMES: tuple[tuple[int, Role, bool], ...] = (
+    (_CLEARED, "zero_grad", True),
+    (_CLEARED, "zero_grad", False),
+    (_BACKWARD, "backward", True),
+    (_WENT_BACKWARD, "backward", False),
+    # What a step leaves of gradients is what it met.
+    (_STEP, "step", True),
+)
+"""Which frames are looked at: the role of the call, and whether they are of its begin."""
+
+
+class _Events:
+    """What matters in a window, in order of time.
+
+    Attributes:
+        what, rows, positions: of each event what it is, its call, and its frame where it is one.
+        num_calm: how many there are up to the last step that was made or skipped.
+    """
+
+    def __init__(self, window: Window) -> None:
+        calls = window.calls
+        found = [(kind, rows, calls.end[rows], rows[:0]) for kind, rows in _ends(window)]
+        forwards = window.rows_of_role("forward")
+        allowed = window.catalog.contexts.column("grad_enabled")[calls.context[forwards]]
+        forwards = forwards[allowed == 1]
+        found.append((_FORWARD, forwards, calls.begin[forwards], forwards[:0]))
+        for kind, role, is_begin in _FRAMES:
+            rows = window.rows_of_role(role)
+            shown = frames_at(window, rows, PARAMETER, ("grad",), is_begin=is_begin)
+            rows, shown = rows[shown != NONE], shown[shown != NONE]
+            found.append((kind, rows, place_of(window, shown)[2], shown))
+        what = [np.full(len(rows), kind) for kind, rows, _, _ in found]
+        times = [times_of(window, rows, sequence) for _, rows, sequence, _ in found]
+        shown_of = [s if len(s) else np.full(len(rows), NONE) for _, rows, _, s in found]
+        order = np.argsort(np.concatenate(times))
+        self.what = np.concatenate(what)[order]
+        self.rows = np.concatenate([rows for _, rows, _, _ in found])[order]
+        self.positions = np.concatenate(shown_of)[order]
+        attempts = np.flatnonzero(self.what == _ATTEMPT)
+        self.num_calm = int(attempts[-1]) + 1 if len(attempts) else 0
+        self._is_calm: bool | None = None
+        self._made: dict[int, list[_Event]] = {}
+
+    @classmethod
+    def of(cls, window: Window) -> _Events:
+        """Return those of *window*."""
+        events: _Events | None = window.cache.get(cls)
+        if events is None:
+            events = window.cache[cls] = cls(window)
+        return events
+
+    def since(self, window: Window, start: int) -> list[_Event]:
+        """Return those from one on."""
+        events = self._made.get(start)
+        if events is None:
+            what, rows = self.what[start:].tolist(), self.rows[start:].tolist()
+            events = self._made[start] = list(map(_Event, what, rows))
+            for indexes, shown in by_stack(window, self.positions[start:]):
+                sets = _sets(shown)
+                for index, one in zip(indexes.tolist(), sets, strict=True):
+                    events[index] = _Event(what[index], rows[index], *one)
+        return events
+
+    def is_calm(self, window: Window) -> bool:
+        """Return whether every step that was made used what the backward before it left.
+
+        Then no loss is a share of one, no input takes a gradient, and nothing happens to gradients
+        between a backward and the step.
+        """
+        if self._is_calm is None:
+            self._is_calm = (
+                self.num_calm > 0
+                and self._has_whole_losses(window)
+                and self._uses_gradients(window)
+            )
+        return self._is_calm
+
+    def _has_whole_losses(self, window: Window) -> bool:
+        inputs = window.calls.inputs
+        backwards = self.rows[self.what == _WENT_BACKWARD]
+        _, first = np.unique(inputs[backwards], return_index=True)
+        forwards = np.unique(inputs[self.rows[self.what == _FORWARD]])
+        return all(
+            factor(window, row) > LARGEST_SHARE for row in backwards[first].tolist()
+        ) and not any(_takes_gradient(window, code) for code in forwards.tolist())
+
+    def _uses_gradients(self, window: Window) -> bool:
+        what, positions = self.what[: self.num_calm], self.positions[: self.num_calm]
+        frames = np.flatnonzero(positions != NONE)
+        is_step = what[frames] == _STEP
+        steps, before = frames[is_step], np.concatenate([[NONE], frames[:-1]])[is_step]
+        number = np.cumsum(what == _ATTEMPT)
+        if (
+            not len(steps)
+            or before[0] == NONE
+            or (what[before] != _WENT_BACKWARD).any()
+            or (number[before] != number[steps]).any()
+        ):
+            return False
+        for indexes, shown in by_stack(window, positions[steps]):
+            held = shown.select(HELD)
+            for some, left in by_stack(window, positions[before[indexes]]):
+                if held is None or not np.array_equal(shown.variables, left.variables):
+                    return False
+                met = shown.matches("grad", "non_zero")[some] & left.matches("grad", "non_zero")
+                if not (held[some] & met).any(axis=1).all():
+                    return False
+        return True
+
+
+def _ends(window: Window) -> Iterator[tuple[int, Int64]]:
+    """Yield the calls that matter because they end."""
+    apis = window.catalog.apis
+    for code in window.api_codes:
+        if apis[code].role == "data" and apis[code].name.endswith("__next__"):
+            yield _DELIVERED, window.rows_of_api(code)
+    steps = completed(window, window.rows_of_role("step"))
+    yield _ATTEMPT, steps
+    yield _ATTEMPT, skipped_steps(window, steps)
+
+
+def _takes_gradient(window: Window, signature: int) -> bool:
+    """Return whether a call with these inputs is given a tensor that requires a gradient."""
+    return any(item.requires_grad for item in window.catalog.signature(signature))
+
+
+def _sets(shown: Moments) -> Iterator[tuple[int, int, int]]:
+    """Yield of each moment what shows no gradient, what shows one, and what is held."""
+    has, held = shown.matches("grad", "non_zero"), shown.select(HELD)
+    both = np.stack([~has, has, np.zeros_like(has) if held is None else held])
+    bits = np.zeros((*both.shape[:2], int(shown.variables.max()) + 1), np.bool_)
+    bits[:, :, shown.variables] = both
+    packed = np.packbits(bits, axis=2, bitorder="little")
+    numbers = [[int.from_bytes(row.tobytes(), "little") for row in rows] for rows in packed]
+    return zip(*numbers, strict=True)
