@@ -71,8 +71,10 @@ steps = st.lists(st.tuples(st.sampled_from([FIRST, SECOND]), rows), max_size=8)
 cuts = st.sets(st.integers(0, 8), max_size=4)
 
 
-def _step(target: str, met: Sequence[Row]) -> Callable[[RunBuilder], object]:
+def _step(target: str, met: Sequence[Row], *, led: bool = True) -> Callable[[RunBuilder], object]:
     def tell(run: RunBuilder) -> None:
+        if led:
+            run.call("torch.Tensor.backward")
         parameters = run.parameters(*(f"p{i}" for i in range(len(met))))
         columns = {name: [row[i] for row in met] for i, name in enumerate(COLUMNS)}
         with run.calling("torch.optim.SGD.step", object=target):
@@ -188,8 +190,8 @@ STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO, 0)
 
 def test_the_place_is_the_call() -> None:
     windows = told([_backward([True], []), _step(FIRST, [GOOD])], [])
-    # The backward takes a begin, three frames and an end.
-    assert labels(RELATION, (STEP, FINITE), windows) == [(6, True)]
+    # The backward takes a begin, three frames and an end, that which leads to the step two.
+    assert labels(RELATION, (STEP, FINITE), windows) == [(8, True)]
 
 
 def test_a_learning_rate_may_be_0_for_one_step_of_each_optimizer() -> None:
@@ -307,6 +309,17 @@ def test_a_first_module_without_gradients_is_told() -> None:
     )
     assert explanation.cause is not None
     assert explanation.cause.fact == "gradient is None"
+
+
+@pytest.mark.parametrize("rule", [REACHED, RECORDED])
+def test_gradients_that_no_backward_computed_reach_what_they_reach(rule: VarTypeParam) -> None:
+    row: Row = (True, True, FIRST, 0.1, GradState.NULL, 0)
+    if rule == RECORDED:
+        row = (True, True, FIRST, 0.1, GradState.NON_ZERO, RUN_WITHOUT_GRADIENTS)
+    for led in (True, False):
+        windows = told([_step(FIRST, [row], led=led)] * 3, [1])
+        found = [h for _, h in labels(RELATION, (STEP, rule), windows)]
+        assert found == ([False, False] if led else [])
 
 
 def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:

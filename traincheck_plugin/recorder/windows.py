@@ -124,10 +124,16 @@ class Segmenter:
             # The next batch, unless another optimizer is still to step in this one. In the first
             # window there may be some that are not known yet.
             is_sure = self._has_completed or clears_again
-            if is_sure and all(one in self._stepped for one in self._optimizers()):
+            if is_sure and self._all_stepped():
                 self._cut(self._mark, completed=True)
             elif self._mark is None:
                 self._set_mark()
+        elif role == "backward" and self._mark is not None and self._all_stepped():
+            # Steps within the backward, with nothing else that tells one batch from the next.
+            self._cut(self._mark, completed=True)
+
+    def _all_stepped(self) -> bool:
+        return all(one in self._stepped for one in self._optimizers())
 
     def stepped(self, optimizer: Any) -> None:
         """Note a completed step; the batch goes on until something of the next one comes."""

@@ -49,8 +49,13 @@ EVERY = {
 """What it may then do to *every* one."""
 
 CYCLES = (
+    # A copy that a model in another precision is trained with gets its gradients by hand.
     VarTypeParam(
-        var_type=PARAMETER, attr_name="grad", post_value=None, quantifier="every", where=HELD
+        var_type=PARAMETER,
+        attr_name="grad",
+        post_value=None,
+        quantifier="every",
+        where=(*HELD, ("in_model", True)),
     ),
     VarTypeParam(
         var_type=PARAMETER, attr_name="grad", post_value="not_null", quantifier="every", where=HELD
@@ -136,6 +141,7 @@ def _where(param: VarTypeParam) -> str:
         ("held", True): "it holds",
         ("owned", True): "it has",
         ("requires_grad", True): "that requires gradients",
+        ("in_model", True): "of a model",
         ("grad", "non_zero"): "that has a gradient",
     }
     return "".join(f" {words.get((k, v), f'whose {k} is {v}')}" for k, v in param.where)

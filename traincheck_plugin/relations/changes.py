@@ -11,7 +11,7 @@ from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.lifecycle import rows_of_role
+from traincheck_plugin.relations.lifecycle import Backwards, Patience, rows_of_role
 from traincheck_plugin.relations.moments import Moments, Pair, inert, pairs_of_calls
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.values import matches
@@ -33,20 +33,22 @@ class ChangeMonitor(Monitor):
     A parameter that the update cannot move is no evidence against the call: its gradient is all
     zeros, its learning rate is 0, or the update is below the resolution of its dtype. Nor is a step
     of an optimizer that searches: one that goes backward several times in a step may find that no
-    move is better than none. Nor is a step that no backward led to, unless its optimizer makes two
-    in a row, as trainers do that only feed a model with data; nor a backward within which gradients
-    are used up, as where each parameter has an optimizer that steps as soon as its gradient is
-    there.
+    move is better than none. Nor is a backward within which gradients are used up, as where each
+    parameter has an optimizer that steps as soon as its gradient is there.
+
+    The first failure in a row of an optimizer is no example where no backward led to the step,
+    since trainers may only feed a model with data; nor where *every* variable is to change, since
+    Rprop does not move what has changed its direction.
     """
 
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
-        self._steps = _Steps(api.api_full_name) if api.role == "step" else None
+        self._steps = _Steps(is_patient=variables.quantifier == "every")
 
     def observe(self, window: Window) -> Examples:
-        if self._steps is not None:
-            self._steps.observe(window)
+        if self._api.role == "step":
+            self._steps.observe(window, window.rows_of_name(self._api.api_full_name))
         found = [
             effect
             for pair in pairs_of_calls(window, self._api.api_full_name, self._variables)
@@ -57,8 +59,7 @@ class ChangeMonitor(Monitor):
         rows = np.concatenate([effect.begin.calls[effect.judged] for effect in found])
         holds = np.concatenate([effect.holds[effect.judged] for effect in found])
         order = np.argsort(rows)
-        if not holds.all():
-            order = order[holds[order] | ~self._is_excused(window, rows[order])]
+        order = order[self._is_judged(window, rows[order], holds[order])]
         if not len(order):
             return NO_EXAMPLES
 
@@ -73,18 +74,17 @@ class ChangeMonitor(Monitor):
 
         return Examples.of_calls(window, rows[order], holds[order], explain)
 
-    def _is_excused(self, window: Window, rows: Int64) -> Bool:
-        """Return which calls need not have done what is expected of them."""
-        if self._steps is not None:
-            return self._steps.is_excused(window, rows)
-        if self._api.role == "backward":
+    def _is_judged(self, window: Window, rows: Int64, holds: Bool) -> Bool:
+        """Return which calls are examples: others need not have done what is expected of them."""
+        if self._api.role == "step":
+            return self._steps.is_judged(window, rows, holds)
+        if self._api.role == "backward" and not holds.all():
             calls = window.calls
             using = np.sort(calls.begin[rows_of_role(window, "step", "zero_grad")])
-            inside: Bool = np.searchsorted(using, calls.begin[rows]) < np.searchsorted(
-                using, calls.end[rows]
-            )
-            return inside
-        return np.zeros(len(rows), np.bool_)
+            before, after = (np.searchsorted(using, at[rows]) for at in (calls.begin, calls.end))
+            judged: Bool = holds | (before == after)
+            return judged
+        return np.ones(len(rows), np.bool_)
 
     def _effect(self, pair: Pair) -> _Effect | None:
         param, begin = self._variables, pair.begin
@@ -161,60 +161,49 @@ class _Effect:
 
 
 class _Steps:
-    """Knows of the steps of optimizers which backward passes led to them."""
+    """Knows which steps need not move anything.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    Args:
+        is_patient: whether the first failure in a row is excused anyway.
+    """
+
+    def __init__(self, *, is_patient: bool) -> None:
+        self._is_patient = is_patient
+        self._patience = Patience()
+        self._backwards = Backwards()
         # When the last two backward passes began and ended.
         self._begins: Int64 = np.full(2, NONE, np.int64)
         self._ends: Int64 = np.full(2, NONE, np.int64)
-        # By optimizer: since when it is known to go backward several times in a step.
-        self._searching: dict[int, int] = {}
-        # By optimizer: when its last step ended, and whether a backward had led to that.
-        self._last: dict[int, tuple[int, bool]] = {}
-        # Of the window: the steps that no backward led to, the first in a row.
+        # Since when an optimizer is known to search.
+        self._since: dict[int, int] = {}
+        # Of the window: the steps that no backward led to.
         self._idle: Int64 = np.empty(0, np.int64)
 
-    def observe(self, window: Window) -> None:
+    def observe(self, window: Window, steps: Int64) -> None:
         """Look at the steps of a window."""
-        if not window.observed:
-            self._last.clear()
+        self._idle = steps[~self._backwards.led_to(window, steps)]
         calls = window.calls
         rows = window.rows_of_role("backward")
         if len(rows):
             self._begins = np.concatenate([self._begins[-2:], calls.begin[rows]])
             self._ends = np.concatenate([self._ends[-2:], calls.end[rows]])
-        steps = window.rows_of_name(self._name)
-        if not len(steps):
-            return
         # The last but one that ended before a step did is in it if it began after the step.
         last = np.searchsorted(self._ends, calls.end[steps]) - 1
         searching = self._begins[np.maximum(last - 1, 0)] > calls.begin[steps]
         for row in steps[searching].tolist():
-            self._searching.setdefault(int(calls.object[row]), int(calls.end[row]))
-        latest = self._ends[np.maximum(last, 0)]
-        idle = []
-        for row, target, end, backward in zip(
-            steps.tolist(),
-            calls.object[steps].tolist(),
-            calls.end[steps].tolist(),
-            latest.tolist(),
-            strict=True,
-        ):
-            before, was_led = self._last.get(target, (NONE, True))
-            is_led = backward > before
-            if was_led and not is_led:
-                idle.append(row)
-            self._last[target] = end, is_led
-        self._idle = np.array(idle, np.int64)
+            self._since.setdefault(int(calls.object[row]), int(calls.end[row]))
 
-    def is_excused(self, window: Window, rows: Int64) -> Bool:
-        """Return for each of some steps of the window whether it need not move anything."""
+    def is_judged(self, window: Window, rows: Int64, holds: Bool) -> Bool:
+        """Return which of some steps are examples."""
         calls = window.calls
-        excused = np.isin(rows, self._idle)
-        for target, since in self._searching.items():
-            excused |= (calls.object[rows] == target) & (calls.end[rows] >= since)
-        return excused
+        judged = self._patience.kept(calls.object[rows], holds)
+        if holds.all():
+            return judged
+        if not self._is_patient:
+            judged = judged | ~np.isin(rows, self._idle)
+        for target, since in self._since.items():
+            judged = judged & (holds | (calls.object[rows] != target) | (calls.end[rows] < since))
+        return judged
 
 
 def verbs(param: VarTypeParam) -> tuple[str, str, str]:

@@ -24,7 +24,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import left_behind
-from traincheck_plugin.relations.lifecycle import completed, last_of_each
+from traincheck_plugin.relations.lifecycle import Patience, completed, last_of_each
 from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
@@ -80,7 +80,7 @@ class _Monitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
-        self._held = True
+        self._patience = Patience()
 
     def observe(self, window: Window) -> Examples:
         rows = completed(window, window.rows_of_name(self._api.api_full_name))
@@ -102,8 +102,7 @@ class _Monitor(Monitor):
                 shared[index] = part, *first
         holds = np.ones(len(judged), np.bool_)
         holds[list(shared)] = False
-        kept = np.flatnonzero(holds | ~np.concatenate([[self._held], holds[:-1]]))
-        self._held = bool(holds[-1])
+        kept = np.flatnonzero(self._patience.kept(np.zeros(len(holds), np.int32), holds))
         return Examples.of_calls(
             window,
             judged[kept],

@@ -22,11 +22,15 @@ def is_named(window: Window, name: str) -> Bool:
 
 
 def is_backward(window: Window) -> Bool:
-    """Return for each call whether it goes backward; the last is that of `NONE`."""
+    """Return for each call whether it adds to gradients; the last is that of `NONE`.
+
+    `torch.autograd.grad` returns them.
+    """
     mask: Bool | None = window.cache.get(is_backward)
     if mask is None:
         mask = window.cache[is_backward] = np.zeros(len(window.calls) + 1, np.bool_)
         mask[window.rows_of_role("backward")] = True
+        mask[window.rows_of_name("torch.autograd.grad")] = False
     return mask
 
 

@@ -8,6 +8,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
+from traincheck_plugin.relations.lifecycle import Patience
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -53,18 +54,15 @@ class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
         self._gaps = Gaps(call.api_full_name, before.api_full_name, restarts=True)
-        self._is_patient = call.role == "clip"
-        self._held = True
+        self._patience = Patience() if call.role == "clip" else None
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._gaps.forget()
-            self._held = True
         rows, holds = self._gaps.observe(window)
-        if self._is_patient and len(holds):
-            judged = holds | ~np.concatenate([[self._held], holds[:-1]])
-            self._held = bool(holds[-1])
-            rows, holds = rows[judged], holds[judged]
+        if self._patience is not None:
+            kept = self._patience.kept(np.zeros(len(rows), np.int32), holds)
+            rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:
             part, row = window.at(int(rows[index]))

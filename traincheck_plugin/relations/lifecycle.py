@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Int32, Int64, Role, Window
+from traincheck_plugin.events import NONE, Bool, Int32, Int64, Role, Window
 
 SCALER_STEP = "torch.amp.GradScaler.step"
 
@@ -61,6 +61,63 @@ def previous(objects: Int32) -> Int64:
         is_same = objects[order[1:]] == objects[order[:-1]]
         found[order[1:][is_same]] = order[:-1][is_same]
     return found
+
+
+class Patience:
+    """Excuses the first failure in a row on each object."""
+
+    def __init__(self) -> None:
+        self._failed: set[int] = set()
+
+    def forget(self) -> None:
+        """Start anew after a stretch that was not observed."""
+        self._failed.clear()
+
+    def kept(self, objects: Int32, holds: Bool) -> Bool:
+        """Return which examples are to be judged.
+
+        Args:
+            objects: that they are about, in order.
+            holds: whether they hold.
+        """
+        if not self._failed and holds.all():
+            return holds
+        last = previous(objects)
+        has_failed = np.where(last == NONE, np.isin(objects, list(self._failed)), ~holds[last])
+        outcome = dict(zip(objects.tolist(), holds.tolist(), strict=True))
+        self._failed -= outcome.keys()
+        self._failed |= {target for target, held in outcome.items() if not held}
+        kept: Bool = holds | has_failed
+        return kept
+
+
+class Backwards:
+    """Tells which steps of an optimizer a backward led to."""
+
+    def __init__(self) -> None:
+        self._last_backward = NONE
+        self._last_step: dict[int, int] = {}
+
+    def led_to(self, window: Window, steps: Int64) -> Bool:
+        """Return for each of the steps of a window whether there was one since the last step.
+
+        Args:
+            window: the next one.
+            steps: rows of all steps that are followed, in order.
+        """
+        calls = window.calls
+        ends, objects = calls.end[steps], calls.object[steps]
+        backwards = calls.end[window.rows_of_role("backward")]
+        backwards = np.concatenate([[self._last_backward], backwards])
+        latest = backwards[np.searchsorted(backwards, ends) - 1]
+        last = previous(objects)
+        before = np.where(last == NONE, NONE, ends[last])
+        for index in np.flatnonzero(last == NONE).tolist():
+            before[index] = self._last_step.get(int(objects[index]), NONE)
+        self._last_backward = int(backwards[-1])
+        self._last_step.update(zip(objects.tolist(), ends.tolist(), strict=True))
+        led: Bool = latest > before
+        return led
 
 
 def named_optimizer(window: Window, row: int) -> str:

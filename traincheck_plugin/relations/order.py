@@ -58,13 +58,15 @@ class Gaps:
     def observe(self, window: Window) -> tuple[Int64, Bool]:
         """Return the rows of the *fence* calls that end a gap, and whether the gap had a *wanted*.
 
+        One that a *fence* call is made within counts: a hook may clip gradients in the backward.
         The first call of all ends no gap: what came before it may not have been observed.
         """
         calls = window.calls
         rows = window.rows_of_name(self._fence)
         ends = calls.end[rows]
         steps = self._steps(window) if self._restarts else ends[:0]
-        wanted = calls.end[window.rows_of_name(self._wanted)]
+        wanted_rows = window.rows_of_name(self._wanted)
+        wanted = calls.end[wanted_rows]
         if not len(rows) and not len(wanted) and not len(steps):
             return rows, _NOTHING
         if not len(rows):
@@ -81,7 +83,9 @@ class Gaps:
         if self._restarts:
             before = np.concatenate([[self._last_step], steps])
             starts = np.maximum(starts, before[np.searchsorted(steps, ends)])
-        holds = latest > starts
+        following = np.searchsorted(wanted, ends)
+        begins = np.append(calls.begin[wanted_rows], np.iinfo(np.int64).max)
+        holds = (latest > starts) | (begins[following] < calls.begin[rows])
         self._last_fence = int(ends[-1])
         if len(wanted):
             self._last_wanted = int(wanted[-1])

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Frame, Int32, Int64, Role, Variable, Window
+from traincheck_plugin.events import Bool, Frame, Int64, Role, Variable, Window
 from traincheck_plugin.invariants.model import (
     ANY,
     VAR_TYPES,
@@ -30,7 +30,7 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.derived import Belongings, has, needed
-from traincheck_plugin.relations.lifecycle import completed, previous, rows_of_role
+from traincheck_plugin.relations.lifecycle import Backwards, Patience, completed, rows_of_role
 from traincheck_plugin.relations.moments import Moments, moments_at_begin
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
@@ -104,6 +104,9 @@ PATIENT = frozenset({LEARNING, SOME_LEARNING, REACHED, RECORDED})
 """What may fail once, but not twice in a row: a warm-up may start at a learning rate of 0, and what
 alternates leaves a part out now and then."""
 
+LED = frozenset({REACHED, RECORDED})
+"""What is asked of steps that a backward led to: gradients may be estimated without any."""
+
 PER_STEP = frozenset({SOME_TRAIN_MODE})
 """What one of the calls that lead to a step has to meet: others may look for an attack on the model
 as it will be used, or measure it."""
@@ -175,10 +178,11 @@ class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
 
     ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. Of the rules in
-    `PATIENT` the first failure in a row is no example, those in `PER_STEP` hold of all calls since
-    the last step of an optimizer where they hold of one. An attribute is a recorded or a derived
-    one (`traincheck_plugin.relations.derived`), or ``thawed``: the parameter requires gradients
-    and did not at an earlier call of A.
+    `PATIENT` the first failure in a row is no example; those in `LED` fail only where a backward
+    led to the step; those in `PER_STEP` hold of all calls since the last step of an optimizer where
+    they hold of one. An attribute is a recorded or a derived one
+    (`traincheck_plugin.relations.derived`), or ``thawed``: the parameter requires gradients and did
+    not at an earlier call of A.
 
     Catches a model that an evaluation left in eval mode, and a layer that is in no optimizer.
     Cannot see what happens between the calls.
@@ -240,11 +244,11 @@ class _Monitor(Monitor):
         self._where = tuple(condition for condition in variables.where if condition[0] != "thawed")
         self._names = [variables.attr_name, *(name for name, _ in self._where if name != "held")]
         self._asks_for_thawed = len(self._where) < len(variables.where)
-        self._is_patient = variables in PATIENT
+        self._patience = Patience() if variables in PATIENT else None
+        self._backwards = Backwards() if variables in LED else None
         self._is_per_step = variables in PER_STEP
         self._held_since_step = False
         self._belongings = Belongings()
-        self._excused: set[int] = set()
         self._was_frozen = np.zeros(0, np.bool_)
 
     def observe(self, window: Window) -> Examples:
@@ -261,8 +265,11 @@ class _Monitor(Monitor):
         order = order[judged[order]]
         rows = np.concatenate([part.calls for part in shown])[order]
         holds = np.concatenate([state.holds for state in states])[order]
-        if self._is_patient:
-            kept = self._kept(window.calls.object[rows], holds)
+        if self._backwards is not None:
+            kept = holds | self._backwards.led_to(window, rows)
+            order, rows, holds = order[kept], rows[kept], holds[kept]
+        if self._patience is not None:
+            kept = self._patience.kept(window.calls.object[rows], holds)
             order, rows, holds = order[kept], rows[kept], holds[kept]
         if self._is_per_step:
             last, holds = self._per_step(window, rows, holds)
@@ -334,18 +341,6 @@ class _Monitor(Monitor):
         is_last[:-1] = number[1:] != number[:-1]
         last = np.flatnonzero(is_last & (number < len(steps)))
         return last, held[number[last]]
-
-    def _kept(self, targets: Int32, holds: Bool) -> Bool:
-        """Return which calls are not the first in a row on their target that did not hold."""
-        if not self._excused and holds.all():
-            return holds
-        last = previous(targets)
-        has_failed = np.where(last == NONE, np.isin(targets, list(self._excused)), ~holds[last])
-        outcome = dict(zip(targets.tolist(), holds.tolist(), strict=True))
-        self._excused -= outcome.keys()
-        self._excused |= {target for target, held in outcome.items() if not held}
-        kept: Bool = holds | has_failed
-        return kept
 
     def _explain(
         self, window: Window, row: int, frame: Frame, failing: Bool, met: Bool
