@@ -126,8 +126,8 @@ class APIContainRelation(Relation):
         api, other = params
         if not isinstance(api, APIParam) or not isinstance(other, VarTypeParam):
             return "info"
-        if api.role in ("mode", "scheduler"):
-            # A call may find the mode set already, and a schedule may pause.
+        if api.role in ("mode", "scheduler", "checkpoint"):
+            # What a call sets or loads may be there already, and a schedule may pause.
             return "info"
         if api.role not in TRAINING_STATE or other.var_type != PARAMETER:
             return "warning"

@@ -8,7 +8,6 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
-from traincheck_plugin.relations.lifecycle import Patience
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -19,7 +18,7 @@ class FunctionCoverRelation(Relation):
 
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
     s the last optimizer step before b2, unless A or B is the step itself. Where B clips gradients,
-    the first failure in a row is no example: a trainer that only feeds a model with data clips
+    a window without a backward is no example: a trainer that only feeds a model with data clips
     gradients that are not there.
 
     Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
@@ -54,14 +53,15 @@ class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
         self._gaps = Gaps(call.api_full_name, before.api_full_name, restarts=True)
-        self._patience = Patience() if call.role == "clip" else None
+        self._is_clip = call.role == "clip"
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._gaps.forget()
         rows, holds = self._gaps.observe(window)
-        if self._patience is not None:
-            kept = self._patience.kept(np.zeros(len(rows), np.int32), holds)
+        if self._is_clip and not holds.all():
+            trained = window.position_of(window.rows_of_role("backward"))
+            kept = holds | np.isin(window.position_of(rows), trained)
             rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:

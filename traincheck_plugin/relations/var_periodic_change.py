@@ -112,7 +112,7 @@ class VarPeriodicChangeRelation(Relation):
         return "warning"
 
 
-UNKNOWN, UNCHANGED, CHANGED = 0, 1, 2
+UNKNOWN, IDLE, UNCHANGED, CHANGED = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +124,7 @@ class _Seen:
         rows: of each the last step.
         codes: the variables that are shown.
         state: a row for each window: which of them changed in some call; `UNKNOWN` where nothing
-            showed it, or it could not be expected to change.
+            showed it, or it could not be expected to change, `IDLE` where its module did not run.
         pairs: the calls looked at.
     """
 
@@ -174,9 +174,10 @@ def _states(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
         is_shown = begin.column("optimizer") == NONE
         if held is not None:
             is_shown = is_shown | (held & ~begin.inert(normalised=False))
-        has_run = begin.column("ran") != NOT_RUN if begin.has("ran") else np.ones_like(is_shown)
         first = slice(None) if both.common is None else both.common[0]
-        state[~is_shown[:, first] | ~(has_run[:, first] | changed)] = UNKNOWN
+        if begin.has("ran"):
+            state[(begin.column("ran")[:, first] == NOT_RUN) & ~changed] = IDLE
+        state[~is_shown[:, first]] = UNKNOWN
     return variables, state
 
 
@@ -305,7 +306,7 @@ class _Monitor(Monitor):
             return NO_EXAMPLES
         seen = _look(window, self._variables.var_type)
         self._names.update(window.catalog)
-        judged = (seen.state != UNKNOWN) & np.isin(seen.codes, self._names.codes)
+        judged = (seen.state > IDLE) & np.isin(seen.codes, self._names.codes)
         if self._variables == FIXED:
             judged &= self._frozen.among(window, seen)
         chosen = judged.any(axis=1)
@@ -366,7 +367,10 @@ def _buffers(names: Sequence[Variable]) -> str:
 
 
 class _Proposer(Proposer):
-    """Proposes the variables that changed in every window that could show it, or in none."""
+    """Proposes the variables that changed in every window that could show it, or in none.
+
+    Of what runs now and then nobody knows how often it should.
+    """
 
     def __init__(self) -> None:
         self._frozen = _FrozenModules()
