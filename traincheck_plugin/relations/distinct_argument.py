@@ -282,11 +282,9 @@ class _Orders(Monitor):
         judged: list[tuple[int, _Why | None]] = []
         for passed in passing(window):
             for use, batches in self._deliveries.observe(passed):
-                if resets:
-                    now = int(times_of(window, np.array([use.row]), np.array([use.begin]))[0])
-                    if resets[0] < now:
-                        resets = [one for one in resets if one > now]
-                        self._starts.clear()
+                if resets and resets[0] < use.time:
+                    resets = [one for one in resets if one > use.time]
+                    self._starts.clear()
                 for batch in batches:
                     if batch.facts["shuffles"] == 1 and batch.key:
                         held = self._judge(use.root, batch)

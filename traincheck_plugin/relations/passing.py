@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from operator import attrgetter, itemgetter
 from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, VariableKind, Window
+from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int32, Int64, VariableKind, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.frames import place, positions_of, times_of
 from traincheck_plugin.relations.moments import by_stack
@@ -30,6 +31,7 @@ class Input(NamedTuple):
     Attributes:
         row: of the call.
         begin: when it began.
+        time: the same, as `times_of` tells it.
         root: label of the module: ``__main__.Net#0``.
         key: tells it from other inputs; empty where it is not known.
         num_elements: of all its tensors.
@@ -38,6 +40,7 @@ class Input(NamedTuple):
 
     row: int
     begin: int
+    time: int
     root: str
     key: bytes
     num_elements: int
@@ -123,77 +126,68 @@ def frames_of(window: Window, kind: VariableKind) -> Iterator[tuple[int, Frame]]
             yield row, window.frames[position]
 
 
-def tensors(window: Window, kind: VariableKind) -> Iterator[tuple[int, int, bytes, int]]:
-    """Yield of each frame that shows tensors the row of its call, an owner, a key and a size.
+def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list[bytes], list[int]]:
+    """Return of each frame that shows tensors the row of its call, an owner, a key and a size.
 
-    The owner is a code of a variable of it. The key tells the tensors from others; it is empty
-    where they are not known.
+    The key tells the tensors from others; it is empty where they are not known.
     """
     positions = positions_of(window, VAR_TYPES[kind])
-    found: dict[int, tuple[int, int, bytes, int]] = {}
+    found: dict[int, tuple[int, str, bytes, int]] = {}
     for indexes, shown in by_stack(window, positions):
         if shown.has("data"):
-            data, owner = shown.column("data"), int(shown.variables[0])
-            is_known: list[bool] = np.all(data, axis=1).tolist()
-            sizes: list[float] = np.sum(shown.column("value"), axis=1).tolist()
-            rows: list[int] = shown.calls.tolist()
-            for number, index in enumerate(indexes.tolist()):
-                key = data[number].tobytes() if is_known[number] else b""
-                found[index] = rows[number], owner, key, int(sizes[number])
-    return (found[index] for index in sorted(found) if found[index][0] != NONE)
+            owner = window.catalog.variables[int(shown.variables[0])].owner
+            data = shown.column("data")
+            size = data.shape[1] * data.itemsize
+            text = data.tobytes()
+            keys = [text[start : start + size] for start in range(0, len(text), size)]
+            for number in np.flatnonzero(~np.all(data, axis=1)).tolist():
+                keys[number] = b""
+            sizes = np.sum(shown.column("value"), axis=1).astype(np.int64).tolist()
+            several = zip(shown.calls.tolist(), repeat(owner), keys, sizes, strict=False)
+            found.update(zip(indexes.tolist(), several, strict=True))
+    ordered = [one for _, one in sorted(found.items()) if one[0] != NONE]
+    rows, owners, keys, sizes = map(list, zip(*ordered, strict=True)) if ordered else ([],) * 4
+    return np.array(rows, np.int64), owners, keys, sizes
 
 
 def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
     """Yield the inputs, and in which of the windows each is."""
-    calls, variables = window.calls, window.catalog.variables
-    kinds = _Kinds(window)
-    found = list(tensors(window, "input"))
-    rows = np.array([row for row, *_ in found], np.int64)
-    more = zip(
-        window.position_of(rows).tolist(),
-        calls.begin[rows].tolist(),
-        calls.inputs[rows].tolist(),
-        strict=True,
-    )
-    for (row, owner, key, size), (position, begin, signature) in zip(found, more, strict=True):
-        yield position, Input(row, begin, variables[owner].owner, key, size, kinds[signature])
+    rows, owners, keys, sizes = _tensors(window, "input")
+    begins = window.calls.begin[rows]
+    kinds = _kinds(window, window.calls.inputs[rows])
+    times = times_of(window, rows, begins).tolist()
+    several = map(Input, rows.tolist(), begins.tolist(), times, owners, keys, sizes, kinds)
+    return zip(window.position_of(rows).tolist(), several, strict=True)
 
 
 def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
     """Yield the batches, and in which of the windows each was delivered."""
-    calls, variables = window.calls, window.catalog.variables
-    facts = {
-        row: dict(zip(LOADER_FACTS, frame.columns["value"].tolist(), strict=True))
-        for row, frame in frames_of(window, "loader")
-    }
-    kinds = _Kinds(window)
-    found = [one for one in tensors(window, "batch") if one[0] in facts]
-    rows = np.array([row for row, *_ in found], np.int64)
-    more = zip(
-        window.position_of(rows).tolist(),
-        calls.end[rows].tolist(),
-        calls.outputs[rows].tolist(),
-        strict=True,
-    )
-    for (row, owner, key, size), (position, end, signature) in zip(found, more, strict=True):
-        loader = variables[owner].owner
-        yield position, Delivery(loader, key, size, kinds[signature], facts[row], end)
+    rows, owners, keys, sizes = _tensors(window, "batch")
+    facts: dict[int, list[float]] = {}
+    for _, shown in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
+        facts.update(zip(shown.calls.tolist(), shown.column("value").tolist(), strict=True))
+    told = [
+        dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {}
+        for row in rows.tolist()
+    ]
+    kinds = _kinds(window, window.calls.outputs[rows])
+    ends = window.calls.end[rows].tolist()
+    several = map(Delivery, owners, keys, sizes, kinds, told, ends)
+    positions = window.position_of(rows).tolist()
+    return ((p, one) for p, one in zip(positions, several, strict=True) if one.facts)
 
 
-class _Kinds(dict[int, frozenset[Kind]]):
-    """The kinds of the tensors that signatures show."""
-
-    def __init__(self, window: Window) -> None:
-        super().__init__()
-        self._catalog = window.catalog
-
-    def __missing__(self, signature: int) -> frozenset[Kind]:
-        kinds = self[signature] = frozenset(
+def _kinds(window: Window, signatures: Int32) -> list[frozenset[Kind]]:
+    """Return the kinds of the tensors that signatures show."""
+    known = {
+        code: frozenset(
             (item.dtype, item.shape)
-            for item in self._catalog.signature(signature)
+            for item in window.catalog.signature(code)
             if item.dtype is not None and item.shape
         )
-        return kinds
+        for code in np.unique(signatures).tolist()
+    }
+    return [known[code] for code in signatures.tolist()]
 
 
 class Beginnings:
