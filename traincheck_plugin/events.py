@@ -670,7 +670,13 @@ class Window:
         """Return in which of its windows each of these calls is."""
         if self.joint is None:
             return np.zeros(len(rows), np.int64)
-        return np.searchsorted(self.joint.calls, rows, side="right") - 1
+        positions: Int64 = self._positions[rows]
+        return positions
+
+    @cached_property
+    def _positions(self) -> Int64:
+        lengths = [len(self.calls)] if self.joint is None else np.diff(self.joint.calls)
+        return np.repeat(np.arange(self.num_parts), lengths)
 
     def at(self, row: int) -> tuple[Window, int]:
         """Return the window that a call is in, and its row there."""

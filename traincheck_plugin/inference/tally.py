@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import CONTEXT_NUMBERS, Bool, Context, Contexts, Int32, Int64
+from traincheck_plugin.events import CONTEXT_NUMBERS, Array, Bool, Context, Contexts, Int32, Int64
 from traincheck_plugin.relations.base import Examples
 
 PROPERTIES = (
@@ -25,6 +25,9 @@ PROPERTIES = (
 )
 """The properties of a context that a precondition may name; where several tell good examples from
 bad ones, the first is taken: it says most about the reason."""
+
+MAX_BITS = 62
+"""Of an integer of NumPy; a set of more kinds is one of Python."""
 
 Kind = tuple[object, ...]
 """A context seen through `PROPERTIES`, numbers reduced to their sign: never values of one run."""
@@ -115,15 +118,6 @@ class Occurrences:
     runs: frozenset[str]
 
 
-def _distinct(numbers: Int64) -> tuple[list[int], Int64 | None]:
-    """Return what there is among *numbers*, and which each is; None where all are the same."""
-    low, high = int(numbers.min()), int(numbers.max())
-    if low == high:
-        return [low], None
-    present, which = np.unique(numbers, return_inverse=True)
-    return present.tolist(), which
-
-
 class Tally:
     """The examples of one hypothesis, counted."""
 
@@ -146,35 +140,33 @@ class Tally:
         position = examples.position
         if position is None:
             position = np.zeros(len(holds), np.int64)
-        present, which = _distinct(numbers)
-        shown = np.zeros((len(held_out), len(present)), np.bool_)
-        for index, number in enumerate(present):
-            kind = kinds.known[number]
-            count = self.counts.get(kind)
+        present = np.flatnonzero(np.bincount(numbers)).tolist()
+        # Of each window a number with a bit for each kind that had positive examples in it, and
+        # the lowest for whether it is kept aside.
+        sets: Array = held_out.astype(np.int64 if len(present) < MAX_BITS else np.object_)
+        for index, number in enumerate(present, start=1):
+            count = self.counts.get(kinds.known[number])
             if count is None:
-                count = self.counts[kind] = Count()
-            good, bad = holds, ~holds
-            if which is not None:
-                good, bad = good & (which == index), bad & (which == index)
-            count.positive += int(np.count_nonzero(good))
-            if bad.any():
-                count.negative += int(np.count_nonzero(bad))
+                count = self.counts[kinds.known[number]] = Count()
+            of_kind = slice(None) if len(present) == 1 else np.flatnonzero(numbers == number)
+            good, where = holds[of_kind], position[of_kind]
+            num_good = int(np.count_nonzero(good))
+            count.positive += num_good
+            if num_good < len(good):
+                count.negative += len(good) - num_good
                 count.refuted_by.add(run)
-                count.held_out_negative += int(np.count_nonzero(held_out[position[bad]]))
-            shown[position[good], index] = True
-        if len(present) == 1:
-            sets, windows = np.ones((1, 1), np.bool_), [shown[:, 0]]
-        else:
-            sets, inverse = np.unique(shown, axis=0, return_inverse=True)
-            windows = [inverse.reshape(-1) == index for index in range(len(sets))]
-        for row, those in zip(sets, windows, strict=True):
-            if not row.any():
-                continue
-            alike = frozenset(kinds.known[present[index]] for index in np.flatnonzero(row))
-            for is_held_out in (False, True):
-                number = int(np.count_nonzero(those & (held_out == is_held_out)))
-                if number:
-                    self.windows[run, is_held_out, alike] += number
+                count.held_out_negative += int(np.count_nonzero(held_out[where[~good]]))
+                where = where[good]
+            shown = np.zeros(len(sets), np.bool_)
+            shown[where] = True
+            sets[shown] += 1 << index
+        found, numbers_of = np.unique(sets, return_counts=True)
+        for bits, how_many in zip(found.tolist(), numbers_of.tolist(), strict=True):
+            alike = frozenset(
+                kinds.known[number] for index, number in enumerate(present, 1) if bits >> index & 1
+            )
+            if alike:
+                self.windows[run, bool(bits & 1), alike] += how_many
 
     def merge(self, other: Tally) -> None:
         """Add the counts of another part of the reference."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 
@@ -27,15 +27,18 @@ from traincheck_plugin.relations.base import (
     Monitor,
     Proposer,
     Relation,
+    no_explanation,
 )
+from traincheck_plugin.relations.frames import place, positions_of, times_of
+from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.passing import (
     MIN_ELEMENTS,
     Beginnings,
     Deliveries,
     Delivery,
-    frames_of,
-    inputs_of,
+    Input,
+    passing,
 )
 
 MAX_STATES = 1 << 14
@@ -90,6 +93,7 @@ class DistinctArgumentRelation(Relation):
     """
 
     name = "DistinctArgumentRelation"
+    takes_stretches = True
 
     def proposer(self) -> Proposer:
         return _Proposer()
@@ -144,15 +148,18 @@ def _the(params: tuple[Param, ...]) -> VarTypeParam | VarNameParam:
     )
 
 
-def _examples(window: Window, judged: list[tuple[int, bool, Explanation]]) -> Examples:
-    """Build examples of rows of calls, whether each held, and why not."""
+_Why = Callable[[], Explanation]
+
+
+def _examples(window: Window, judged: list[tuple[int, _Why | None]]) -> Examples:
+    """Build examples of rows of calls, and why those that failed did."""
     if not judged:
         return NO_EXAMPLES
     return Examples.of_calls(
         window,
-        np.array([row for row, _, _ in judged], np.int64),
-        np.array([held for _, held, _ in judged], np.bool_),
-        lambda index: judged[index][2],
+        np.array([row for row, _ in judged], np.int64),
+        np.array([why is None for _, why in judged], np.bool_),
+        lambda index: why() if (why := judged[index][1]) else no_explanation(index),
     )
 
 
@@ -169,9 +176,6 @@ def _repeated(roots: Iterable[str], why: str) -> Explanation:
     )
 
 
-_HELD = Explanation(message="")
-
-
 class _Following(Monitor):
     """Judges a step when the loader went on in the same start, and delivered what the input is of.
 
@@ -185,30 +189,35 @@ class _Following(Monitor):
         self._keys: frozenset[bytes] = frozenset()
 
     def observe(self, window: Window) -> Examples:
-        inputs = inputs_of(window)
-        delivered = self._deliveries.observe(window, inputs)
-        batches = [batch for _, several in delivered for batch in several]
+        judged: list[tuple[int, _Why | None]] = []
+        for passed in passing(window):
+            delivered = self._deliveries.observe(passed)
+            if delivered and window.observed:
+                held = self._judge(passed.inputs, [b for _, several in delivered for b in several])
+                if held is not None:
+                    roots = [one.root for one in passed.inputs]
+                    why = None if held else partial(_repeated, roots, _UNDELIVERED)
+                    judged.append((delivered[-1][0].row, why))
         if not window.observed:
             self._batches = []
-            return NO_EXAMPLES
-        if not batches:
-            return NO_EXAMPLES
+        return _examples(window, judged)
+
+    def _judge(self, inputs: list[Input], batches: list[Delivery]) -> bool | None:
+        """Return whether the inputs of a window are new; None where they need not be."""
         before, keys_before = self._batches, self._keys
         self._batches, self._keys = batches, frozenset(one.key for one in inputs)
         kinds = frozenset().union(*(batch.kinds for batch in batches))
-        row = delivered[-1][0].row
         if (
             b"" in self._keys
             or sum(one.num_elements for one in inputs) < MIN_ELEMENTS
             or not _went_on(before, batches)
             or not any(one.kinds & kinds for one in inputs)
         ):
-            return NO_EXAMPLES
-        if not self._keys <= keys_before:
-            return _examples(window, [(row, True, _HELD)])
-        roots = [one.root for one in inputs]
-        why = ", although the data loader delivers new batches: they do not get there"
-        return _examples(window, [(row, False, _repeated(roots, why))])
+            return None
+        return not self._keys <= keys_before
+
+
+_UNDELIVERED = ", although the data loader delivers new batches: they do not get there"
 
 
 def _went_on(before: list[Delivery], now: list[Delivery]) -> bool:
@@ -230,26 +239,31 @@ class _OfClass(Monitor):
         if not window.observed:
             self._epoch = NONE
             return NO_EXAMPLES
-        inputs = [one for one in inputs_of(window) if one.root.partition("#")[0] == self._root]
-        if not inputs or not _has_step(window):
-            return NO_EXAMPLES
-        row = inputs[-1].row
-        epoch = window.catalog.contexts[int(window.calls.context[row])].epoch
-        before, keys_before = self._epoch, self._keys
-        self._epoch, self._keys = epoch, frozenset(one.key for one in inputs)
-        if (
-            epoch != before
-            or b"" in self._keys
-            or sum(one.num_elements for one in inputs) < MIN_ELEMENTS
-        ):
-            return NO_EXAMPLES
-        held = not self._keys <= keys_before
-        return _examples(window, [(row, held, _HELD if held else _repeated([self._root], ""))])
+        with_step = _with_step(window)
+        epochs = window.catalog.contexts.column("epoch")
+        context = window.calls.context
+        judged: list[tuple[int, _Why | None]] = []
+        for passed in passing(window):
+            inputs = [one for one in passed.inputs if one.root.partition("#")[0] == self._root]
+            if not inputs or passed.position not in with_step:
+                continue
+            row = inputs[-1].row
+            before, keys_before = self._epoch, self._keys
+            self._epoch = int(epochs[context[row]])
+            self._keys = frozenset(one.key for one in inputs)
+            if (
+                self._epoch == before
+                and b"" not in self._keys
+                and sum(one.num_elements for one in inputs) >= MIN_ELEMENTS
+            ):
+                held = not self._keys <= keys_before
+                judged.append((row, None if held else partial(_repeated, [self._root], "")))
+        return _examples(window, judged)
 
 
-def _has_step(window: Window) -> bool:
-    apis = window.catalog.apis
-    return any(apis[code].role == "step" for code in window.api_codes)
+def _with_step(window: Window) -> set[int]:
+    """Return the positions of the windows in which an optimizer steps."""
+    return set(window.position_of(window.rows_of_role("step")).tolist())
 
 
 class _Orders(Monitor):
@@ -264,18 +278,18 @@ class _Orders(Monitor):
         self._starts: dict[tuple[str, str], dict[int, dict[int, bytes]]] = {}
 
     def observe(self, window: Window) -> Examples:
-        inputs = inputs_of(window)
         resets = self._beginnings.observe(window)
-        judged = []
-        for use, batches in self._deliveries.observe(window, inputs):
-            if resets and resets[0] < use.begin:
-                resets = [one for one in resets if one > use.begin]
-                self._starts.clear()
-            for batch in batches:
-                if batch.facts["shuffles"] == 1 and batch.key:
-                    held = self._judge(use.root, batch)
-                    if held is not None:
-                        judged.append((use.row, held, _HELD if held else _same_order(batch)))
+        judged: list[tuple[int, _Why | None]] = []
+        for passed in passing(window):
+            for use, batches in self._deliveries.observe(passed):
+                if resets and resets[0] < use.time:
+                    resets = [one for one in resets if one > use.time]
+                    self._starts.clear()
+                for batch in batches:
+                    if batch.facts["shuffles"] == 1 and batch.key:
+                        held = self._judge(use.root, batch)
+                        if held is not None:
+                            judged.append((use.row, None if held else partial(_same_order, batch)))
         if resets:
             self._starts.clear()
         return _examples(window, judged)
@@ -343,7 +357,7 @@ class _States(Monitor):
     """
 
     def __init__(self) -> None:
-        self._seen: dict[tuple[str, int], dict[int, int]] = {}
+        self._seen: dict[tuple[int, int], dict[int, int]] = {}
         self._left: dict[int, int] = {}
         self._beginnings = Beginnings()
 
@@ -352,26 +366,23 @@ class _States(Monitor):
             self._left.clear()
             return NO_EXAMPLES
         resets = self._beginnings.observe(window)
-        calls, catalog = window.calls, window.catalog
-        judged = []
-        for row, frame in frames_of(window, "generator"):
-            step = catalog.contexts[frame.context].step
-            if resets and resets[0] < frame.sequence:
-                resets = [one for one in resets if one > frame.sequence]
+        judged: list[tuple[int, _Why | None]] = []
+        for row, time, step, is_begin, states in _states(window):
+            if resets and resets[0] < time:
+                resets = [one for one in resets if one > time]
                 self._seen.clear()
-            root = catalog.objects[int(calls.object[row])]
-            pairs = zip(frame.variables.tolist(), frame.columns["data"].tolist(), strict=True)
-            for code, state in pairs:
-                if frame.phase == "begin":
-                    held = self._judge((root, code), state, step)
+            for code, state in states:
+                if is_begin:
+                    held = self._judge((int(window.calls.object[row]), code), state, step)
                     if held is not None:
-                        judged.append((row, held, _HELD if held else self._explain(window, row)))
+                        why = None if held else partial(self._explain, *window.at(row))
+                        judged.append((row, why))
                 self._left[code] = state
         if resets:
             self._seen.clear()
         return _examples(window, judged)
 
-    def _judge(self, who: tuple[str, int], state: int, step: int) -> bool | None:
+    def _judge(self, who: tuple[int, int], state: int, step: int) -> bool | None:
         seen = self._seen.setdefault(who, {})
         first = seen.get(state)
         if first is None:
@@ -411,6 +422,31 @@ class _States(Monitor):
         )
 
 
+_State = tuple[int, int, int, bool, list[tuple[int, int]]]
+
+
+def _states(window: Window) -> Iterator[_State]:
+    """Yield when generators were in which states.
+
+    That is the row of a call, a time, the training step, whether the call begins, and by variable
+    the state.
+    """
+    positions = positions_of(window, VAR_TYPES["generator"])
+    rows, contexts, sequence = place(window, positions)
+    steps = window.catalog.contexts.column("step")[contexts].tolist()
+    times = times_of(window, rows, sequence).tolist()
+    found: dict[int, _State] = {}
+    for indexes, shown in by_stack(window, positions):
+        codes = shown.variables.tolist()
+        states = shown.column("data").tolist()
+        for index, state, is_begin in zip(
+            indexes.tolist(), states, shown.is_begin.tolist(), strict=True
+        ):
+            pairs = list(zip(codes, state, strict=True))
+            found[index] = int(rows[index]), times[index], steps[index], is_begin, pairs
+    return (found[index] for index in sorted(found) if found[index][0] != NONE)
+
+
 class _Proposer(Proposer):
     """Proposes what there is something to see of."""
 
@@ -418,15 +454,17 @@ class _Proposer(Proposer):
         self._params: dict[Param, None] = {}
 
     def observe(self, window: Window) -> None:
-        shown: set[Any] = {window.kind(frame) for frame in window.frames}
-        if "generator" in shown:
+        if len(positions_of(window, VAR_TYPES["generator"])):
             self._params[STATES] = None
-        if "batch" in shown and "loader" in shown:
+        if _showing(window, "batch") & _showing(window, "loader"):
             self._params[ORDERS] = self._params[FOLLOWING] = None
-        if "input" in shown and _has_step(window):
-            for one in inputs_of(window):
+        with_step = list(_with_step(window))
+        for _, shown in by_stack(window, positions_of(window, VAR_TYPES["input"])):
+            calls = shown.calls[shown.calls != NONE]
+            if shown.has("data") and np.isin(window.position_of(calls), with_step).any():
+                owner = window.catalog.variables[int(shown.variables[0])].owner
                 root = VarNameParam(
-                    var_name=one.root.partition("#")[0],
+                    var_name=owner.partition("#")[0],
                     var_type=VAR_TYPES["input"],
                     attr_name="data",
                 )
@@ -437,3 +475,11 @@ class _Proposer(Proposer):
             Hypothesis(relation=DistinctArgumentRelation.name, params=(param,))
             for param in self._params
         ]
+
+
+def _showing(window: Window, kind: VariableKind) -> set[int]:
+    """Return the positions of the windows that show variables of a kind."""
+    positions = positions_of(window, VAR_TYPES[kind])
+    if window.joint is None:
+        return {0} if len(positions) else set()
+    return set((np.searchsorted(window.joint.frames, positions, side="right") - 1).tolist())

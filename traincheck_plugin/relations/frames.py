@@ -55,7 +55,7 @@ def times_of(window: Window, rows: Int64, sequence: Int64) -> Int64:
     """
     if window.joint is None or not len(rows):
         return sequence
-    return window.position_of(rows) * (int(window.calls.end[-1]) + 1) + sequence
+    return window.position_of(rows) * (int(window.calls.end[-1]) + 2) + sequence
 
 
 def frames_at(
@@ -99,6 +99,14 @@ def frames_at(
 
 def _shows(columns: Container[str], attributes: tuple[str, ...]) -> bool:
     return all(name in columns for name in attributes)
+
+
+def positions_of(window: Window, var_type: str) -> Int64:
+    """Return the positions of the frames that show a type of variable."""
+    if window.joint is None:
+        return np.array(of_type(window, var_type), np.int64)
+    is_of_type = np.array([name == var_type for name in types_of(window)], np.bool_)
+    return np.flatnonzero(is_of_type[frames_of(window).stack])
 
 
 def stacks_of(window: Window, positions: Int64) -> Int64:

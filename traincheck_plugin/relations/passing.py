@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import repeat
+from operator import attrgetter, itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, VariableKind, Window
+from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int32, Int64, VariableKind, Window
+from traincheck_plugin.invariants.model import VAR_TYPES
+from traincheck_plugin.relations.frames import place, positions_of, times_of
+from traincheck_plugin.relations.moments import by_stack
 
 MIN_ELEMENTS = 32
 """With fewer, two batches may be equal by chance."""
@@ -19,13 +25,13 @@ Kind = tuple[str, tuple[int, ...]]
 """Dtype and shape of a tensor."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Input:
+class Input(NamedTuple):
     """What a forward in training was given.
 
     Attributes:
         row: of the call.
         begin: when it began.
+        time: the same, as `times_of` tells it.
         root: label of the module: ``__main__.Net#0``.
         key: tells it from other inputs; empty where it is not known.
         num_elements: of all its tensors.
@@ -34,14 +40,14 @@ class Input:
 
     row: int
     begin: int
+    time: int
     root: str
     key: bytes
     num_elements: int
     kinds: frozenset[Kind]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A batch for training.
 
     Attributes:
@@ -59,29 +65,129 @@ class Delivery:
     end: int
 
 
-def frames_of(window: Window, kind: VariableKind) -> Iterator[tuple[int, Frame]]:
-    """Yield the row of the call and the frame, of each frame of variables of *kind*."""
-    for frame in window.frames:
-        if window.kind(frame) == kind and frame.call in window.row_of_call:
-            yield window.row_of_call[frame.call], frame
+@dataclass(slots=True)
+class Passing:
+    """What passes through training in one window.
+
+    Attributes:
+        position: of the window, in its stretch.
+        inputs: of the forwards in training, in the order in which these began.
+        delivered: batches, in order.
+        evaluated: when other forwards began.
+    """
+
+    position: int
+    inputs: list[Input] = field(default_factory=list)
+    delivered: list[Delivery] = field(default_factory=list)
+    evaluated: list[int] = field(default_factory=list)
+
+
+def passing(window: Window) -> list[Passing]:
+    """Return what passes through training, of each window that shows some of it."""
+    found: list[Passing] | None = window.cache.get(passing)
+    if found is None:
+        by_position: dict[int, Passing] = {}
+        for position, one in _inputs(window):
+            by_position.setdefault(position, Passing(position)).inputs.append(one)
+        for position, batch in _delivered(window):
+            by_position.setdefault(position, Passing(position)).delivered.append(batch)
+        forwards = window.rows_of_role("forward")
+        contexts = window.catalog.contexts
+        stages = contexts.column("stage")[window.calls.context[forwards]]
+        training = [contexts.others.find(stage) for stage in ("training", "init")]
+        evaluated = forwards[~np.isin(stages, training)]
+        for position, begin in zip(
+            window.position_of(evaluated).tolist(),
+            window.calls.begin[evaluated].tolist(),
+            strict=True,
+        ):
+            by_position.setdefault(position, Passing(position)).evaluated.append(begin)
+        found = window.cache[passing] = [by_position[position] for position in sorted(by_position)]
+        for passed in found:
+            passed.inputs.sort(key=_begin)
+            passed.evaluated.sort()
+    return found
+
+
+_begin = attrgetter("begin")
 
 
 def inputs_of(window: Window) -> list[Input]:
     """Return the inputs of the forwards in training, in the order in which these began."""
-    calls, catalog = window.calls, window.catalog
-    found = [
-        Input(
-            row=row,
-            begin=int(calls.begin[row]),
-            root=catalog.variables[int(frame.variables[0])].owner,
-            key=_key(frame),
-            num_elements=int(frame.columns["value"].sum()),
-            kinds=_kinds(window, int(calls.inputs[row])),
-        )
-        for row, frame in frames_of(window, "input")
-        if "data" in frame.columns
+    return [one for passed in passing(window) for one in passed.inputs]
+
+
+def frames_of(window: Window, kind: VariableKind) -> Iterator[tuple[int, Frame]]:
+    """Yield the row of the call and the frame, of each frame of variables of *kind*."""
+    positions = positions_of(window, VAR_TYPES[kind])
+    rows, _, _ = place(window, positions)
+    for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+        if row != NONE:
+            yield row, window.frames[position]
+
+
+def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list[bytes], list[int]]:
+    """Return of each frame that shows tensors the row of its call, an owner, a key and a size.
+
+    The key tells the tensors from others; it is empty where they are not known.
+    """
+    positions = positions_of(window, VAR_TYPES[kind])
+    found: dict[int, tuple[int, str, bytes, int]] = {}
+    for indexes, shown in by_stack(window, positions):
+        if shown.has("data"):
+            owner = window.catalog.variables[int(shown.variables[0])].owner
+            data = shown.column("data")
+            size = data.shape[1] * data.itemsize
+            text = data.tobytes()
+            keys = [text[start : start + size] for start in range(0, len(text), size)]
+            for number in np.flatnonzero(~np.all(data, axis=1)).tolist():
+                keys[number] = b""
+            sizes = np.sum(shown.column("value"), axis=1).astype(np.int64).tolist()
+            several = zip(shown.calls.tolist(), repeat(owner), keys, sizes, strict=False)
+            found.update(zip(indexes.tolist(), several, strict=True))
+    ordered = [one for _, one in sorted(found.items()) if one[0] != NONE]
+    rows, owners, keys, sizes = map(list, zip(*ordered, strict=True)) if ordered else ([],) * 4
+    return np.array(rows, np.int64), owners, keys, sizes
+
+
+def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
+    """Yield the inputs, and in which of the windows each is."""
+    rows, owners, keys, sizes = _tensors(window, "input")
+    begins = window.calls.begin[rows]
+    kinds = _kinds(window, window.calls.inputs[rows])
+    times = times_of(window, rows, begins).tolist()
+    several = map(Input, rows.tolist(), begins.tolist(), times, owners, keys, sizes, kinds)
+    return zip(window.position_of(rows).tolist(), several, strict=True)
+
+
+def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
+    """Yield the batches, and in which of the windows each was delivered."""
+    rows, owners, keys, sizes = _tensors(window, "batch")
+    facts: dict[int, list[float]] = {}
+    for _, shown in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
+        facts.update(zip(shown.calls.tolist(), shown.column("value").tolist(), strict=True))
+    told = [
+        dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {}
+        for row in rows.tolist()
     ]
-    return sorted(found, key=lambda one: one.begin)
+    kinds = _kinds(window, window.calls.outputs[rows])
+    ends = window.calls.end[rows].tolist()
+    several = map(Delivery, owners, keys, sizes, kinds, told, ends)
+    positions = window.position_of(rows).tolist()
+    return ((p, one) for p, one in zip(positions, several, strict=True) if one.facts)
+
+
+def _kinds(window: Window, signatures: Int32) -> list[frozenset[Kind]]:
+    """Return the kinds of the tensors that signatures show."""
+    known = {
+        code: frozenset(
+            (item.dtype, item.shape)
+            for item in window.catalog.signature(code)
+            if item.dtype is not None and item.shape
+        )
+        for code in np.unique(signatures).tolist()
+    }
+    return [known[code] for code in signatures.tolist()]
 
 
 class Beginnings:
@@ -91,22 +197,18 @@ class Beginnings:
         self._optimizers: set[int] = set()
 
     def observe(self, window: Window) -> list[int]:
-        """Return when it does in the next window, in order."""
-        calls, apis = window.calls, window.catalog.apis
-        rows = [window.rows_of_name("torch.optim.Optimizer.load_state_dict")]
-        rows += [window.rows_of_api(c) for c in window.api_codes if apis[c].role == "construct"]
-        times: list[int] = np.sort(calls.begin[np.concatenate(rows)]).tolist()
-        stepping = {
-            target
-            for code in window.api_codes
-            if apis[code].role == "step"
-            for target in calls.object[window.rows_of_api(code)].tolist()
-        }
-        if not stepping <= self._optimizers:
-            # One that was made while nobody looked.
-            self._optimizers |= stepping
-            times.insert(0, NONE)
-        return times
+        """Return when it does in the next window, in order, as `times_of` tells time."""
+        loads = window.rows_of_name("torch.optim.Optimizer.load_state_dict")
+        rows = np.concatenate([loads, window.rows_of_role("construct")])
+        times: list[int] = times_of(window, rows, window.calls.begin[rows]).tolist()
+        steps = window.rows_of_role("step")
+        targets, first = np.unique(window.calls.object[steps], return_index=True)
+        for target, row in zip(targets.tolist(), steps[first].tolist(), strict=True):
+            if target not in self._optimizers:
+                # One that was made while nobody looked: from the begin of the window on.
+                self._optimizers.add(target)
+                times += times_of(window, np.array([row]), np.array([NONE])).tolist()
+        return sorted(times)
 
 
 class Deliveries:
@@ -115,63 +217,20 @@ class Deliveries:
     def __init__(self) -> None:
         self._waiting: list[Delivery] = []
 
-    def observe(self, window: Window, inputs: list[Input]) -> list[tuple[Input, list[Delivery]]]:
-        """Return the inputs that follow batches, and these batches.
-
-        Args:
-            window: the next one.
-            inputs: its own.
-        """
-        self._waiting = [*self._waiting, *_delivered(window)][-MAX_WAITING:]
+    def observe(self, passed: Passing) -> list[tuple[Input, list[Delivery]]]:
+        """Return the inputs of the next window that follow batches, and these batches."""
+        self._waiting = [*self._waiting, *passed.delivered][-MAX_WAITING:]
         if not self._waiting:
             return []
-        calls, catalog = window.calls, window.catalog
-        evaluated = [
-            int(calls.begin[row])
-            for code in window.api_codes
-            if catalog.apis[code].role == "forward"
-            for row in window.rows_of_api(code)
-            if catalog.contexts[int(calls.context[row])].stage != "training"
-            and catalog.contexts[int(calls.context[row])].stage != "init"
-        ]
-        uses: list[tuple[int, Input | None]] = [(one.begin, one) for one in inputs]
-        uses += [(begin, None) for begin in evaluated]
+        uses: list[tuple[int, Input | None]] = [(one.begin, one) for one in passed.inputs]
+        if passed.evaluated:
+            uses += [(begin, None) for begin in passed.evaluated]
+            uses.sort(key=itemgetter(0))
         result = []
-        for begin, use in sorted(uses, key=lambda pair: pair[0]):
+        for begin, use in uses:
             batches = [one for one in self._waiting if one.end < begin]
             if batches:
                 self._waiting = [one for one in self._waiting if one.end >= begin]
                 if use is not None:
                     result.append((use, batches))
         return result
-
-
-def _delivered(window: Window) -> Iterator[Delivery]:
-    facts = {
-        frame.call: dict(zip(LOADER_FACTS, frame.columns["value"].tolist(), strict=True))
-        for _, frame in frames_of(window, "loader")
-    }
-    for row, frame in frames_of(window, "batch"):
-        told = facts.get(frame.call)
-        if told is not None and "data" in frame.columns:
-            yield Delivery(
-                loader=window.catalog.variables[int(frame.variables[0])].owner,
-                key=_key(frame),
-                num_elements=int(frame.columns["value"].sum()),
-                kinds=_kinds(window, int(window.calls.outputs[row])),
-                facts=told,
-                end=int(window.calls.end[row]),
-            )
-
-
-def _key(frame: Frame) -> bytes:
-    hashes = frame.columns["data"]
-    return hashes.tobytes() if hashes.all() else b""
-
-
-def _kinds(window: Window, signature: int) -> frozenset[Kind]:
-    return frozenset(
-        (item.dtype, item.shape)
-        for item in window.catalog.signature(signature)
-        if item.dtype is not None and item.shape
-    )

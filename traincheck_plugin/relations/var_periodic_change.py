@@ -14,7 +14,6 @@ from traincheck_plugin.events import (
     NOT_RUN,
     Bool,
     Catalog,
-    Frame,
     Int32,
     Int64,
     Role,
@@ -41,7 +40,7 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.lifecycle import completed, last_of_each
-from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
+from traincheck_plugin.relations.moments import Pair, by_stack, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.stacks import frames_of
@@ -207,14 +206,17 @@ class _FrozenModules:
         """Return which of the buffers are such in each window; none where no frame can tell."""
         found = np.zeros(seen.state.shape, np.bool_)
         known: dict[bytes, Bool] = {}
-        for index, frame in enumerate(_last_shown(window, seen.positions)):
-            if frame is None or not len(seen.codes):
-                continue
-            trainable = frame.variables[frame.columns["requires_grad"]]
-            key = trainable.tobytes()
-            if key not in known:
-                known[key] = self._are_among(window.catalog, trainable, seen.codes)
-            found[index] = known[key]
+        for indexes, shown in by_stack(window, _last_shown(window, seen.positions)):
+            requires = shown.column("requires_grad")
+            is_other = np.ones(len(requires), np.bool_)
+            is_other[1:] = (requires[1:] != requires[:-1]).any(axis=1)
+            starts = np.flatnonzero(is_other)
+            for start, several in zip(starts, np.split(indexes, starts[1:]), strict=True):
+                trainable = shown.variables[requires[start]]
+                key = trainable.tobytes()
+                if key not in known:
+                    known[key] = self._are_among(window.catalog, trainable, seen.codes)
+                found[several] = known[key]
         return found
 
     def _are_among(self, catalog: Catalog, trainable: Int32, codes: Int64) -> Bool:
@@ -263,18 +265,18 @@ class _FrozenModules:
         return self._numbers.setdefault((owner, path), len(self._numbers))
 
 
-def _last_shown(window: Window, positions: Int64) -> list[Frame | None]:
+def _last_shown(window: Window, positions: Int64) -> Int64:
     """Return of each of the windows the last frame that shows what requires gradients."""
     if window.joint is None:
-        frames = reversed(window.frames)
-        last = next((frame for frame in frames if "requires_grad" in frame.columns), None)
-        return [last] * len(positions)
+        frames = enumerate(window.frames)
+        shown = [number for number, frame in frames if "requires_grad" in frame.columns]
+        return np.full(len(positions), shown[-1] if shown else NONE)
     stacked = frames_of(window)
     shows = np.array(["requires_grad" in stack.columns for stack in stacked.stacks], np.bool_)
-    shown = np.flatnonzero(shows[stacked.stack])
-    last_of = np.full(window.num_parts, NONE, np.int64)
-    last_of[np.searchsorted(window.joint.frames, shown, side="right") - 1] = shown
-    return [None if p == NONE else window.frames[p] for p in last_of[positions].tolist()]
+    those = np.flatnonzero(shows[stacked.stack])
+    last = np.full(window.num_parts, NONE, np.int64)
+    last[np.searchsorted(window.joint.frames, those, side="right") - 1] = those
+    return last[positions]
 
 
 class _Names:
