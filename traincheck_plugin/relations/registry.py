@@ -17,6 +17,7 @@ from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.copies import CopyRelation
 from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
+from traincheck_plugin.relations.eventual_change import EventualChangeRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
@@ -62,6 +63,7 @@ BUILT_IN: tuple[Relation, ...] = (
     OneEpochRelation(),
     OptimizerKeptRelation(),
     VarPeriodicChangeRelation(),
+    EventualChangeRelation(),
     VarStateRelation(),
     DistinctArgumentRelation(),
     RankDistinctArgumentRelation(),
