@@ -18,7 +18,7 @@ from traincheck_plugin.events import Item, Window
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.model import Hypothesis, Invariant, VarTypeParam
 from traincheck_plugin.relations.base import Explanation
-from traincheck_plugin.relations.between_steps import FROZEN, HELD, SAME_OBJECT
+from traincheck_plugin.relations.between_steps import AFTER_LOADS, FROZEN, HELD, SAME_OBJECT
 from traincheck_plugin.relations.continuity import PARAMETER, RULES, SLOT, ContinuityRelation
 
 RELATION = ContinuityRelation()
@@ -34,6 +34,9 @@ PARAMETERS, SOME, FREEZES, SLOTS = (
         (SLOT, "every", HELD),
     )
 )
+
+
+UNDONE = next(r for r in RULES if AFTER_LOADS in r.where)
 
 
 def _within(rule: VarTypeParam) -> VarTypeParam:
@@ -65,7 +68,13 @@ class Restart(NamedTuple):
     state: str = "kept"
 
 
-Event = Step | Meddle | Restart
+class Reload(NamedTuple):
+    """Other values are loaded into the model, or those that the last step left."""
+
+    restores: bool
+
+
+Event = Step | Meddle | Restart | Reload
 
 
 class Simulation:
@@ -82,7 +91,8 @@ class Simulation:
         self._is_new = True
         self._loads = self._loads_state = ""
         self.expected: dict[VarTypeParam, list[bool]] = {
-            rule: [] for rule in (PARAMETERS, _within(PARAMETERS), SOME, SLOTS, _within(SLOTS))
+            rule: []
+            for rule in (PARAMETERS, _within(PARAMETERS), SOME, SLOTS, _within(SLOTS), UNDONE)
         }
 
     def _value(self) -> int:
@@ -98,6 +108,8 @@ class Simulation:
                 self._values[event.name] = self._value()
         elif isinstance(event, Restart):
             self._restart(event)
+        elif isinstance(event, Reload):
+            self._reload(event)
         else:
             self._judge()
             self._step()
@@ -108,7 +120,8 @@ class Simulation:
         for name in NAMES:
             if name not in event.kept:
                 self._values[name] = self._value()
-        self._loads = event.loads
+        if self._loads not in ("all", "some"):
+            self._loads = event.loads
         if event.loads:
             self._load(f"__main__.Net#{self._number}", "torch.nn.Module", event.loads)
         self._loads_state = "" if event.state == "lost" else "all"
@@ -119,6 +132,12 @@ class Simulation:
             self._state |= dict(zip(NAMES, (second, first), strict=False))
         if self._loads_state:
             self._load(f"{CLASSES}#{self._number}", "torch.optim.Optimizer", "all")
+
+    def _reload(self, event: Reload) -> None:
+        values = self._left if event.restores else None
+        self._values = dict(values or {name: self._value() for name in NAMES})
+        self._loads = "all"
+        self._load(f"__main__.Net#{self._number}", "torch.nn.Module", "all")
 
     def _load(self, target: str, cls: str, outcome: str) -> None:
         self.run.call(
@@ -131,6 +150,8 @@ class Simulation:
         if self._left is not None:
             same = {name: self._values[name] == self._left[name] for name in NAMES}
             is_excused = self._loads in ("all", "some")
+            if not self._is_new:
+                self.expected[UNDONE].append(all(same.values()))
             judged = [found for found in same.values() if found or not is_excused]
             if judged:
                 self.expected[PARAMETERS].append(all(judged))
@@ -175,6 +196,7 @@ class Simulation:
 given_events = st.lists(
     st.just(Step())
     | st.builds(Meddle, st.sampled_from(NAMES), st.booleans())
+    | st.builds(Reload, st.booleans())
     | st.builds(
         Restart,
         st.frozensets(st.sampled_from(NAMES)),
@@ -360,6 +382,17 @@ def test_without_a_restart_nothing_is_said_of_one() -> None:
 
 def test_a_restart_that_goes_on_is_a_rule() -> None:
     assert {PARAMETERS, SOME, SLOTS} <= _proposed([Step(), Restart(), Step()])
+
+
+def test_loads_that_were_undone_are_a_rule() -> None:
+    swapped = [Step(), Reload(restores=False), Reload(restores=True), Step()]
+    assert UNDONE in _proposed(swapped)
+    # A single load may have found there what it loads.
+    assert UNDONE not in _proposed([Step(), Reload(restores=True), Step()])
+    assert UNDONE not in _proposed([Step(), Reload(restores=False), Step()])
+    explanation = _explained(UNDONE, [Step(), Reload(restores=False), Step()])
+    assert explanation.cause is not None
+    assert explanation.cause.text.endswith("gave them other values, and nothing gave them back")
 
 
 def test_the_stronger_rule_makes_the_weaker_superfluous() -> None:

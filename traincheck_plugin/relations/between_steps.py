@@ -18,6 +18,9 @@ HELD, FROZEN = (("held", True),), (("requires_grad", False), ("in_model", True))
 SAME_OBJECT = ("same_object", True)
 """Says nothing of what a new model or optimizer begins with."""
 
+AFTER_LOADS = ("after_loads", True)
+"""Takes what was loaded between two steps for something that is to be undone before the second."""
+
 PARAMETER, SLOT = VAR_TYPES["parameter"], VAR_TYPES["slot"]
 
 
@@ -95,6 +98,7 @@ class SteadyMonitor(Monitor):
     def __init__(self, rule: VarTypeParam) -> None:
         self._rule = rule
         self._goes_across = SAME_OBJECT not in rule.where
+        self._judges_loads = AFTER_LOADS in rule.where
         self._loads: list[Load] = []
         self.num_continued = 0
 

@@ -10,7 +10,13 @@ from traincheck_plugin.events import Catalog, Window
 from traincheck_plugin.invariants.model import VAR_TYPES, Hypothesis, Param, Severity, VarTypeParam
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Monitor, Proposer, Relation
-from traincheck_plugin.relations.between_steps import FROZEN, HELD, SAME_OBJECT, SteadyMonitor
+from traincheck_plugin.relations.between_steps import (
+    AFTER_LOADS,
+    FROZEN,
+    HELD,
+    SAME_OBJECT,
+    SteadyMonitor,
+)
 from traincheck_plugin.relations.params import attribute_plan
 from traincheck_plugin.relations.steady_parameters import ParameterMonitor
 from traincheck_plugin.relations.steady_slots import SlotMonitor
@@ -26,7 +32,12 @@ _ACROSS = (
     replace(_UNCHANGED, where=FROZEN),
     replace(_UNCHANGED, var_type=SLOT),
 )
-RULES = (*_ACROSS, *(replace(rule, where=(*rule.where, SAME_OBJECT)) for rule in _ACROSS))
+_UNDONE = replace(_UNCHANGED, where=(*HELD, SAME_OBJECT, AFTER_LOADS))
+RULES = (
+    *_ACROSS,
+    *(replace(rule, where=(*rule.where, SAME_OBJECT)) for rule in _ACROSS),
+    _UNDONE,
+)
 
 
 class ContinuityRelation(Relation):
@@ -36,7 +47,8 @@ class ContinuityRelation(Relation):
     parameters that the optimizer of t holds, for those that are frozen, and for its state. Where
     a new model or optimizer takes the place of an earlier one of its class, as after a restart
     within the run, a variable goes on from the one of its name. What was loaded from elsewhere is
-    not judged: a training may go back to an earlier checkpoint.
+    not judged: a training may go back to an earlier checkpoint. It is judged where the reference
+    loaded something and loaded what there was before again, as averaged weights for an evaluation.
 
     Catches averaged weights that an evaluation swapped in and not out again, and a checkpoint of
     which nothing was loaded. Cannot see what happens within a step.
@@ -63,6 +75,8 @@ class ContinuityRelation(Relation):
             if rule.quantifier == "every"
             else "not all parameters change"
         )
+        if rule == _UNDONE:
+            return f"{which} between two steps, whatever is loaded in between"
         across = "" if SAME_OBJECT in rule.where else ", nor do new objects begin with another"
         return f"{which} between two steps{across}"
 
@@ -79,6 +93,8 @@ class ContinuityRelation(Relation):
 
     def implied_by(self, params: tuple[Param, ...]) -> Hypothesis | None:
         rule = _the(params)
+        if rule == _UNDONE:
+            return None
         if SAME_OBJECT in rule.where:
             stronger = replace(rule, where=rule.where[:-1])
         elif rule.quantifier == "some":
@@ -107,7 +123,10 @@ def _monitor(rule: VarTypeParam) -> SteadyMonitor:
 
 
 class _Proposer(Proposer):
-    """Proposes what held; across objects only where new ones did go on from earlier ones."""
+    """Proposes what held; across objects only where new ones did go on from earlier ones.
+
+    Of loads it proposes something where several came between two steps and left nothing behind.
+    """
 
     def __init__(self) -> None:
         self._monitors: list[SteadyMonitor] = []
@@ -122,7 +141,8 @@ class _Proposer(Proposer):
             if rule in self._found:
                 continue
             holds = monitor.observe(window).holds
-            if monitor.num_continued or (SAME_OBJECT in rule.where and holds.any()):
+            is_plain = SAME_OBJECT in rule.where and rule != _UNDONE
+            if monitor.num_continued or (is_plain and holds.any()):
                 self._found[rule] = None
 
     def hypotheses(self) -> Iterable[Hypothesis]:

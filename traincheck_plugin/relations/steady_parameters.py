@@ -147,7 +147,12 @@ class ParameterMonitor(SteadyMonitor):
         # Not to be judged in the first step: what is not known, and what came from elsewhere, an
         # earlier checkpoint say.
         is_fresh = ~is_known
-        if any(load.outcome != "none" for load in self._loads):
+        num_loads = sum(load.outcome != "none" for load in self._loads)
+        if self._judges_loads:
+            held = run.begin.select(HELD)
+            if num_loads > 1 and held is not None and (is_known & is_same)[held[0]].all():
+                self.num_continued += 1
+        elif num_loads:
             is_fresh |= ~is_same
         if (
             run.end is None
@@ -274,7 +279,9 @@ class ParameterMonitor(SteadyMonitor):
                 ),
             )
         text = f"{describe_variables(names)} changed after the last step and before this one"
-        if lender is None:
+        if loads:
+            text += f": {loads[-1].text} gave them other values, and nothing gave them back"
+        elif lender is None:
             text += ", outside any optimizer step"
         else:
             text += (
