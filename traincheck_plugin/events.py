@@ -403,6 +403,7 @@ class Catalog:
         self.objects: Interner[str] = Interner()
         self.strings: Interner[str] = Interner()
         self._decoded: dict[int, tuple[Item, ...]] = {}
+        self._kinds: dict[int, frozenset[tuple[str, tuple[int, ...]]]] = {}
         self._num_elements: Int64 = np.empty(0, np.int64)
 
     def signature(self, code: int) -> tuple[Item, ...]:
@@ -413,6 +414,17 @@ class Catalog:
         if items is None:
             items = self._decoded[code] = decode_signature(self.signatures[code])
         return items
+
+    def kinds(self, code: int) -> frozenset[tuple[str, tuple[int, ...]]]:
+        """Return the dtypes and shapes of the tensors in signature *code*."""
+        kinds = self._kinds.get(code)
+        if kinds is None:
+            kinds = self._kinds[code] = frozenset(
+                (item.dtype, item.shape)
+                for item in self.signature(code)
+                if item.dtype is not None and item.shape
+            )
+        return kinds
 
     def num_elements(self, variables: Int32) -> Int64:
         """Return how many elements each of these variables has."""

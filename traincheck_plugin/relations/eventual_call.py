@@ -121,8 +121,10 @@ class _Monitor(Monitor):
     def observe(self, window: Window) -> Examples:
         made = window.rows_of_name(self._made)
         called = completed(window, window.rows_of_name(self._called.api_full_name))
-        _, first = np.unique(self._about(window)[called], return_index=True)
-        new = [row for row in called[first].tolist() if self._key(window, row) not in self._used]
+        about = self._about(window)[called].tolist()
+        # The first of each: of the same code the one that comes first stays.
+        first = dict(zip(reversed(about), reversed(called.tolist()), strict=True))
+        new = [row for row in first.values() if self._key(window, row) not in self._used]
         # Who waits is another matter from the window on in which one is made or called first.
         turns = {window.start_of(row) for row in (*made.tolist(), *new)}
         for start, stop in pairwise([*sorted({0, *turns}), len(window.calls)]):

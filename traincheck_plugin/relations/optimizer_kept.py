@@ -149,6 +149,8 @@ def _held(window: Window, rows: Int64) -> tuple[Int64, list[Int64]]:
     """
     has_state = frames_at(window, rows, SLOT, (), is_begin=False) != NONE
     rows = rows[has_state & (_num_inner(window, rows) <= 1)]
+    if not len(rows):
+        return rows, []
     begin, end = (
         frames_at(window, rows, PARAMETER, ("optimizer",), is_begin=is_begin)
         for is_begin in (True, False)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int32, Int64, VariableKind, Window
+from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int64, VariableKind, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.frames import place, positions_of, times_of
 from traincheck_plugin.relations.moments import by_stack
@@ -154,7 +154,7 @@ def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
     """Yield the inputs, and in which of the windows each is."""
     rows, owners, keys, sizes = _tensors(window, "input")
     begins = window.calls.begin[rows]
-    kinds = _kinds(window, window.calls.inputs[rows])
+    kinds = map(window.catalog.kinds, window.calls.inputs[rows].tolist())
     times = times_of(window, rows, begins).tolist()
     several = map(Input, rows.tolist(), begins.tolist(), times, owners, keys, sizes, kinds)
     return zip(window.position_of(rows).tolist(), several, strict=True)
@@ -170,24 +170,11 @@ def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
         dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {}
         for row in rows.tolist()
     ]
-    kinds = _kinds(window, window.calls.outputs[rows])
+    kinds = map(window.catalog.kinds, window.calls.outputs[rows].tolist())
     ends = window.calls.end[rows].tolist()
     several = map(Delivery, owners, keys, sizes, kinds, told, ends)
     positions = window.position_of(rows).tolist()
     return ((p, one) for p, one in zip(positions, several, strict=True) if one.facts)
-
-
-def _kinds(window: Window, signatures: Int32) -> list[frozenset[Kind]]:
-    """Return the kinds of the tensors that signatures show."""
-    known = {
-        code: frozenset(
-            (item.dtype, item.shape)
-            for item in window.catalog.signature(code)
-            if item.dtype is not None and item.shape
-        )
-        for code in np.unique(signatures).tolist()
-    }
-    return [known[code] for code in signatures.tolist()]
 
 
 class Beginnings:
@@ -202,12 +189,12 @@ class Beginnings:
         rows = np.concatenate([loads, window.rows_of_role("construct")])
         times: list[int] = times_of(window, rows, window.calls.begin[rows]).tolist()
         steps = window.rows_of_role("step")
-        targets, first = np.unique(window.calls.object[steps], return_index=True)
-        for target, row in zip(targets.tolist(), steps[first].tolist(), strict=True):
-            if target not in self._optimizers:
-                # One that was made while nobody looked: from the begin of the window on.
-                self._optimizers.add(target)
-                times += times_of(window, np.array([row]), np.array([NONE])).tolist()
+        targets = window.calls.object[steps].tolist()
+        for target in set(targets) - self._optimizers:
+            # One that was made while nobody looked: from the begin of the window on.
+            self._optimizers.add(target)
+            first = steps[targets.index(target), None]
+            times += times_of(window, first, np.array([NONE])).tolist()
         return sorted(times)
 
 

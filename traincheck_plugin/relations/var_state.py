@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Frame, Int32, Int64, Role, Variable, Window
+from traincheck_plugin.events import NONE, Array, Bool, Frame, Int32, Int64, Role, Variable, Window
 from traincheck_plugin.invariants.model import (
     ANY,
     VAR_TYPES,
@@ -212,6 +212,12 @@ class VarStateRelation(Relation):
         return "critical" if params[1] == FINITE else "warning"
 
 
+# What `np.any` and `np.all` come to, without the way there: it takes longer than a small array.
+_ANY, _ALL = np.logical_or.reduce, np.logical_and.reduce
+
+_ONLY = np.zeros(1, np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """What variables are in some moments: those that the rule speaks of, and those that meet it."""
@@ -244,10 +250,12 @@ class _Monitor(Monitor):
             self._thawed(window, shown, order) if self._asks_for_thawed else [None] * len(shown)
         )
         states = [self._state(part, also) for part, also in zip(shown, thawed, strict=True)]
-        judged = np.concatenate([state.subject.any(axis=1) for state in states])
+        judged = _joined([_ANY(state.subject, axis=1) for state in states])
         order = order[judged[order]]
-        rows = np.concatenate([part.calls for part in shown])[order]
-        holds = np.concatenate([state.holds for state in states])[order]
+        if not len(order):
+            return NO_EXAMPLES
+        rows = _joined([part.calls for part in shown])[order]
+        holds = _joined([state.holds for state in states])[order]
         if self._is_patient:
             kept = self._kept(window.calls.object[rows], holds)
             order, rows, holds = order[kept], rows[kept], holds[kept]
@@ -272,7 +280,10 @@ class _Monitor(Monitor):
         """Return whether moments have all that the rule asks for."""
         if self._asks_for_thawed and not shown.has("requires_grad"):
             return False
-        return all(has(window, shown, name, self._belongings) for name in self._names)
+        for name in self._names:  # noqa: SIM110  # it is asked in the training loop
+            if not has(window, shown, name, self._belongings):
+                return False
+        return True
 
     def _state(self, shown: Moments, also: Bool | None) -> _State:
         """Return what the variables are; *also* selects among them."""
@@ -284,7 +295,7 @@ class _Monitor(Monitor):
             subject = subject & also
         met = subject & shown.matches(param.attr_name, param.pre_value)
         is_every = param.quantifier == "every"
-        holds: Bool = np.all(met == subject, axis=1) if is_every else np.any(met, axis=1)
+        holds: Bool = _ALL(met == subject, axis=1) if is_every else _ANY(met, axis=1)
         return _State(subject, met, holds)
 
     def _thawed(self, window: Window, shown: list[Moments], order: Int64) -> list[Bool]:
@@ -379,8 +390,14 @@ class _Monitor(Monitor):
         return Explanation(message=text, cause=cause)
 
 
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
 def _order(shown: Sequence[Moments]) -> Int64:
     """Return the indexes of all frames in the order of their calls."""
+    if len(shown) == 1 and len(shown[0]) == 1:
+        return _ONLY
     return np.lexsort(
         (
             np.concatenate([part.positions for part in shown]),
