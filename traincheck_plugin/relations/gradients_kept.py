@@ -268,23 +268,26 @@ class _Events:
 
     def __init__(self, window: Window) -> None:
         calls = window.calls
-        found = [(kind, rows, calls.end[rows], rows[:0]) for kind, rows in _ends(window)]
         forwards = window.rows_of_role("forward")
         allowed = window.catalog.contexts.column("grad_enabled")[calls.context[forwards]]
         forwards = forwards[allowed == 1]
-        found.append((_FORWARD, forwards, calls.begin[forwards], forwards[:0]))
+        found = [*_ends(window), (_FORWARD, forwards)]
+        times = [calls.end[rows] for _, rows in found[:-1]]
+        times.append(calls.begin[forwards])
+        shown = [np.full(sum(map(len, times)), NONE)]
         for kind, role, is_begin in _FRAMES:
             rows = window.rows_of_role(role)
-            shown = frames_at(window, rows, PARAMETER, ("grad",), is_begin=is_begin)
-            rows, shown = rows[shown != NONE], shown[shown != NONE]
-            found.append((kind, rows, place_of(window, shown)[2], shown))
-        what = [np.full(len(rows), kind) for kind, rows, _, _ in found]
-        times = [times_of(window, rows, sequence) for _, rows, sequence, _ in found]
-        shown_of = [s if len(s) else np.full(len(rows), NONE) for _, rows, _, s in found]
-        order = np.argsort(np.concatenate(times))
-        self.what = np.concatenate(what)[order]
-        self.rows = np.concatenate([rows for _, rows, _, _ in found])[order]
-        self.positions = np.concatenate(shown_of)[order]
+            frames = frames_at(window, rows, PARAMETER, ("grad",), is_begin=is_begin)
+            is_there = frames != NONE
+            found.append((kind, rows[is_there]))
+            shown.append(frames[is_there])
+            times.append(place_of(window, shown[-1])[2])
+        rows = np.concatenate([rows for _, rows in found])
+        order = np.argsort(times_of(window, rows, np.concatenate(times)))
+        what = np.repeat([kind for kind, _ in found], [len(rows) for _, rows in found])
+        self.what = what[order]
+        self.rows = rows[order]
+        self.positions = np.concatenate(shown)[order]
         attempts = np.flatnonzero(self.what == _ATTEMPT)
         self.num_calm = int(attempts[-1]) + 1 if len(attempts) else 0
         self._is_calm: bool | None = None

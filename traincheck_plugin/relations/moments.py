@@ -284,6 +284,12 @@ def pairs(window: Window, rows: Int64, about: VarTypeParam) -> Iterator[Pair]:
     shows = (about.attr_name,)
     begins = frames_at(window, rows, about.var_type, shows, is_begin=True)
     ends = frames_at(window, rows, about.var_type, shows, is_begin=False)
+    if window.joint is None:
+        for first, second in zip(begins.tolist(), ends.tolist(), strict=True):
+            if first != NONE and second != NONE:
+                begin, end = Moments.of_frame(window, first), Moments.of_frame(window, second)
+                yield Pair(begin, end, _common(begin.variables, end.variables))
+        return
     both = (begins != NONE) & (ends != NONE)
     begins, ends = begins[both], ends[both]
     firsts, seconds = stacks_of(window, begins), stacks_of(window, ends)
@@ -307,6 +313,11 @@ def by_stack(window: Window, positions: Int64) -> Iterator[tuple[Int64, Moments]
 
     Those of no frame (`NONE`) are left out.
     """
+    if window.joint is None:
+        for index, position in enumerate(positions.tolist()):
+            if position != NONE:
+                yield np.array([index]), Moments.of_frame(window, position)
+        return
     stacks = stacks_of(window, positions)
     for stack in dict.fromkeys(stacks.tolist()):
         if stack == NONE:
