@@ -156,7 +156,8 @@ class _Searches:
             self._begins = np.concatenate([self._begins[-2:], calls.begin[rows]])
             self._ends = np.concatenate([self._ends[-2:], calls.end[rows]])
         steps = window.rows_of_name(name)
-        if not len(steps):
+        # Most often the last but one of all began before any of the steps.
+        if not len(steps) or self._begins[-2] < calls.begin[steps].min():
             return
         # The last but one that ended before a step did is in it if it began after the step.
         last = np.searchsorted(self._ends, calls.end[steps]) - 1

@@ -126,10 +126,11 @@ class _Monitor(Monitor):
         first = dict(zip(reversed(about), reversed(called.tolist()), strict=True))
         new = [row for row in first.values() if self._key(window, row) not in self._used]
         # Who waits is another matter from the window on in which one is made or called first.
-        turns = {window.start_of(row) for row in (*made.tolist(), *new)}
-        for start, stop in pairwise([*sorted({0, *turns}), len(window.calls)]):
-            for row in _within(made, slice(start, stop)).tolist():
-                self._wait(window, row)
+        turns = {0, *(window.start_of(row) for row in (*made.tolist(), *new))}
+        for start, stop in pairwise([*sorted(turns), len(window.calls)]):
+            for row in made.tolist():
+                if start <= row < stop:
+                    self._wait(window, row)
             for row in new:
                 if start <= row < stop:
                     key = self._key(window, row)
@@ -138,7 +139,7 @@ class _Monitor(Monitor):
             if self._waiting:
                 self._follow(window, slice(start, stop))
         # Where everything is compiled, no step is ever seen.
-        self._sees_steps |= bool(len(rows_of_role(window, "step")))
+        self._sees_steps |= bool(len(window.rows_of_role("step")))
         if not len(called):
             return NO_EXAMPLES
         holds = np.ones(len(called), np.bool_)

@@ -330,11 +330,12 @@ class _Events:
     def _has_whole_losses(self, window: Window) -> bool:
         inputs = window.calls.inputs
         backwards = self.rows[self.what == _WENT_BACKWARD]
-        _, first = np.unique(inputs[backwards], return_index=True)
-        forwards = np.unique(inputs[self.rows[self.what == _FORWARD]])
-        return all(
-            factor(window, row) > LARGEST_SHARE for row in backwards[first].tolist()
-        ) and not any(_takes_gradient(window, code) for code in forwards.tolist())
+        forwards = self.rows[self.what == _FORWARD]
+        # Many calls have the same inputs.
+        of_inputs = dict(zip(inputs[backwards].tolist(), backwards.tolist(), strict=True))
+        return all(factor(window, row) > LARGEST_SHARE for row in of_inputs.values()) and not any(
+            _takes_gradient(window, code) for code in set(inputs[forwards].tolist())
+        )
 
     def _uses_gradients(self, window: Window) -> bool:
         what, positions = self.what[: self.num_calm], self.positions[: self.num_calm]

@@ -91,16 +91,9 @@ def passing(window: Window) -> list[Passing]:
             by_position.setdefault(position, Passing(position)).inputs.append(one)
         for position, batch in _delivered(window):
             by_position.setdefault(position, Passing(position)).delivered.append(batch)
-        forwards = window.rows_of_role("forward")
-        contexts = window.catalog.contexts
-        stages = contexts.column("stage")[window.calls.context[forwards]]
-        training = [contexts.others.find(stage) for stage in ("training", "init")]
-        evaluated = forwards[~np.isin(stages, training)]
-        for position, begin in zip(
-            window.position_of(evaluated).tolist(),
-            window.calls.begin[evaluated].tolist(),
-            strict=True,
-        ):
+        evaluated = _evaluated(window)
+        begins = window.calls.begin[evaluated].tolist()
+        for position, begin in zip(window.position_of(evaluated).tolist(), begins, strict=True):
             by_position.setdefault(position, Passing(position)).evaluated.append(begin)
         found = window.cache[passing] = [by_position[position] for position in sorted(by_position)]
         for passed in found:
@@ -110,6 +103,16 @@ def passing(window: Window) -> list[Passing]:
 
 
 _begin = attrgetter("begin")
+
+
+def _evaluated(window: Window) -> Int64:
+    """Return the forwards that are not part of the training."""
+    contexts = window.catalog.contexts
+    forwards = window.rows_of_role("forward")
+    stages = contexts.column("stage")[window.calls.context[forwards]]
+    training, init = (contexts.others.find(stage) for stage in ("training", "init"))
+    evaluated: Int64 = forwards[(stages != training) & (stages != init)]
+    return evaluated
 
 
 def inputs_of(window: Window) -> list[Input]:
@@ -132,6 +135,8 @@ def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list
     The key tells the tensors from others; it is empty where they are not known.
     """
     positions = positions_of(window, VAR_TYPES[kind])
+    if not len(positions):
+        return positions, [], [], []
     found: dict[int, tuple[int, str, bytes, int]] = {}
     for indexes, shown in by_stack(window, positions):
         if shown.has("data"):
@@ -146,13 +151,19 @@ def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list
             several = zip(shown.calls.tolist(), repeat(owner), keys, sizes, strict=False)
             found.update(zip(indexes.tolist(), several, strict=True))
     ordered = [one for _, one in sorted(found.items()) if one[0] != NONE]
-    rows, owners, keys, sizes = map(list, zip(*ordered, strict=True)) if ordered else ([],) * 4
-    return np.array(rows, np.int64), owners, keys, sizes
+    return (
+        np.array([row for row, *_ in ordered], np.int64),
+        [owner for _, owner, _, _ in ordered],
+        [key for _, _, key, _ in ordered],
+        [size for *_, size in ordered],
+    )
 
 
 def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
     """Yield the inputs, and in which of the windows each is."""
     rows, owners, keys, sizes = _tensors(window, "input")
+    if not len(rows):
+        return iter(())
     begins = window.calls.begin[rows]
     kinds = map(window.catalog.kinds, window.calls.inputs[rows].tolist())
     times = times_of(window, rows, begins).tolist()
@@ -163,6 +174,8 @@ def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
 def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
     """Yield the batches, and in which of the windows each was delivered."""
     rows, owners, keys, sizes = _tensors(window, "batch")
+    if not len(rows):
+        return iter(())
     facts: dict[int, list[float]] = {}
     for _, shown in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
         facts.update(zip(shown.calls.tolist(), shown.column("value").tolist(), strict=True))

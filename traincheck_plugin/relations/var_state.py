@@ -302,6 +302,8 @@ class _Monitor(Monitor):
         """Return which parameters require gradients and did not at an earlier call."""
         missing = len(window.catalog.variables) - len(self._was_frozen)
         self._was_frozen = np.append(self._was_frozen, np.zeros(max(missing, 0), np.bool_))
+        if not self._was_frozen.any() and all(p.column("requires_grad").all() for p in shown):
+            return [np.zeros((len(part), len(part.variables)), np.bool_) for part in shown]
         number = np.empty(len(order), np.int64)
         number[order] = np.arange(len(order))
         # By code of the variable: number of the moment that first showed it frozen.
