@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
@@ -403,9 +403,31 @@ class Catalog:
         self.objects: Interner[str] = Interner()
         self.strings: Interner[str] = Interner()
         self._decoded: dict[int, tuple[Item, ...]] = {}
+        self._kinds: dict[int, frozenset[tuple[str, tuple[int, ...]]]] = {}
         self._num_elements: Int64 = np.empty(0, np.int64)
         self._owners: Interner[str] = Interner()
         self._owner_of: Int64 = np.empty(0, np.int64)
+        self._by_name: dict[str, set[int]] = {}
+        self._by_role: dict[str, set[int]] = {}
+        self._num_sorted = 0
+
+    def apis_by_name(self, name: str) -> Set[int]:
+        """Return the codes of the APIs that answer to *name*."""
+        self._sort_apis()
+        return self._by_name.get(name, frozenset())
+
+    def apis_by_role(self, role: Role) -> Set[int]:
+        """Return the codes of the APIs of a role."""
+        self._sort_apis()
+        return self._by_role.get(role, frozenset())
+
+    def _sort_apis(self) -> None:
+        for code in range(self._num_sorted, len(self.apis)):
+            api = self.apis[code]
+            self._by_role.setdefault(api.role, set()).add(code)
+            for name in api.names:
+                self._by_name.setdefault(name, set()).add(code)
+            self._num_sorted = code + 1
 
     def signature(self, code: int) -> tuple[Item, ...]:
         """Return the items of signature *code*; none for `NONE`."""
@@ -415,6 +437,17 @@ class Catalog:
         if items is None:
             items = self._decoded[code] = decode_signature(self.signatures[code])
         return items
+
+    def kinds(self, code: int) -> frozenset[tuple[str, tuple[int, ...]]]:
+        """Return the dtypes and shapes of the tensors in signature *code*."""
+        kinds = self._kinds.get(code)
+        if kinds is None:
+            kinds = self._kinds[code] = frozenset(
+                (item.dtype, item.shape)
+                for item in self.signature(code)
+                if item.dtype is not None and item.shape
+            )
+        return kinds
 
     def num_elements(self, variables: Int32) -> Int64:
         """Return how many elements each of these variables has."""
@@ -592,6 +625,9 @@ class Frame:
         return len(self.variables)
 
 
+_NO_ROWS: Int64 = np.empty(0, np.int64)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Joint:
     """Where each of the windows that one consists of begins.
@@ -699,24 +735,28 @@ class Window:
             result.setdefault(frame.call, []).append(frame)
         return result
 
+    @cached_property
+    def _rows_by_api(self) -> dict[int, Int64]:
+        """The rows of the calls of each API, ascending, by its code."""
+        api = self.calls.api
+        if not len(api):
+            return {}
+        order = np.argsort(api, kind="stable")
+        codes = api[order]
+        starts = [0, *(np.flatnonzero(codes[1:] != codes[:-1]) + 1).tolist()]
+        stops = [*starts[1:], len(order)]
+        rows = (order[start:stop] for start, stop in zip(starts, stops, strict=True))
+        return dict(zip(codes[starts].tolist(), rows, strict=True))
+
     def rows_of_api(self, code: int) -> Int64:
         """Return the rows of `calls` whose API is *code*, ascending."""
-        rows: Int64 | None = self.cache.get(code)
-        if rows is None:
-            rows = self.cache[code] = np.flatnonzero(self.calls.api == code)
-        return rows
+        return self._rows_by_api.get(code, _NO_ROWS)
 
     def rows_of_name(self, name: str) -> Int64:
         """Return the rows of `calls` whose API answers to *name*, ascending."""
         rows: Int64 | None = self.cache.get(name)
         if rows is None:
-            codes = [c for c in self.api_codes if name in self.catalog.apis[c].names]
-            rows = (
-                np.sort(np.concatenate([self.rows_of_api(c) for c in codes]))
-                if codes
-                else np.empty(0, np.int64)
-            )
-            self.cache[name] = rows
+            rows = self.cache[name] = self._rows_of(self.catalog.apis_by_name(name))
         return rows
 
     def rows_of_role(self, role: Role) -> Int64:
@@ -724,12 +764,14 @@ class Window:
         key = "role", role
         rows: Int64 | None = self.cache.get(key)
         if rows is None:
-            found = [
-                self.rows_of_api(c) for c in self.api_codes if self.catalog.apis[c].role == role
-            ]
-            rows = np.sort(np.concatenate(found)) if found else np.empty(0, np.int64)
-            self.cache[key] = rows
+            rows = self.cache[key] = self._rows_of(self.catalog.apis_by_role(role))
         return rows
+
+    def _rows_of(self, codes: Set[int]) -> Int64:
+        found = [rows for code, rows in self._rows_by_api.items() if code in codes]
+        if len(found) > 1:
+            return np.sort(np.concatenate(found))
+        return found[0] if found else _NO_ROWS
 
     @property
     def steps(self) -> set[int]:
@@ -739,8 +781,8 @@ class Window:
 
     @cached_property
     def api_codes(self) -> list[int]:
-        """Codes of the APIs that were called."""
-        return [int(code) for code in np.unique(self.calls.api)]
+        """Codes of the APIs that were called, ascending."""
+        return list(self._rows_by_api)
 
     def kind(self, frame: Frame) -> VariableKind | None:
         """Return the kind of the variables of *frame*, None for an empty one."""

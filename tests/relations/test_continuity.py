@@ -221,7 +221,7 @@ def _told(events: Sequence[Event], cuts: set[int] = frozenset()) -> tuple[Simula
             windows.append(simulation.run.window())
         if not _is_alike(event, last):
             simulation.tell(event)
-            last = event if not isinstance(event, Meddle) else last
+            last = last if isinstance(event, Meddle | Reload) else event
     windows.append(simulation.run.window())
     return simulation, windows
 

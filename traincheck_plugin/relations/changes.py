@@ -187,6 +187,9 @@ class _Steps:
         if len(rows):
             self._begins = np.concatenate([self._begins[-2:], calls.begin[rows]])
             self._ends = np.concatenate([self._ends[-2:], calls.end[rows]])
+        # Most often the last but one of all began before any of the steps.
+        if not len(steps) or self._begins[-2] < calls.begin[steps].min():
+            return
         # The last but one that ended before a step did is in it if it began after the step.
         last = np.searchsorted(self._ends, calls.end[steps]) - 1
         searching = self._begins[np.maximum(last - 1, 0)] > calls.begin[steps]

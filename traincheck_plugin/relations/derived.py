@@ -107,10 +107,8 @@ def _beside_frozen(window: Window, shown: Moments, belongings: Belongings) -> Ar
 def _any_of(mask: Bool, numbers: Int64, size: int) -> Bool:
     """Return in each row which of the numbers 0 to *size* have a column that is set."""
     found = np.zeros((len(mask), size), np.bool_)
-    if len(numbers):
-        order = np.argsort(numbers, kind="stable")
-        present, first = np.unique(numbers[order], return_index=True)
-        found[:, present] = np.logical_or.reduceat(mask[:, order], first, axis=1)
+    rows, columns = mask.nonzero()
+    found[rows, numbers[columns]] = True
     return found
 
 

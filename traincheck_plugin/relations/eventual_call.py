@@ -121,13 +121,16 @@ class _Monitor(Monitor):
     def observe(self, window: Window) -> Examples:
         made = window.rows_of_name(self._made)
         called = completed(window, window.rows_of_name(self._called.api_full_name))
-        _, first = np.unique(self._about(window)[called], return_index=True)
-        new = [row for row in called[first].tolist() if self._key(window, row) not in self._used]
+        about = self._about(window)[called].tolist()
+        # The first of each: of the same code the one that comes first stays.
+        first = dict(zip(reversed(about), reversed(called.tolist()), strict=True))
+        new = [row for row in first.values() if self._key(window, row) not in self._used]
         # Who waits is another matter from the window on in which one is made or called first.
-        turns = {window.start_of(row) for row in (*made.tolist(), *new)}
-        for start, stop in pairwise([*sorted({0, *turns}), len(window.calls)]):
-            for row in _within(made, slice(start, stop)).tolist():
-                self._wait(window, row)
+        turns = {0, *(window.start_of(row) for row in (*made.tolist(), *new))}
+        for start, stop in pairwise([*sorted(turns), len(window.calls)]):
+            for row in made.tolist():
+                if start <= row < stop:
+                    self._wait(window, row)
             for row in new:
                 if start <= row < stop:
                     key = self._key(window, row)
@@ -136,7 +139,7 @@ class _Monitor(Monitor):
             if self._waiting:
                 self._follow(window, slice(start, stop))
         # Where everything is compiled, no step is ever seen.
-        self._sees_steps |= bool(len(rows_of_role(window, "step")))
+        self._sees_steps |= bool(len(window.rows_of_role("step")))
         if not len(called):
             return NO_EXAMPLES
         holds = np.ones(len(called), np.bool_)

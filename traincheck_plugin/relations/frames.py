@@ -79,10 +79,9 @@ def frames_at(
         # The last is that of frames whose calls are in another window.
         by_row = window.cache[key] = np.full(len(window.calls) + 1, NONE, np.int64)
         if window.joint is None:
-            for position in of_type(window, var_type):
-                frame = window.frames[position]
-                if (frame.phase == "begin") == is_begin and _shows(frame.columns, attributes):
-                    by_row[window.row_of_call.get(frame.call, NONE)] = position
+            for position, row, of_begin, columns in _calls_of_type(window, var_type):
+                if of_begin == is_begin and _shows(columns, attributes):
+                    by_row[row] = position
         else:
             frames = frames_of(window)
             shows = [
@@ -98,7 +97,23 @@ def frames_at(
 
 
 def _shows(columns: Container[str], attributes: tuple[str, ...]) -> bool:
-    return all(name in columns for name in attributes)
+    for name in attributes:  # noqa: SIM110  # it is asked of each frame in the training loop
+        if name not in columns:
+            return False
+    return True
+
+
+def _calls_of_type(window: Window, var_type: str) -> list[tuple[int, int, bool, Container[str]]]:
+    """Return the frames of a single window: positions, rows of calls, whether of their begin."""
+    key = _calls_of_type, var_type
+    found: list[tuple[int, int, bool, Container[str]]] | None = window.cache.get(key)
+    if found is None:
+        found = window.cache[key] = []
+        for position in of_type(window, var_type):
+            frame = window.frames[position]
+            row = window.row_of_call.get(frame.call, NONE)
+            found.append((position, row, frame.phase == "begin", frame.columns))
+    return found
 
 
 def positions_of(window: Window, var_type: str) -> Int64:

@@ -268,23 +268,26 @@ class _Events:
 
     def __init__(self, window: Window) -> None:
         calls = window.calls
-        found = [(kind, rows, calls.end[rows], rows[:0]) for kind, rows in _ends(window)]
         forwards = window.rows_of_role("forward")
         allowed = window.catalog.contexts.column("grad_enabled")[calls.context[forwards]]
         forwards = forwards[allowed == 1]
-        found.append((_FORWARD, forwards, calls.begin[forwards], forwards[:0]))
+        found = [*_ends(window), (_FORWARD, forwards)]
+        times = [calls.end[rows] for _, rows in found[:-1]]
+        times.append(calls.begin[forwards])
+        shown = [np.full(sum(map(len, times)), NONE)]
         for kind, role, is_begin in _FRAMES:
             rows = window.rows_of_role(role)
-            shown = frames_at(window, rows, PARAMETER, ("grad",), is_begin=is_begin)
-            rows, shown = rows[shown != NONE], shown[shown != NONE]
-            found.append((kind, rows, place_of(window, shown)[2], shown))
-        what = [np.full(len(rows), kind) for kind, rows, _, _ in found]
-        times = [times_of(window, rows, sequence) for _, rows, sequence, _ in found]
-        shown_of = [s if len(s) else np.full(len(rows), NONE) for _, rows, _, s in found]
-        order = np.argsort(np.concatenate(times))
-        self.what = np.concatenate(what)[order]
-        self.rows = np.concatenate([rows for _, rows, _, _ in found])[order]
-        self.positions = np.concatenate(shown_of)[order]
+            frames = frames_at(window, rows, PARAMETER, ("grad",), is_begin=is_begin)
+            is_there = frames != NONE
+            found.append((kind, rows[is_there]))
+            shown.append(frames[is_there])
+            times.append(place_of(window, shown[-1])[2])
+        rows = np.concatenate([rows for _, rows in found])
+        order = np.argsort(times_of(window, rows, np.concatenate(times)))
+        what = np.repeat([kind for kind, _ in found], [len(rows) for _, rows in found])
+        self.what = what[order]
+        self.rows = rows[order]
+        self.positions = np.concatenate(shown)[order]
         attempts = np.flatnonzero(self.what == _ATTEMPT)
         self.num_calm = int(attempts[-1]) + 1 if len(attempts) else 0
         self._is_calm: bool | None = None
@@ -327,11 +330,12 @@ class _Events:
     def _has_whole_losses(self, window: Window) -> bool:
         inputs = window.calls.inputs
         backwards = self.rows[self.what == _WENT_BACKWARD]
-        _, first = np.unique(inputs[backwards], return_index=True)
-        forwards = np.unique(inputs[self.rows[self.what == _FORWARD]])
-        return all(
-            factor(window, row) > LARGEST_SHARE for row in backwards[first].tolist()
-        ) and not any(_takes_gradient(window, code) for code in forwards.tolist())
+        forwards = self.rows[self.what == _FORWARD]
+        # Many calls have the same inputs.
+        of_inputs = dict(zip(inputs[backwards].tolist(), backwards.tolist(), strict=True))
+        return all(factor(window, row) > LARGEST_SHARE for row in of_inputs.values()) and not any(
+            _takes_gradient(window, code) for code in set(inputs[forwards].tolist())
+        )
 
     def _uses_gradients(self, window: Window) -> bool:
         what, positions = self.what[: self.num_calm], self.positions[: self.num_calm]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Bool, Int64, Role, Window
+from traincheck_plugin.events import NONE, Bool, Int64, Role, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -17,7 +17,6 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import rows_of_role
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.role_proposer import RoleProposer
@@ -73,8 +72,7 @@ class _Monitor(Monitor):
             return NO_EXAMPLES
         calls, contexts = window.calls, window.catalog.contexts
         rows = window.rows_of_name(self._api)
-        steps = rows_of_role(window, "step")
-        is_half = self._was_half(window, rows, steps)
+        is_half = self._was_half(window, rows, window.rows_of_role("step"))
         if not len(rows):
             return NO_EXAMPLES
         scaling = contexts.column("scaling")[calls.context[rows]]
@@ -90,9 +88,13 @@ class _Monitor(Monitor):
     def _was_half(self, window: Window, rows: Int64, steps: Int64) -> Bool:
         """Return whether a forward ran in float16 before each call and since the last step."""
         contexts = window.catalog.contexts
-        forwards = rows_of_role(window, "forward")
+        autocast = contexts.column("autocast")
+        half = contexts.others.find(HALF)
+        if half == NONE:
+            return np.zeros(len(rows), np.bool_)
+        forwards = window.rows_of_role("forward")
         codes = window.calls.context[forwards]
-        is_half = contexts.column("autocast")[codes] == contexts.others.find(HALF)
+        is_half = autocast[codes] == half
         halves = forwards[is_half & (contexts.column("grad_enabled")[codes] == 1)]
         # What was before the window comes first: a forward after the last step, or before it.
         halves = np.concatenate([[-1 if self._is_half else -3], halves])

@@ -290,15 +290,20 @@ def pairs(window: Window, rows: Int64, about: VarTypeParam) -> Iterator[Pair]:
     """Yield what some calls began with and ended with; see `pairs_of_calls`."""
     if not len(rows):
         return
-    begins, ends = (
-        frames_at(window, rows, about.var_type, (about.attr_name,), is_begin=is_begin)
-        for is_begin in (True, False)
-    )
+    shows = (about.attr_name,)
+    begins = frames_at(window, rows, about.var_type, shows, is_begin=True)
+    ends = frames_at(window, rows, about.var_type, shows, is_begin=False)
+    if window.joint is None:
+        for first, second in zip(begins.tolist(), ends.tolist(), strict=True):
+            if first != NONE and second != NONE:
+                begin, end = Moments.of_frame(window, first), Moments.of_frame(window, second)
+                yield Pair(begin, end, _common(begin.variables, end.variables))
+        return
     both = (begins != NONE) & (ends != NONE)
     begins, ends = begins[both], ends[both]
-    stacks = np.stack([stacks_of(window, begins), stacks_of(window, ends)], axis=1)
-    for stack in dict.fromkeys(map(tuple, stacks.tolist())):
-        chosen = (stacks == stack).all(axis=1)
+    firsts, seconds = stacks_of(window, begins), stacks_of(window, ends)
+    for first, second in dict.fromkeys(zip(firsts.tolist(), seconds.tolist(), strict=True)):
+        chosen = (firsts == first) & (seconds == second)
         begin, end = Moments.of(window, begins[chosen]), Moments.of(window, ends[chosen])
         yield Pair(begin, end, _common(begin.variables, end.variables))
 
@@ -317,8 +322,15 @@ def by_stack(window: Window, positions: Int64) -> Iterator[tuple[Int64, Moments]
 
     Those of no frame (`NONE`) are left out.
     """
+    if window.joint is None:
+        for index, position in enumerate(positions.tolist()):
+            if position != NONE:
+                yield np.array([index]), Moments.of_frame(window, position)
+        return
     stacks = stacks_of(window, positions)
-    for stack in np.unique(stacks[positions != NONE]).tolist():
+    for stack in dict.fromkeys(stacks.tolist()):
+        if stack == NONE:
+            continue
         indexes = np.flatnonzero(stacks == stack)
         yield indexes, Moments.of(window, positions[indexes])
 

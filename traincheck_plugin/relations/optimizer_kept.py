@@ -149,20 +149,22 @@ def _held(window: Window, rows: Int64) -> tuple[Int64, list[Int64]]:
     """
     has_state = frames_at(window, rows, SLOT, (), is_begin=False) != NONE
     rows = rows[has_state & (_num_inner(window, rows) <= 1)]
-    begin, end = (
-        frames_at(window, rows, PARAMETER, ("optimizer",), is_begin=is_begin)
-        for is_begin in (True, False)
-    )
+    if not len(rows):
+        return rows, []
+    shown = frames_at(window, rows, PARAMETER, ("optimizer",), is_begin=True)
+    if (shown == NONE).any():
+        end = frames_at(window, rows, PARAMETER, ("optimizer",), is_begin=False)
+        shown = np.where(shown == NONE, end, shown)
     found: dict[int, Int64] = {}
-    for indexes, shown in by_stack(window, np.where(begin == NONE, end, begin)):
-        held = shown.column("optimizer") == window.calls.object[rows[indexes]][:, None]
+    for indexes, moments in by_stack(window, shown):
+        held = moments.column("optimizer") == window.calls.object[rows[indexes]][:, None]
         last = previous(window.calls.object[rows[indexes]])
         is_same = (last != NONE) & (held == held[last]).all(axis=1)
         for number, index in enumerate(indexes.tolist()):
             if is_same[number]:
                 found[index] = found[int(indexes[last[number]])]
             else:
-                found[index] = shown.variables[held[number]].astype(np.int64)
+                found[index] = moments.variables[held[number]].astype(np.int64)
     kept = [index for index in range(len(rows)) if index in found and len(found[index])]
     return rows[kept], [found[index] for index in kept]
 

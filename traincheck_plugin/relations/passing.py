@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int32, Int64, VariableKind, Window
+from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int64, VariableKind, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.frames import place, positions_of, times_of
 from traincheck_plugin.relations.moments import by_stack
@@ -91,16 +91,9 @@ def passing(window: Window) -> list[Passing]:
             by_position.setdefault(position, Passing(position)).inputs.append(one)
         for position, batch in _delivered(window):
             by_position.setdefault(position, Passing(position)).delivered.append(batch)
-        forwards = window.rows_of_role("forward")
-        contexts = window.catalog.contexts
-        stages = contexts.column("stage")[window.calls.context[forwards]]
-        training = [contexts.others.find(stage) for stage in ("training", "init")]
-        evaluated = forwards[~np.isin(stages, training)]
-        for position, begin in zip(
-            window.position_of(evaluated).tolist(),
-            window.calls.begin[evaluated].tolist(),
-            strict=True,
-        ):
+        evaluated = _evaluated(window)
+        begins = window.calls.begin[evaluated].tolist()
+        for position, begin in zip(window.position_of(evaluated).tolist(), begins, strict=True):
             by_position.setdefault(position, Passing(position)).evaluated.append(begin)
         found = window.cache[passing] = [by_position[position] for position in sorted(by_position)]
         for passed in found:
@@ -110,6 +103,16 @@ def passing(window: Window) -> list[Passing]:
 
 
 _begin = attrgetter("begin")
+
+
+def _evaluated(window: Window) -> Int64:
+    """Return the forwards that are not part of the training."""
+    contexts = window.catalog.contexts
+    forwards = window.rows_of_role("forward")
+    stages = contexts.column("stage")[window.calls.context[forwards]]
+    training, init = (contexts.others.find(stage) for stage in ("training", "init"))
+    evaluated: Int64 = forwards[(stages != training) & (stages != init)]
+    return evaluated
 
 
 def inputs_of(window: Window) -> list[Input]:
@@ -132,6 +135,8 @@ def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list
     The key tells the tensors from others; it is empty where they are not known.
     """
     positions = positions_of(window, VAR_TYPES[kind])
+    if not len(positions):
+        return positions, [], [], []
     found: dict[int, tuple[int, str, bytes, int]] = {}
     for indexes, shown in by_stack(window, positions):
         if shown.has("data"):
@@ -146,15 +151,21 @@ def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list
             several = zip(shown.calls.tolist(), repeat(owner), keys, sizes, strict=False)
             found.update(zip(indexes.tolist(), several, strict=True))
     ordered = [one for _, one in sorted(found.items()) if one[0] != NONE]
-    rows, owners, keys, sizes = map(list, zip(*ordered, strict=True)) if ordered else ([],) * 4
-    return np.array(rows, np.int64), owners, keys, sizes
+    return (
+        np.array([row for row, *_ in ordered], np.int64),
+        [owner for _, owner, _, _ in ordered],
+        [key for _, _, key, _ in ordered],
+        [size for *_, size in ordered],
+    )
 
 
 def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
     """Yield the inputs, and in which of the windows each is."""
     rows, owners, keys, sizes = _tensors(window, "input")
+    if not len(rows):
+        return iter(())
     begins = window.calls.begin[rows]
-    kinds = _kinds(window, window.calls.inputs[rows])
+    kinds = map(window.catalog.kinds, window.calls.inputs[rows].tolist())
     times = times_of(window, rows, begins).tolist()
     several = map(Input, rows.tolist(), begins.tolist(), times, owners, keys, sizes, kinds)
     return zip(window.position_of(rows).tolist(), several, strict=True)
@@ -163,6 +174,8 @@ def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
 def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
     """Yield the batches, and in which of the windows each was delivered."""
     rows, owners, keys, sizes = _tensors(window, "batch")
+    if not len(rows):
+        return iter(())
     facts: dict[int, list[float]] = {}
     for _, shown in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
         facts.update(zip(shown.calls.tolist(), shown.column("value").tolist(), strict=True))
@@ -170,24 +183,11 @@ def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
         dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {}
         for row in rows.tolist()
     ]
-    kinds = _kinds(window, window.calls.outputs[rows])
+    kinds = map(window.catalog.kinds, window.calls.outputs[rows].tolist())
     ends = window.calls.end[rows].tolist()
     several = map(Delivery, owners, keys, sizes, kinds, told, ends)
     positions = window.position_of(rows).tolist()
     return ((p, one) for p, one in zip(positions, several, strict=True) if one.facts)
-
-
-def _kinds(window: Window, signatures: Int32) -> list[frozenset[Kind]]:
-    """Return the kinds of the tensors that signatures show."""
-    known = {
-        code: frozenset(
-            (item.dtype, item.shape)
-            for item in window.catalog.signature(code)
-            if item.dtype is not None and item.shape
-        )
-        for code in np.unique(signatures).tolist()
-    }
-    return [known[code] for code in signatures.tolist()]
 
 
 class Beginnings:
@@ -202,12 +202,12 @@ class Beginnings:
         rows = np.concatenate([loads, window.rows_of_role("construct")])
         times: list[int] = times_of(window, rows, window.calls.begin[rows]).tolist()
         steps = window.rows_of_role("step")
-        targets, first = np.unique(window.calls.object[steps], return_index=True)
-        for target, row in zip(targets.tolist(), steps[first].tolist(), strict=True):
-            if target not in self._optimizers:
-                # One that was made while nobody looked: from the begin of the window on.
-                self._optimizers.add(target)
-                times += times_of(window, np.array([row]), np.array([NONE])).tolist()
+        targets = window.calls.object[steps].tolist()
+        for target in set(targets) - self._optimizers:
+            # One that was made while nobody looked: from the begin of the window on.
+            self._optimizers.add(target)
+            first = steps[targets.index(target), None]
+            times += times_of(window, first, np.array([NONE])).tolist()
         return sorted(times)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Bool, Frame, Int64, Role, Variable, Window
+from traincheck_plugin.events import Array, Bool, Frame, Int64, Role, Variable, Window
 from traincheck_plugin.invariants.model import (
     ANY,
     VAR_TYPES,
@@ -227,6 +227,12 @@ class VarStateRelation(Relation):
         return "critical" if params[1] == FINITE else "warning"
 
 
+# What `np.any` and `np.all` come to, without the way there: it takes longer than a small array.
+_ANY, _ALL = np.logical_or.reduce, np.logical_and.reduce
+
+_ONLY = np.zeros(1, np.int64)
+
+
 @dataclass(frozen=True, slots=True)
 class _State:
     """What variables are in some moments: those that the rule speaks of, and those that meet it."""
@@ -261,10 +267,12 @@ class _Monitor(Monitor):
             self._thawed(window, shown, order) if self._asks_for_thawed else [None] * len(shown)
         )
         states = [self._state(part, also) for part, also in zip(shown, thawed, strict=True)]
-        judged = np.concatenate([state.subject.any(axis=1) for state in states])
+        judged = _joined([_ANY(state.subject, axis=1) for state in states])
         order = order[judged[order]]
-        rows = np.concatenate([part.calls for part in shown])[order]
-        holds = np.concatenate([state.holds for state in states])[order]
+        if not len(order):
+            return NO_EXAMPLES
+        rows = _joined([part.calls for part in shown])[order]
+        holds = _joined([state.holds for state in states])[order]
         if self._backwards is not None:
             kept = holds | self._backwards.led_to(window, rows)
             order, rows, holds = order[kept], rows[kept], holds[kept]
@@ -295,7 +303,10 @@ class _Monitor(Monitor):
         """Return whether moments have all that the rule asks for."""
         if self._asks_for_thawed and not shown.has("requires_grad"):
             return False
-        return all(has(window, shown, name, self._belongings) for name in self._names)
+        for name in self._names:  # noqa: SIM110  # it is asked in the training loop
+            if not has(window, shown, name, self._belongings):
+                return False
+        return True
 
     def _state(self, shown: Moments, also: Bool | None) -> _State:
         """Return what the variables are; *also* selects among them."""
@@ -307,13 +318,15 @@ class _Monitor(Monitor):
             subject = subject & also
         met = subject & shown.matches(param.attr_name, param.pre_value)
         is_every = param.quantifier == "every"
-        holds: Bool = np.all(met == subject, axis=1) if is_every else np.any(met, axis=1)
+        holds: Bool = _ALL(met == subject, axis=1) if is_every else _ANY(met, axis=1)
         return _State(subject, met, holds)
 
     def _thawed(self, window: Window, shown: list[Moments], order: Int64) -> list[Bool]:
         """Return which parameters require gradients and did not at an earlier call."""
         missing = len(window.catalog.variables) - len(self._was_frozen)
         self._was_frozen = np.append(self._was_frozen, np.zeros(max(missing, 0), np.bool_))
+        if not self._was_frozen.any() and all(p.column("requires_grad").all() for p in shown):
+            return [np.zeros((len(part), len(part.variables)), np.bool_) for part in shown]
         number = np.empty(len(order), np.int64)
         number[order] = np.arange(len(order))
         # By code of the variable: number of the moment that first showed it frozen.
@@ -404,8 +417,14 @@ class _Monitor(Monitor):
         return Explanation(message=text, cause=cause)
 
 
+def _joined(arrays: Sequence[Array]) -> Array:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
 def _order(shown: Sequence[Moments]) -> Int64:
     """Return the indexes of all frames in the order of their calls."""
+    if len(shown) == 1 and len(shown[0]) == 1:
+        return _ONLY
     return np.lexsort(
         (
             np.concatenate([part.positions for part in shown]),
