@@ -8,6 +8,7 @@ import numpy as np
 
 from traincheck_plugin.events import NONE, Bool, Int32, Int64, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
+from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD
 from traincheck_plugin.stacks import frames_of, row_of_frames
 
 
@@ -22,15 +23,12 @@ def is_named(window: Window, name: str) -> Bool:
 
 
 def is_backward(window: Window) -> Bool:
-    """Return for each call whether it adds to gradients; the last is that of `NONE`.
-
-    `torch.autograd.grad` returns them.
-    """
+    """Return for each call whether it adds to gradients; the last is that of `NONE`."""
     mask: Bool | None = window.cache.get(is_backward)
     if mask is None:
         mask = window.cache[is_backward] = np.zeros(len(window.calls) + 1, np.bool_)
         mask[window.rows_of_role("backward")] = True
-        mask[window.rows_of_name("torch.autograd.grad")] = False
+        mask[window.rows_of_name(AUTOGRAD_GRAD)] = False
     return mask
 
 

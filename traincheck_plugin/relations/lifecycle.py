@@ -8,6 +8,9 @@ from traincheck_plugin.events import NONE, Bool, Int32, Int64, Role, Window
 
 SCALER_STEP = "torch.amp.GradScaler.step"
 
+AUTOGRAD_GRAD = "torch.autograd.grad"
+"""Goes backward, and returns the gradients instead of adding them to those of parameters."""
+
 
 def rows_of_role(window: Window, *roles: Role) -> Int64:
     """Return the rows of the calls of these roles, in the order of their ends."""

@@ -27,6 +27,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.lifecycle import (
+    AUTOGRAD_GRAD,
     completed,
     factor,
     rows_of_role,
@@ -119,7 +120,7 @@ class _Shares:
             if row in is_skipped:
                 self._clear()
             elif api.role == "backward":
-                if api.name != "torch.autograd.grad":
+                if api.name != AUTOGRAD_GRAD:
                     self._pending.append(factor(window, row))
             elif api.role == "zero_grad":
                 self._clear(target)

@@ -30,7 +30,13 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.derived import Belongings, has, needed
-from traincheck_plugin.relations.lifecycle import Backwards, Patience, completed, rows_of_role
+from traincheck_plugin.relations.lifecycle import (
+    AUTOGRAD_GRAD,
+    Backwards,
+    Patience,
+    completed,
+    rows_of_role,
+)
 from traincheck_plugin.relations.moments import Moments, moments_at_begin
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
@@ -467,5 +473,7 @@ def _possible(window: Window) -> Iterator[Hypothesis]:
     for code in window.api_codes:
         api = window.catalog.apis[code]
         for state in STATES.get(api.role, ()):
+            if state == ACCUMULATED and api.name == AUTOGRAD_GRAD:
+                continue
             params = (APIParam(api_full_name=api.general, role=api.role), state)
             yield Hypothesis(relation=VarStateRelation.name, params=params)
