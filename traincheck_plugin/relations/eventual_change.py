@@ -356,10 +356,9 @@ class _Monitor(Monitor):
         self, window: Window, row: int, frame: Frame, failing: Bool, others: Bool
     ) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in frame.variables[failing]]
-        # What an optimizer has gradients for and does not move has a cause in what the step met.
-        is_used = (frame.columns["optimizer"] != NONE) & (frame.columns["grad"] > GradState.NULL)
+        # What gets gradients and does not move has a cause in what the step met.
         cause = None
-        if is_used[failing].all():
+        if (frame.columns["grad"][failing] > GradState.NULL).all():
             cause = find_cause(*window.at(row), frame, failing, others)
         return self._told(names, cause)
 
