@@ -1,4 +1,7 @@
-"""The head learns first; layers below are unfrozen one by one and join the optimizer then."""
+"""The head learns first; layers below are unfrozen one by one and join the optimizer then.
+
+The moments of the others begin anew with each of them.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +44,9 @@ def main():
             optimizer.step()
             total += loss.item()
         if waiting:
+            # What the head remembers is of another task.
+            for state in optimizer.state.values():
+                state["exp_avg"].zero_()
             layer = waiting.pop().requires_grad_(True)
             optimizer.add_param_group({"params": layer.parameters(), "lr": 2e-3})
         print(f"epoch {epoch} train loss {total / len(loader):.4f}")

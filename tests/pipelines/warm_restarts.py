@@ -31,7 +31,9 @@ class Network(nn.Module):
 
 @torch.no_grad()
 def begin_cycle(model, optimizer, images):
-    optimizer.state.clear()
+    for state in optimizer.state.values():
+        for value in state.values():
+            value.zero_()
     model.center.lerp_(images.flatten(1).mean(dim=0), 0.1)
     for layer in (model.hidden, model.output):
         sizes = layer.weight.abs()
