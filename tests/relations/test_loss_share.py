@@ -47,6 +47,13 @@ def test_what_the_shares_add_up_to(words: str, whole: list[bool], at_most: list[
     assert _holds(AT_MOST, words) == at_most
 
 
+def test_the_first_step_of_a_run_is_judged_too() -> None:
+    whole = (API, ConstantParam(value=WHOLE))
+    assert holding(RELATION, whole, SHORT * 2) == [True, False]
+    # Where the beginning was missed, the first step tells nothing.
+    assert holding(RELATION, whole, "gap " + SHORT * 2) == [True]
+
+
 def test_two_optimizers_have_shares_of_their_own() -> None:
     turns = "zero backward step zero2 backward step2 " * 3
     assert _holds(WHOLE, "step2 " + turns, num_optimizers=2) == [True] * 6

@@ -39,6 +39,9 @@ from traincheck_plugin.relations.params import api_plan, pair
 WHOLE, AT_MOST = "1", "at most 1"
 """What the shares of a step add up to."""
 
+MAX_PENDING = 1 << 12
+"""Backwards before the first step that are kept."""
+
 _TOLERANCE = 1e-6
 
 
@@ -89,11 +92,13 @@ class _Shares:
         self._step = step
         self._pending: list[float] = []
         self._taken: dict[int, int] = {}
+        self._is_begin = True
 
     def forget(self) -> None:
         """Start anew after a stretch that was not observed."""
         self._pending.clear()
         self._taken.clear()
+        self._is_begin = False
 
     def observe(self, window: Window, start: int = 0) -> list[tuple[int, list[float]]]:
         """Return the rows of the steps that end a cycle, with the factors of its backwards.
@@ -124,10 +129,12 @@ class _Shares:
                     self._pending.append(factor(window, row))
             elif api.role == "zero_grad":
                 self._clear(target)
-            elif target in self._taken and self._step in api.names:
-                found.append((row, self._pending[self._taken[target] :]))
-                self._taken[target] = len(self._pending)
             else:
+                # What led to the first step of all is all there was.
+                is_known = self._is_begin or target in self._taken
+                self._is_begin = False
+                if is_known and self._step in api.names:
+                    found.append((row, self._pending[self._taken.get(target, 0) :]))
                 self._taken[target] = len(self._pending)
         self._trim()
         return [(row, f) for row, f in found if f and not any(map(math.isnan, f))]
@@ -139,6 +146,9 @@ class _Shares:
 
     def _trim(self) -> None:
         """Drop the backwards that no optimizer waits for."""
+        if self._is_begin and len(self._pending) < MAX_PENDING:
+            return
+        self._is_begin = False
         done = min(self._taken.values(), default=len(self._pending))
         if done:
             del self._pending[:done]
