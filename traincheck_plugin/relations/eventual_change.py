@@ -61,8 +61,8 @@ class EventualChangeRelation(Relation):
 
     ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first step)``.
     What took until a later epoch in the reference may take as many steps, and until the end of that
-    epoch or of the run; what took less, `LATITUDE` times the steps. Named are those that change by
-    other means than that their optimizer uses their gradients from the first step on. The
+    epoch or of the run; what took less, `LATITUDE` times the steps. Named are those of which no
+    optimizer has gradients when they are first seen. The
     parameters of a module that an optimizer holds and that never ran are not judged.
 
     Catches a backbone that is never unfrozen, a target network or an average that nothing updates,
@@ -356,9 +356,10 @@ class _Monitor(Monitor):
         self, window: Window, row: int, frame: Frame, failing: Bool, others: Bool
     ) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in frame.variables[failing]]
-        # What gets gradients and does not move has a cause in what the step met.
+        # What an optimizer has gradients of and does not move has a cause in what the step met.
+        is_used = (frame.columns["optimizer"] != NONE) & (frame.columns["grad"] > GradState.NULL)
         cause = None
-        if (frame.columns["grad"][failing] > GradState.NULL).all():
+        if is_used[failing].all():
             cause = find_cause(*window.at(row), frame, failing, others)
         return self._told(names, cause)
 
@@ -397,8 +398,8 @@ class _Proposer(Proposer):
             if name not in self._taken:
                 index = int(np.argmax(part.has_changed[:, column]))
                 number = int(part.numbers[index, column])
-                is_late = number > 2 or not part.is_learning[column]
-                self._taken[name] = (number, int(part.epochs[index])) if is_late else None
+                is_learning = part.is_learning[column]
+                self._taken[name] = None if is_learning else (number, int(part.epochs[index]))
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         together: dict[tuple[int, int], list[str]] = {}
