@@ -104,6 +104,14 @@ def test_nothing_within_is_recorded_or_becomes_part_of_it(way, is_training):
 
     assert got == [expected]
     assert recording.problems == []
+    assert_entries_are_numbers_and_texts(recording)
+    # The tracer of torch.jit runs the model once more, in earnest, to compare.
+    num_others = len(recording.of_role("forward")) - 2
+    assert num_others <= (1 if way is trace else 0)
+
+
+def assert_entries_are_numbers_and_texts(recording):
+    """Nothing that equals itself only: it would be in a trace once for each time it was seen."""
     shapes = [
         item.shape
         for call in recording.calls
@@ -113,9 +121,23 @@ def test_nothing_within_is_recorded_or_becomes_part_of_it(way, is_training):
     assert all(type(size) is int for shape in shapes for size in shape)
     catalog = recording.windows[0].catalog
     assert all(type(size) is int for one in catalog.variables for size in one.shape)
-    # The tracer of torch.jit runs the model once more, in earnest, to compare.
-    num_others = len(recording.of_role("forward")) - 2
-    assert num_others <= (1 if way is trace else 0)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_parameter_with_an_unknown_size_is_one_variable():
+    parts = [torch.ones(2, 3), torch.ones(4, 3)]
+    model = nn.Module()
+    model.nested = nn.Parameter(torch.nested.nested_tensor(parts, layout=torch.jagged))
+
+    def run():
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.step()
+
+    recording = record(run, problems=True)
+
+    assert not any("error" in problem for problem in recording.problems)
+    assert_entries_are_numbers_and_texts(recording)
 
 
 def test_what_is_trained_by_a_transform_is_known():

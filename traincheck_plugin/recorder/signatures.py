@@ -98,20 +98,23 @@ class Signatures:
         return code
 
 
+def sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of *tensor*, with `NONE` for what is no number: it may equal no other."""
+    return tuple([size if type(size) is int else NONE for size in tensor.shape])
+
+
 def _key(value: Any, depth: int) -> _Key:
     """Describe *value* by something hashable that holds no tensor.
 
-    ``(type, dtype, shape, device, requires_grad)`` for a tensor, with `NONE` for a size that is no
-    number (nested tensors have such), ``(type, (keys...))`` for a sequence,
-    ``(type, (keys...), (names...))`` for a mapping, ``(type, None, value)`` for a bool, a string or
-    None, and ``(type,)`` for anything else.
+    ``(type, dtype, shape, device, requires_grad)`` for a tensor, ``(type, (keys...))`` for a
+    sequence, ``(type, (keys...), (names...))`` for a mapping, ``(type, None, value)`` for a bool,
+    a string or None, and ``(type,)`` for anything else.
     """
     kind = type(value)
     if kind in _PLAIN:
         return (kind, value.dtype, value.shape, value.device, value.requires_grad)
     if isinstance(value, _Tensor):
-        shape = tuple([size if type(size) is int else NONE for size in value.shape])
-        return (kind, value.dtype, shape, value.device, value.requires_grad)
+        return (kind, value.dtype, sizes(value), value.device, value.requires_grad)
     if kind is int or kind is float:
         return (kind,)
     if value is None or kind is bool:
