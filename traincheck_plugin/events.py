@@ -272,6 +272,12 @@ class Interner(Generic[T]):
                     self._values.append(value)
         return code
 
+    def append(self, value: T) -> None:
+        """Give *value* the next code, though it may have one: so that those of a trace stay."""
+        with self._lock:
+            self._codes.setdefault(value, len(self._values))
+            self._values.append(value)
+
     def find(self, value: T) -> int:
         """Return the code of *value*, or `NONE` when it was never seen."""
         return self._codes.get(value, NONE)

@@ -47,6 +47,16 @@ def test_operators_go_by_their_methods_and_attributes_are_left_out():
     ]
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_size_of_a_nested_tensor_may_be_unknown():
+    parts = [torch.ones(2, 3), torch.ones(4, 3)]
+    nested = torch.nested.nested_tensor(parts, layout=torch.jagged)
+
+    [call] = record(lambda: torch.relu(nested), EVERYTHING).of_role("function")
+
+    assert call.inputs[0].shape == call.outputs[0].shape == (2, -1, 3)
+
+
 def test_private_functions_have_no_public_name():
     assert public_name(torch._C._set_grad_enabled) is None
     assert public_name(torch.Tensor.grad.__get__) is None

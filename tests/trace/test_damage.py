@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -134,3 +136,25 @@ def test_a_broken_end_is_a_problem_and_not_the_end(rank_directory: Path) -> None
     assert_same_windows(windows, WINDOWS)
     assert "end.json is not the end of a trace: expected a JSON object" in problems[0]
     assert "recovered 6 windows" in problems[1]
+
+
+def test_an_entry_that_is_there_twice_keeps_both_codes(tmp_path: Path) -> None:
+    windows = training_run(2)
+    catalog = windows[0].catalog
+    # Such as a recorder wrote that took two of them for different.
+    for interner in (catalog.apis, catalog.variables):
+        interner.append(interner[0])
+        interner.code(replace(interner[0], name="after"))
+    with contextlib.closing(TraceWriter(tmp_path, Manifest.here())) as writer:
+        for window in windows:
+            writer.write(window)
+
+    [trace] = open_run(tmp_path).ranks
+    found = list(trace.windows())
+
+    assert trace.problems == []
+    assert_same_windows(found, windows)
+    for name in ("apis", "variables"):
+        written, read_again = getattr(catalog, name), getattr(found[0].catalog, name)
+        assert list(read_again) == list(written)
+        assert read_again.find(written[0]) == 0

@@ -45,18 +45,18 @@ class Signatures:
         )
         if kwargs:
             key = (key, *[(name, _key(value, 0)) for name, value in kwargs.items()])
-            code = self._codes.get(key)
+            code = self._find(key)
             return self._add(key, _named(key)) if code is None else code
         if not key:
             return NONE
         # A tuple that starts with a tuple of tuples is the form above: this one never does.
-        code = self._codes.get(("", *key))
+        code = self._find(("", *key))
         return self._add(("", *key), _numbered(key, "")) if code is None else code
 
     def result(self, value: Any) -> int:
         """Return the code for what a call returned."""
         key = _key(value, 0)
-        code = self._codes.get(key)
+        code = self._find(key)
         return self._add(key, _items(key, "")) if code is None else code
 
     def extended(self, arguments: int, path: str, value: str) -> int:
@@ -85,9 +85,22 @@ class Signatures:
             iter([replace(i, value=numbers[i.path]) if i.path in numbers else i for i in items]),
         )
 
+    def _find(self, key: _Key) -> int | None:
+        """Return the code of what was seen before, None if it was not, `NONE` if it has none."""
+        try:
+            return self._codes.get(key)
+        except TypeError:
+            # Where torch prepares a tracing, a size may be a symbol, which has no hash.
+            return NONE
+
     def _add(self, key: _Key, items: Iterator[Item]) -> int:
         code = self._codes[key] = self._interner.code(encode_signature(list(items)))
         return code
+
+
+def sizes(tensor: torch.Tensor) -> tuple[int, ...]:
+    """Return the shape of *tensor*, with `NONE` for what is no number: it may equal no other."""
+    return tuple([size if type(size) is int else NONE for size in tensor.shape])
 
 
 def _key(value: Any, depth: int) -> _Key:
@@ -98,8 +111,10 @@ def _key(value: Any, depth: int) -> _Key:
     a string or None, and ``(type,)`` for anything else.
     """
     kind = type(value)
-    if kind is _Tensor or isinstance(value, _Tensor):
+    if kind in _PLAIN:
         return (kind, value.dtype, value.shape, value.device, value.requires_grad)
+    if isinstance(value, _Tensor):
+        return (kind, value.dtype, sizes(value), value.device, value.requires_grad)
     if kind is int or kind is float:
         return (kind,)
     if value is None or kind is bool:
@@ -129,7 +144,7 @@ def _items(key: _Key, path: str) -> Iterator[Item]:
             path=path,
             type=class_path(kind),
             dtype=str(dtype),
-            shape=tuple(int(size) for size in shape),
+            shape=tuple(shape),
             device=str(device),
             requires_grad=requires_grad,
         )

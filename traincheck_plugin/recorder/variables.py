@@ -19,6 +19,7 @@ from traincheck_plugin.recorder.discovery import copies_of, models_of, unwrapped
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.placement import placements
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.signatures import sizes
 from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
 
@@ -397,7 +398,7 @@ class Variables:
                 owner=owner,
                 type=class_path(type(tensor)),
                 module_type=module_type,
-                shape=tuple(tensor.shape),
+                shape=sizes(tensor),
             )
         )
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 
 
 class BackwardProbe:
@@ -51,7 +51,7 @@ def _recorded(
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             stack = tape.threads.stack
-            if is_compiling() or not tape.is_listening or (stack and stack[-1].role == "backward"):
+            if is_traced() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
             return tape.around(
                 "backward",

@@ -6,13 +6,10 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-import torch
-
 from traincheck_plugin.events import Role
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Outcome, Tape
-
-is_compiling: Callable[[], bool] = torch.compiler.is_compiling
+from traincheck_plugin.recorder.tracing import is_traced
 
 
 class Probe(Protocol):
@@ -55,7 +52,7 @@ def recorded(
 
     @functools.wraps(function)
     def traincheck_call(*args: Any, **kwargs: Any) -> Any:
-        if is_compiling() or not tape.is_listening:
+        if is_traced() or not tape.is_listening:
             return function(*args, **kwargs)
         if not is_nesting and tape.threads.is_within(role):
             return function(*args, **kwargs)

@@ -13,9 +13,9 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 from traincheck_plugin.events import NONE
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling
 from traincheck_plugin.recorder.samplers import epoch_of, facts_of
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 
 
 class _Place:
@@ -54,7 +54,7 @@ class DataProbe:
 
         @functools.wraps(function)
         def __iter__(loader: Any) -> Any:  # noqa: N807
-            if is_compiling() or not tape.is_active:
+            if is_traced() or not tape.is_active:
                 return function(loader)
             entry = None
             with tape.problems:
@@ -90,7 +90,7 @@ class DataProbe:
 
         @functools.wraps(function)
         def __next__(iterator: Any) -> Any:  # noqa: N807
-            if is_compiling() or not tape.is_listening:
+            if is_traced() or not tape.is_listening:
                 batch = function(iterator)
                 if tape.is_active and (place := self._places.get(iterator)) is not None:
                     place.batch += 1

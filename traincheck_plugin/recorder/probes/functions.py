@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from traincheck_plugin.events import NONE, Api
 from traincheck_plugin.recorder.calls import Silencer
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 from traincheck_plugin.recorder.windows import MAX_CALLS
 
 _UNKNOWN = -2
@@ -131,7 +131,7 @@ class _Listener(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if self.is_muted or is_compiling():
+        if self.is_muted or is_traced():
             return func(*args, **(kwargs or {}))
         # This runs hundreds of times in a step, so with plain `try` in place of the guard.
         tape = self._tape

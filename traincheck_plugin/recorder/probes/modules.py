@@ -17,8 +17,9 @@ from traincheck_plugin.events import NONE, Role
 from traincheck_plugin.recorder.calls import Doorbell, ThreadState
 from traincheck_plugin.recorder.compiler import has_compiled
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling, recorded
+from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced, is_transformed
 
 Module = torch.nn.Module
 
@@ -94,7 +95,9 @@ class ModulesProbe(Doorbell):
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
     def _before_forward(self, module: Any, args: Any) -> None:
-        if is_compiling():
+        if is_traced():
+            if is_transformed():
+                self._note_transformed(module)
             return
         thread = self._threads
         key = id(module)
@@ -121,6 +124,15 @@ class ModulesProbe(Doorbell):
         while self._muting:
             self._muting.pop()
             self._tape.silencer.unmute()
+
+    def _note_transformed(self, module: Any) -> None:
+        """Know that a module runs within `torch.func.grad`, say: it may be trained in this way."""
+        tape, thread = self._tape, self._threads
+        if thread.number == 0:
+            self._runs.note(id(module))
+        if tape.is_listening and not thread.root_id and self._owns_parameters(module):
+            with tape.problems:
+                tape.variables.add_forward(module)
 
     def _before_root(self, thread: ThreadState, module: Any) -> None:
         tape = self._tape
@@ -175,7 +187,7 @@ class ModulesProbe(Doorbell):
                 tape.variables.add_stray(module)
 
     def _after_forward(self, module: Any, args: Any, *rest: Any) -> None:
-        if is_compiling():
+        if is_traced():
             return
         thread = self._threads
         key = id(module)

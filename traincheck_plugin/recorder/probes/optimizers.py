@@ -16,8 +16,9 @@ from torch.optim.optimizer import (
 
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling, subclasses_overriding
+from traincheck_plugin.recorder.probes.base import subclasses_overriding
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 
 Optimizer = torch.optim.Optimizer
 _STEP_REGION = "Optimizer.step#"
@@ -60,7 +61,7 @@ class OptimizersProbe:
 
         @functools.wraps(function)
         def __init__(self_: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N807
-            if is_compiling() or not tape.is_active:
+            if is_traced() or not tape.is_active:
                 function(self_, *args, **kwargs)
                 return
             entry = None
@@ -94,7 +95,7 @@ class OptimizersProbe:
         def make(function: Callable[..., Any]) -> Callable[..., Any]:
             @functools.wraps(function)
             def zero_grad(self_: Any, *args: Any, **kwargs: Any) -> Any:
-                if is_compiling() or not tape.is_listening or tape.threads.is_within("zero_grad"):
+                if is_traced() or not tape.is_listening or tape.threads.is_within("zero_grad"):
                     return function(self_, *args, **kwargs)
                 optimizer = inner_optimizer(self_)
                 if optimizer is not self_ and not isinstance(optimizer, cls):
@@ -116,7 +117,7 @@ class OptimizersProbe:
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> Any:
         tape = self._tape
-        if is_compiling() or not tape.is_listening:
+        if is_traced() or not tape.is_listening:
             return None
         with tape.problems:
             open_step = tape.threads.find("step", optimizer)
@@ -142,7 +143,7 @@ class OptimizersProbe:
 
     def _after_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
         tape = self._tape
-        if is_compiling():
+        if is_traced():
             return
         if not tape.is_listening:
             tape.passed_step(optimizer)

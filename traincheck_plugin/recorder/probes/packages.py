@@ -11,9 +11,9 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 
 
 class PackagesProbe:
@@ -78,7 +78,7 @@ class PackagesProbe:
 
         @functools.wraps(function)
         def traincheck_call(*args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.is_listening or problems.is_own_code_running:
+            if is_traced() or not tape.is_listening or problems.is_own_code_running:
                 return function(*args, **kwargs)
             return tape.around(
                 "instrumented",

@@ -11,9 +11,10 @@ import torch
 from torch.amp.autocast_mode import autocast
 
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling, recorded, subclasses_overriding
+from traincheck_plugin.recorder.probes.base import recorded, subclasses_overriding
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 
 GradScaler = torch.amp.GradScaler
 Optimizer = torch.optim.Optimizer
@@ -81,7 +82,7 @@ def _following(tape: Tape, function: Callable[..., Any], name: str) -> Callable[
 def _scaling(tape: Tape, function: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(function)
     def scale(scaler: Any, *args: Any, **kwargs: Any) -> Any:
-        if tape.is_listening and tape.is_training_thread() and not is_compiling():
+        if tape.is_listening and tape.is_training_thread() and not is_traced():
             with tape.problems:
                 is_enabled = scaler.is_enabled()
                 tape.tracker.enter_scaling("scaled" if is_enabled else "disabled")

@@ -10,9 +10,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.probes.base import is_compiling, recorded, subclasses_overriding
+from traincheck_plugin.recorder.probes.base import recorded, subclasses_overriding
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.recorder.tracing import is_traced
 
 
 class SchedulersProbe:
@@ -76,7 +77,7 @@ class SchedulersProbe:
 
         @functools.wraps(function)
         def construct(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
-            if is_compiling() or not tape.is_active or self._num_constructing:
+            if is_traced() or not tape.is_active or self._num_constructing:
                 return self._without_steps(function, scheduler, args, kwargs)
             entry = None
             with tape.problems:
