@@ -33,7 +33,10 @@ FIXED: frozenset[Role] = frozenset({"clip", "scheduler"})
 """Roles whose number for each step is that of the reference."""
 
 FREE: frozenset[Role] = frozenset({"backward"})
-"""Roles whose number is everybody's choice, and stays what it was chosen to be."""
+"""Roles whose number is everybody's choice, and stays what it was chosen to be.
+
+Gradients that are returned, and not added up, are asked for in any number.
+"""
 
 SETTLING_CYCLES = 2
 """Cycles of a run that show what was chosen: one of them may be a short one."""
@@ -252,7 +255,9 @@ class _Proposer(Proposer):
             api = window.catalog.apis[code]
             known = self._steps if api.role == "step" else self._counted
             param = APIParam(api_full_name=api.general, role=api.role)
-            if (api.role == "step" or api.role in FIXED | FREE) and param not in known:
+            if api.role not in {"step", *FIXED, *FREE} or api.name == AUTOGRAD_GRAD:
+                continue
+            if param not in known:
                 known[param] = None
                 first = window.start_of(window.rows_of_name(api.general)[0])
                 starts[param] = first
