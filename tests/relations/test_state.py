@@ -236,6 +236,18 @@ def test_a_backward_that_uses_its_gradients_up_is_not_judged(inner: str) -> None
     assert [h for _, h in found] == ([] if inner else [False])
 
 
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_a_backward_past_a_frozen_model_is_not_judged(requires_grad: bool) -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a")
+    with run.calling("torch.Tensor.backward"):
+        for phase in ("begin", "end"):
+            run.frame(phase, parameters, grad=GradState.NULL, requires_grad=requires_grad)
+    backward = APIParam(api_full_name="torch.Tensor.backward", role="backward")
+    found = labels(RELATION, (backward, _param("grad", None, "not_null")), [run.window()])
+    assert [h for _, h in found] == ([False] if requires_grad else [])
+
+
 def test_a_module_clears_the_gradients_that_it_has() -> None:
     run = RunBuilder()
     mine = run.parameters("a", owner="__main__.Net#0")

@@ -25,7 +25,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, previous, skipped_steps
+from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, previous, skipped_steps
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
 

@@ -34,7 +34,8 @@ class ChangeMonitor(Monitor):
     zeros, its learning rate is 0, or the update is below the resolution of its dtype. Nor is a step
     of an optimizer that searches: one that goes backward several times in a step may find that no
     move is better than none. Nor is a backward within which gradients are used up, as where each
-    parameter has an optimizer that steps as soon as its gradient is there.
+    parameter has an optimizer that steps as soon as its gradient is there, or one to which no
+    parameter is open.
 
     The first failure in a row of an optimizer is no example where no backward led to the step,
     since trainers may only feed a model with data; nor where *every* variable is to change, since
@@ -108,6 +109,9 @@ class ChangeMonitor(Monitor):
         if attribute == "grad" and param.post_value is None:
             # Where nothing is there to clear, nothing is amiss.
             judged &= _ANY(subject & pre, axis=1)
+        if attribute == "grad" and param.post_value == "not_null" and begin.has("requires_grad"):
+            # A sampler freezes a model, and goes backward to its own samples.
+            judged &= _ANY(subject & begin.column("requires_grad"), axis=1)
         if param.quantifier != "every" and param.pre_value is None:
             # Where gradients are there already, a backward may do no more than add to them.
             judged &= np.all(pre | ~subject, axis=1)

@@ -43,6 +43,11 @@ RESOLUTION = {
 }
 
 
+NOISE = 16
+"""How many times smaller than a gradient an update may be: those of a bias before a softmax are but
+rounding errors, and momentum adds up what cancels out."""
+
+
 class Moments:
     """Frames that show the same attributes of the same variables.
 
@@ -388,8 +393,7 @@ def _inert(
             if code != NONE:
                 resolution[code] = value
         gradient = columns["grad_norm"]
-        if normalised:
-            gradient = np.maximum(gradient, 1.0)
+        gradient = np.maximum(gradient, 1.0) if normalised else gradient / NOISE
         typical = columns["data_norm"] / np.sqrt(np.maximum(sizes, 1))
         with np.errstate(invalid="ignore"):
             below = columns["lr"] * gradient < resolution[columns["dtype"]] * typical

@@ -266,7 +266,10 @@ class _Monitor(Monitor):
     def observe(self, window: Window) -> Examples:
         shown = moments_at_begin(window, self._api.api_full_name, self._variables.var_type)
         shown = [part for part in shown if self._tells(window, part)]
+        idle = self._idle(window)
         if not shown:
+            if self._is_per_step:
+                self._per_step(window, np.empty(0, np.int64), np.empty(0, np.bool_))
             return NO_EXAMPLES
         order = _order(shown)
         thawed = (
@@ -275,12 +278,12 @@ class _Monitor(Monitor):
         states = [self._state(part, also) for part, also in zip(shown, thawed, strict=True)]
         judged = _joined([_ANY(state.subject, axis=1) for state in states])
         order = order[judged[order]]
-        if not len(order):
+        if not len(order) and not self._is_per_step:
             return NO_EXAMPLES
         rows = _joined([part.calls for part in shown])[order]
         holds = _joined([state.holds for state in states])[order]
-        if self._backwards is not None:
-            kept = holds | self._backwards.led_to(window, rows)
+        if len(idle):
+            kept = holds | ~np.isin(rows, idle)
             order, rows, holds = order[kept], rows[kept], holds[kept]
         if self._patience is not None:
             kept = self._patience.kept(window.calls.object[rows], holds)
@@ -347,10 +350,21 @@ class _Monitor(Monitor):
             for part, own in zip(shown, numbers, strict=True)
         ]
 
+    def _idle(self, window: Window) -> Int64:
+        """Return the steps that no backward led to, where the rule asks for one."""
+        if self._backwards is None:
+            return np.empty(0, np.int64)
+        steps = window.rows_of_name(self._api.api_full_name)
+        return steps[~self._backwards.led_to(window, steps)]
+
     def _per_step(self, window: Window, rows: Int64, holds: Bool) -> tuple[Int64, Bool]:
-        """Return the last call before each step, as an index, and whether one held until there."""
+        """Return the last call before each step of its window, and whether one held until there.
+
+        The calls are returned as indexes.
+        """
         ends = window.calls.end
-        steps = ends[completed(window, rows_of_role(window, "step"))]
+        step_rows = completed(window, rows_of_role(window, "step"))
+        steps = ends[step_rows]
         number = np.searchsorted(steps, ends[rows])
         held = np.zeros(len(steps) + 1, np.bool_)
         held[0] = self._held_since_step
@@ -359,6 +373,8 @@ class _Monitor(Monitor):
         is_last = np.ones(len(rows), np.bool_)
         is_last[:-1] = number[1:] != number[:-1]
         last = np.flatnonzero(is_last & (number < len(steps)))
+        positions = window.position_of(rows[last]), window.position_of(step_rows[number[last]])
+        last = last[positions[0] == positions[1]]
         return last, held[number[last]]
 
     def _explain(
