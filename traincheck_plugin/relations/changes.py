@@ -13,7 +13,7 @@ from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation,
 from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.lifecycle import Backwards, Patience, rows_of_role
 from traincheck_plugin.relations.moments import Moments, Pair, inert, pairs_of_calls
-from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.values import matches
 
 __all__ = ["ChangeMonitor", "inert", "verbs"]
@@ -139,9 +139,15 @@ class ChangeMonitor(Monitor):
         verb, _, noun = verbs(self._variables)
         one = "" if total == 1 else "s"
         frame = window.frames[int(effect.begin.positions[index])]
+        failing = subject & ~did
+        cause = find_cause(part, row, frame, failing, did)
+        what = ""
+        if cause is None and done and self._variables.quantifier == "every":
+            # Where nothing tells why, it is at least told of what.
+            names = [window.catalog.variables[int(code)] for code in frame.variables[failing]]
+            what = f", not {describe_variables(names)}"
         return Explanation(
-            message=f"{name} {verb} {done} of {total} {noun}{one}",
-            cause=find_cause(part, row, frame, subject & ~did, did),
+            message=f"{name} {verb} {done} of {total} {noun}{one}{what}", cause=cause
         )
 
 

@@ -337,10 +337,13 @@ class _Monitor(Monitor):
             name = short(window.catalog.apis[int(window.calls.api[row])].name)
             mask = np.isin(frame.variables, failing)
             others = np.isin(frame.variables, judged) & ~mask
+            cause = find_cause(window, row, frame, mask, others)
+            # Where nothing tells why, it is at least told of what.
+            what = "" if cause is not None else f": {describe_variables(names)}"
             return Explanation(
                 message=f"{number} of {total} parameters that learn in a healthy run were not "
-                f"updated by {name}",
-                cause=find_cause(window, row, frame, mask, others),
+                f"updated by {name}{what}",
+                cause=cause,
             )
         if self._variables == TRACKING:
             return Explanation(
