@@ -1,10 +1,11 @@
 """Finding the models that own parameters.
 
 An optimizer knows its parameters but not their names, and the first forward may be that of a part
-of a model. So when an optimizer or a module comes up that belongs to no tracked model, the heap is
-searched once for modules and the outermost that own it are tracked: however they are held (a
-local, ``self.model``, a closure), and before they ever ran. That takes some hundredths of a
-second, and happens a few times in a run.
+of a model. So when an optimizer or a module comes up that belongs to no tracked model, the
+outermost of the modules alive that own it are tracked: however they are held (a local,
+``self.model``, a closure), and before they ever ran. The first time the heap is searched for them,
+which takes some tenths of a second. A search for hyper-parameters makes hundreds of models, so
+those that are made later tell of themselves.
 
 The stack is not searched instead, since reading ``frame.f_locals`` leaves a snapshot behind that
 keeps tensors alive (before Python 3.13) and refreshes what the user's code got from ``locals()``.
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import gc
 import sys
-from collections.abc import Iterable, Iterator
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
 from types import FrameType
 from typing import Any
 
@@ -46,17 +48,76 @@ def unwrapped(module: Module) -> Module:
         module = inner
 
 
+class ModulesAlive:
+    """Which modules there are, each held weakly."""
+
+    def __init__(self) -> None:
+        self._references: list[weakref.ref[Module]] | None = None
+        self._max_references = 0
+
+    def __call__(self) -> list[Module]:
+        """Return all that are alive and built, each once."""
+        if self._references is None:
+            found = _search_heap()
+        else:
+            found = [module for one in self._references if (module := one()) is not None]
+        built = [module for module in found if "_modules" in module.__dict__]
+        # A module may have told of itself twice: its classes call the constructor as they like.
+        alive = list({id(module): module for module in built}.values())
+        self._keep(found)
+        return alive
+
+    def note(self, module: Module) -> None:
+        """Note a module that was just made; before the first search, that will find it."""
+        if self._references is not None:
+            self._references.append(weakref.ref(module))
+            if len(self._references) > self._max_references:
+                self._keep([m for one in self._references if (m := one()) is not None])
+
+    def _keep(self, modules: list[Module]) -> None:
+        self._references = list(map(weakref.ref, modules))
+        self._max_references = 2 * len(modules) + 1000
+
+    def forget(self) -> None:
+        """Hold nothing, and search anew when asked again."""
+        self._references = None
+
+
+class Garbage:
+    """Models that nobody has any more, and that are alive until the garbage collector comes."""
+
+    def __init__(self) -> None:
+        self._num_to_skip = self._num_skipped = 0
+
+    def collect(self, suspects: Sequence[weakref.ref[Module]]) -> None:
+        """Collect what may be garbage.
+
+        That takes some tenths of a second, the more the more is alive. Where it frees none of the
+        suspects, because models are in no cycles and die at once, it is done ever more seldom.
+        """
+        if self._num_skipped < self._num_to_skip:
+            self._num_skipped += 1
+            return
+        gc.collect()
+        is_needed = any(one() is None for one in suspects)
+        self._num_skipped = 0
+        self._num_to_skip = 0 if is_needed else 2 * self._num_to_skip + 1
+
+
 def models_of(
-    parameters: Iterable[Any], modules: Iterable[Module], names: tuple[str, ...]
+    parameters: Iterable[Any],
+    modules: Iterable[Module],
+    names: tuple[str, ...],
+    alive: Sequence[Module],
 ) -> list[Module]:
-    """Return the outermost modules alive that hold any of *parameters* or contain *modules*.
+    """Return the outermost modules that hold any of *parameters* or contain *modules*.
 
     Args:
         parameters: tensors to look for.
         modules: parts to look for.
         names: if not empty, only what a variable or attribute of one of these names holds counts.
+        alive: all modules.
     """
-    alive = _modules_alive()
     parents: dict[int, list[Module]] = {}
     for module in alive:
         for child in module._modules.values():
@@ -82,7 +143,9 @@ def models_of(
     return list({id(module): module for module in outermost}.values())
 
 
-def copies_of(models: Iterable[Module], held: set[int]) -> list[tuple[Module, Module]]:
+def copies_of(
+    models: Iterable[Module], held: set[int], alive: Iterable[Module]
+) -> list[tuple[Module, Module]]:
     """Return each of *models* that is trained with each copy of it: an average, say, or a target.
 
     A copy has the class of the model and parameters of the same names and shapes.
@@ -90,6 +153,7 @@ def copies_of(models: Iterable[Module], held: set[int]) -> list[tuple[Module, Mo
     Args:
         models: the tracked ones.
         held: ids of the parameters that optimizers hold: a copy has none of them.
+        alive: all modules.
     """
     trained: dict[type, list[tuple[Module, dict[str, torch.Size]]]] = {}
     for model in models:
@@ -98,7 +162,7 @@ def copies_of(models: Iterable[Module], held: set[int]) -> list[tuple[Module, Mo
             shapes = {name: p.shape for name, p in parameters.items()}
             trained.setdefault(type(model), []).append((model, shapes))
     found = []
-    for module in _modules_alive():
+    for module in alive:
         for model, shapes in trained.get(type(module), ()):
             parameters = dict(module.named_parameters())
             if (
@@ -110,7 +174,7 @@ def copies_of(models: Iterable[Module], held: set[int]) -> list[tuple[Module, Mo
     return found
 
 
-def _modules_alive() -> list[Module]:
+def _search_heap() -> list[Module]:
     kinds: dict[type, bool] = {}
     found = []
     for thing in gc.get_objects():
@@ -118,7 +182,7 @@ def _modules_alive() -> list[Module]:
         is_module = kinds.get(kind)
         if is_module is None:
             is_module = kinds[kind] = issubclass(kind, Module)
-        if is_module and "_modules" in thing.__dict__:
+        if is_module:
             found.append(thing)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import CellType, ModuleType
 from typing import Any
 
 from traincheck_plugin.recorder.problems import Problems
@@ -51,7 +51,7 @@ class Patches:
             present = vars(owner).get(name, _ABSENT)
             if present is not ours:
                 # What was put around ours meanwhile (torch._dynamo does so with manual_seed when
-                # it is imported) passes through it: harmless.
+                # it is imported, and with what makes modules) passes through it: harmless.
                 if present is not before and not _is_around(present, ours):
                     label = getattr(owner, "__qualname__", getattr(owner, "__name__", owner))
                     self._problems.note(
@@ -81,8 +81,19 @@ def _modules() -> list[ModuleType]:
 
 
 def _is_around(outer: Any, inner: Any) -> bool:
+    """Return whether *outer* wraps *inner*, and says so or has it in its closure."""
     while outer is not None:
+        cells = getattr(outer, "__closure__", None) or ()
+        if any(_content(cell) is inner for cell in cells):
+            return True
         outer = getattr(outer, "__wrapped__", None)
         if outer is inner:
             return True
     return False
+
+
+def _content(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # it is empty
+        return None

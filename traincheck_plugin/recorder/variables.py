@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,7 +15,13 @@ import numpy as np
 import torch
 
 from traincheck_plugin.events import Catalog, Variable, VariableKind
-from traincheck_plugin.recorder.discovery import copies_of, models_of, unwrapped
+from traincheck_plugin.recorder.discovery import (
+    Garbage,
+    ModulesAlive,
+    copies_of,
+    models_of,
+    unwrapped,
+)
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.placement import placements
 from traincheck_plugin.recorder.problems import Problems
@@ -57,6 +63,9 @@ class Variables:
         selection: which models and variables to track.
         problems: takes remarks.
         observes_copies: whether copies of models that train are looked for.
+
+    Attributes:
+        modules_alive: is told of every module that is made.
     """
 
     def __init__(
@@ -68,6 +77,8 @@ class Variables:
         *,
         observes_copies: bool = False,
     ) -> None:
+        self.modules_alive = ModulesAlive()
+        self._garbage = Garbage()
         self._selection = selection
         self._observes_copies = observes_copies
         self._catalog = catalog
@@ -104,7 +115,7 @@ class Variables:
         known = {id(p) for root in self.roots() for p in root.parameters()}
         missing = [p for p in held if id(p) not in known]
         if missing and self._selection.discovers_models:
-            for model in models_of(missing, (), self._names):
+            for model in models_of(missing, (), self._names, self.modules_alive()):
                 self.add_root(model)
 
     def add_forward(self, module: Any) -> None:
@@ -120,7 +131,7 @@ class Variables:
             return
         if any(inner is module for root in self.roots() for inner in root.modules()):
             return
-        models = models_of((), (module,), self._names)
+        models = models_of((), (module,), self._names, self.modules_alive())
         if not models and not self._names:
             models = [module]
         for model in models:
@@ -132,7 +143,7 @@ class Variables:
         It trains only if an optimizer knows its parameters; no model that ran has them.
         """
         if self._selection.discovers_models and not self._names:
-            for model in models_of((), (module,), ()):
+            for model in models_of((), (module,), (), self.modules_alive()):
                 self.add_root(model)
 
     def add_root(self, module: Any) -> None:
@@ -181,11 +192,12 @@ class Variables:
             for parameter in group["params"]
         }
         self._copies = [
-            (weakref.ref(model), weakref.ref(copy)) for model, copy in copies_of(self.roots(), held)
+            (weakref.ref(model), weakref.ref(copy))
+            for model, copy in copies_of(self.roots(), held, self.modules_alive())
         ]
         if self._copies:
             # Nor is a copy what only waits to be collected.
-            gc.collect()
+            self._garbage.collect([copy for _, copy in self._copies])
             self._copies = [pair for pair in self._copies if pair[1]() is not None]
         self._structure.identity = None
 
@@ -193,15 +205,15 @@ class Variables:
         """Let go of models whose place others took and that only wait for the garbage collector.
 
         To be called before the first step of a new model. Nothing else tells such models from those
-        that somebody still has, and what a dead model lacks is no bug. That another of its class
-        comes up happens a few times in a run.
+        that somebody still has, and what a dead model lacks is no bug.
         """
         if not self._has_new_root:
             return
         self._has_new_root = False
-        classes = [type(root) for root in self.roots()]
-        if len(set(classes)) < len(classes):
-            gc.collect()
+        classes = Counter(type(root) for root in self.roots())
+        alike = [weakref.ref(root) for root in self.roots() if classes[type(root)] > 1]
+        if alike:
+            self._garbage.collect(alike)
 
     def structure(self, *, is_fresh: bool = True) -> Structure:
         """Return the present structure, rebuilt only if something was replaced.

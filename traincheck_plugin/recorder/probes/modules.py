@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import warnings
 import weakref
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch.nn.modules.module import (
 from traincheck_plugin.events import NONE, Role
 from traincheck_plugin.recorder.calls import Doorbell, ThreadState
 from traincheck_plugin.recorder.compiler import has_compiled
+from traincheck_plugin.recorder.discovery import ModulesAlive
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.tape import Tape
@@ -58,6 +62,9 @@ class ModulesProbe(Doorbell):
         # Meant for people who registered the hooks themselves.
         warnings.filterwarnings("ignore", message=_ABOUT_HOOKS, category=UserWarning)
         self._filter = warnings.filters[0]
+        # What makes a module; copies and what is unpickled get their state set instead.
+        for name in ("__init__", "__setstate__"):
+            patches.wrap(Module, name, partial(_noted, tape.variables.modules_alive))
         methods: dict[str, Role] = {"train": "mode", "eval": "mode", "zero_grad": "zero_grad"}
         for name, role in methods.items():
             code = tape.apis.function(
@@ -91,6 +98,7 @@ class ModulesProbe(Doorbell):
     def detach(self) -> None:
         """Remove the hooks."""
         self._remove()
+        self._tape.variables.modules_alive.forget()
         if self._filter in warnings.filters:
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
@@ -224,6 +232,18 @@ class ModulesProbe(Doorbell):
             known = next(module.parameters(), None) is not None
             self._has_parameters[module] = known
         return known
+
+
+def _noted(alive: ModulesAlive, function: Callable[..., None]) -> Callable[..., None]:
+    """Return what makes a module, which then is noted; torch may keep it, so it holds no more."""
+
+    @functools.wraps(function)
+    def make(module: Any, *args: Any, **kwargs: Any) -> None:
+        function(module, *args, **kwargs)
+        if not torch.compiler.is_compiling():
+            alive.note(module)
+
+    return make
 
 
 def _uncompiled(module: Any) -> Any:
