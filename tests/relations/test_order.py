@@ -53,6 +53,41 @@ def test_what_came_before_the_last_step_does_not_cover(names: list[str], cut: se
     assert labels(FunctionCoverRelation(), PARAMS, _windows(names, cut)) == expected
 
 
+BACKWARD, CLIP = "torch.Tensor.backward", "torch.nn.utils.clip_grad_norm_"
+
+
+@given(st.lists(st.sampled_from([BACKWARD, CLIP, STEP]), max_size=20))
+def test_gradients_of_one_backward_are_clipped_in_parts(names: list[str]) -> None:
+    expected = []
+    fences = [i for i, name in enumerate(names) if name == CLIP]
+    for clip in fences[1:]:
+        start = max((i for i in range(clip) if names[i] == STEP), default=0)
+        stop = next((i for i in range(clip, len(names)) if names[i] == STEP), len(names))
+        holds = BACKWARD in names[start:clip]
+        if holds or BACKWARD in names[clip:stop]:
+            expected.append((_begin(clip), holds))
+    params = (
+        APIParam(api_full_name=BACKWARD, role="backward"),
+        APIParam(api_full_name=CLIP, role="clip"),
+    )
+    windows = _windows(names, {i + 1 for i, name in enumerate(names) if name == STEP})
+    assert labels(FunctionCoverRelation(), params, windows) == expected
+
+
+def test_what_is_clipped_within_a_backward_comes_after_it() -> None:
+    run = RunBuilder()
+    for _ in range(3):
+        with run.calling(BACKWARD):
+            run.call(CLIP)
+            run.call(STEP)
+    params = (
+        APIParam(api_full_name=BACKWARD, role="backward"),
+        APIParam(api_full_name=CLIP, role="clip"),
+    )
+    found = labels(FunctionCoverRelation(), params, [run.window()])
+    assert [holds for _, holds in found] == [True, True]
+
+
 @given(sequences, cuts)
 def test_lead_is_what_the_formula_says(names: list[str], cut: set[int]) -> None:
     expected = []

@@ -18,8 +18,9 @@ class FunctionCoverRelation(Relation):
 
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
     s the last optimizer step before b2, unless A or B is the step itself. Where B clips gradients,
-    a window without a backward is no example: a trainer that only feeds a model with data clips
-    gradients that are not there.
+    those of one backward may be clipped in several parts: only s counts. A window without a
+    backward is no example then: a trainer that only feeds a model with data clips gradients that
+    are not there.
 
     Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
     they are unscaled. Cannot see that the call had no effect.
@@ -52,8 +53,10 @@ class FunctionCoverRelation(Relation):
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
-        self._gaps = Gaps(call.api_full_name, before.api_full_name, restarts=True)
         self._is_clip = call.role == "clip"
+        self._gaps = Gaps(
+            call.api_full_name, before.api_full_name, restarts=True, is_shared=self._is_clip
+        )
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:

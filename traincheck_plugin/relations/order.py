@@ -45,12 +45,16 @@ class Gaps:
         wanted: name of the calls that are looked for.
         restarts: whether a gap begins anew where an optimizer stepped: what happened before the
             previous step does not count.
+        is_shared: whether a gap begins nowhere else, so that one *wanted* call serves several.
     """
 
-    def __init__(self, fence: str, wanted: str, *, restarts: bool = False) -> None:
+    def __init__(
+        self, fence: str, wanted: str, *, restarts: bool = False, is_shared: bool = False
+    ) -> None:
         self._fence = fence
         self._wanted = wanted
         self._restarts = restarts
+        self._is_shared = is_shared
         self._last_step = -1
         self._last_fence = -1
         self._last_wanted = -1
@@ -82,7 +86,8 @@ class Gaps:
         known = starts >= 0
         if self._restarts:
             before = np.concatenate([[self._last_step], steps])
-            starts = np.maximum(starts, before[np.searchsorted(steps, ends)])
+            stepped = before[np.searchsorted(steps, ends)]
+            starts = stepped if self._is_shared else np.maximum(starts, stepped)
         following = np.searchsorted(wanted, ends)
         begins = np.append(calls.begin[wanted_rows], np.iinfo(np.int64).max)
         holds = (latest > starts) | (begins[following] < calls.begin[rows])
