@@ -141,10 +141,11 @@ def _where(param: VarTypeParam) -> str:
         ("held", True): "it holds",
         ("owned", True): "it has",
         ("requires_grad", True): "that requires gradients",
-        ("in_model", True): "of a model",
         ("grad", "non_zero"): "that has a gradient",
     }
-    return "".join(f" {words.get((k, v), f'whose {k} is {v}')}" for k, v in param.where)
+    # That a model has what an optimizer holds goes without saying.
+    told = [condition for condition in param.where if condition != ("in_model", True)]
+    return "".join(f" {words.get((k, v), f'whose {k} is {v}')}" for k, v in told)
 
 
 class _Proposer(Proposer):
