@@ -25,7 +25,13 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, previous, skipped_steps
+from traincheck_plugin.relations.lifecycle import (
+    AUTOGRAD_GRAD,
+    Searches,
+    completed,
+    previous,
+    skipped_steps,
+)
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
 
@@ -99,6 +105,8 @@ class _Counter:
         self._step = step.api_full_name
         self._counted = counted.api_full_name
         self._is_scheduler = counted.role == "scheduler"
+        # An optimizer that searches goes backward as often as it takes.
+        self._searches = Searches() if counted.role == "backward" else None
         self._total = 0
         self._at_last: dict[int, int] = {}
         self._last_counted = self._last_backward = -1
@@ -136,6 +144,9 @@ class _Counter:
             for target, total in self._at_last.items():
                 self._at_last[target] = max(total, int(at_skip[-1]))
         self._total += len(counted)
+        if self._searches is not None:
+            self._searches.observe(window, rows)
+            known &= ~self._searches.at(window, rows)
         return rows[known], (totals - before)[known]
 
     def _ends(self, window: Window, start: int) -> Int64:

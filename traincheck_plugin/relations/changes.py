@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Int64, Window
+from traincheck_plugin.events import Bool, Int64, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.lifecycle import Backwards, Patience, rows_of_role
+from traincheck_plugin.relations.lifecycle import Backwards, Patience, Searches, rows_of_role
 from traincheck_plugin.relations.moments import Moments, Pair, inert, pairs_of_calls
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.values import matches
@@ -181,42 +181,23 @@ class _Steps:
         self._is_patient = is_patient
         self._patience = Patience()
         self._backwards = Backwards()
-        # When the last two backward passes began and ended.
-        self._begins: Int64 = np.full(2, NONE, np.int64)
-        self._ends: Int64 = np.full(2, NONE, np.int64)
-        # Since when an optimizer is known to search.
-        self._since: dict[int, int] = {}
+        self._searches = Searches()
         # Of the window: the steps that no backward led to.
         self._idle: Int64 = np.empty(0, np.int64)
 
     def observe(self, window: Window, steps: Int64) -> None:
         """Look at the steps of a window."""
         self._idle = steps[~self._backwards.led_to(window, steps)]
-        calls = window.calls
-        rows = window.rows_of_role("backward")
-        if len(rows):
-            self._begins = np.concatenate([self._begins[-2:], calls.begin[rows]])
-            self._ends = np.concatenate([self._ends[-2:], calls.end[rows]])
-        # Most often the last but one of all began before any of the steps.
-        if not len(steps) or self._begins[-2] < calls.begin[steps].min():
-            return
-        # The last but one that ended before a step did is in it if it began after the step.
-        last = np.searchsorted(self._ends, calls.end[steps]) - 1
-        searching = self._begins[np.maximum(last - 1, 0)] > calls.begin[steps]
-        for row in steps[searching].tolist():
-            self._since.setdefault(int(calls.object[row]), int(calls.end[row]))
+        self._searches.observe(window, steps)
 
     def is_judged(self, window: Window, rows: Int64, holds: Bool) -> Bool:
         """Return which of some steps are examples."""
-        calls = window.calls
-        judged = self._patience.kept(calls.object[rows], holds)
+        judged = self._patience.kept(window.calls.object[rows], holds)
         if holds.all():
             return judged
         if not self._is_patient:
             judged = judged | ~np.isin(rows, self._idle)
-        for target, since in self._since.items():
-            judged = judged & (holds | (calls.object[rows] != target) | (calls.end[rows] < since))
-        return judged
+        return judged & (holds | ~self._searches.at(window, rows))
 
 
 def verbs(param: VarTypeParam) -> tuple[str, str, str]:

@@ -123,6 +123,40 @@ class Backwards:
         return led
 
 
+class Searches:
+    """Knows the optimizers that go backward several times in a step, from the first time on."""
+
+    def __init__(self) -> None:
+        # When the last two backward passes began and ended.
+        self._begins: Int64 = np.full(2, NONE, np.int64)
+        self._ends: Int64 = np.full(2, NONE, np.int64)
+        self._since: dict[int, int] = {}
+
+    def observe(self, window: Window, steps: Int64) -> None:
+        """Look at the steps of the next window."""
+        calls = window.calls
+        rows = window.rows_of_role("backward")
+        if len(rows):
+            self._begins = np.concatenate([self._begins[-2:], calls.begin[rows]])
+            self._ends = np.concatenate([self._ends[-2:], calls.end[rows]])
+        # Most often the last but one of all began before any of the steps.
+        if not len(steps) or self._begins[-2] < calls.begin[steps].min():
+            return
+        # The last but one that ended before a step did is in it if it began after the step.
+        last = np.searchsorted(self._ends, calls.end[steps]) - 1
+        searching = self._begins[np.maximum(last - 1, 0)] > calls.begin[steps]
+        for row in steps[searching].tolist():
+            self._since.setdefault(int(calls.object[row]), int(calls.end[row]))
+
+    def at(self, window: Window, rows: Int64) -> Bool:
+        """Return for each of some steps whether its optimizer was known to search by then."""
+        calls = window.calls
+        known = np.zeros(len(rows), np.bool_)
+        for target, since in self._since.items():
+            known |= (calls.object[rows] == target) & (calls.end[rows] >= since)
+        return known
+
+
 def named_optimizer(window: Window, row: int) -> str:
     """Return the label of the optimizer that a call on something else is about, "" if unknown."""
     items = window.catalog.signature(int(window.calls.inputs[row]))
