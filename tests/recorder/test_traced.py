@@ -165,3 +165,27 @@ def test_what_is_trained_by_a_transform_is_known():
     rows = recording.rows(recording.frames(last, "parameter")["begin"])
     assert rows["0.weight"]["in_model"]
     assert rows["0.weight"]["ran"] >= 0
+
+
+def test_a_forward_in_a_transform_ends_the_batch_before_it():
+    first, second = make_model(), make_model()
+
+    def train_one(model, forward):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for batch in batches(2):
+            forward(batch).sum().backward()
+            optimizer.step()
+            for parameter in model.parameters():
+                parameter.grad = None
+        return optimizer
+
+    def run():
+        optimizers = [train_one(first, first)]
+        with torch.no_grad():
+            vmap(first)(batches(1)[0])
+        optimizers.append(train_one(second, vmap(second)))
+
+    recording = record(run)
+
+    windows = [window for window in recording.roles_by_window("construct") if "step" in window]
+    assert windows == ["forward backward step"] * 2 + ["backward step"] * 2

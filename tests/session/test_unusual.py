@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from traincheck_plugin import watch
+from traincheck_plugin.cli.check import main
 
 STEPS = 14
 
@@ -238,3 +239,27 @@ def test_it_is_watched_and_trains_the_same(train, collects, tmp_path):
         assert any("no optimizer step was seen" in p for p in monitor.report.problems)
     elif expected:
         assert monitor.report.totals.num_passed >= 4
+
+
+def test_a_training_without_an_optimizer_is_not_called_healthy(tmp_path, capsys):
+    def train():
+        model = nn.Linear(4, 1)
+        for _ in range(5):
+            model(torch.ones(2, 4)).sum().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+
+    options = {"invariants": "default", "every_n_steps": 1, "log": False}
+    with watch(**options, output_dir=tmp_path / "trace") as monitor:
+        train()
+    main(["-f", str(tmp_path / "trace"), "-o", str(tmp_path)])
+
+    live, offline = monitor.report.summary(), capsys.readouterr().out
+    assert monitor.report.totals.num_passed > 0
+    assert live.startswith("no optimizer step was seen: nothing about training could be judged")
+    assert offline.startswith("No optimizer step was seen: nothing about training could be judged")
+    for report in (live, offline):
+        assert "parameters that a script updates by itself, cannot be observed" in report
+    assert "No optimizer step was seen" in monitor.report.html()

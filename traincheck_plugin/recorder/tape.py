@@ -113,6 +113,7 @@ class Tape:
         self.is_active = self.is_listening = False
         self._may_pause = may_pause
         self.num_backwards_open = 0
+        self._passed_forward: bool | None = None
         self._training_thread = 0
         self._thread_numbers = itertools.count(1)
 
@@ -359,6 +360,18 @@ class Tape:
             self.silencer.unmute()
         self.spent_ns += time.perf_counter_ns() - start_ns
 
+    def passed_forward(self, training: bool) -> None:
+        """Note a forward that is not recorded, since it runs in a transform of `torch.func`.
+
+        A batch may begin with it, and nothing can be read before the transform is over: the window
+        ends when the next call begins.
+        """
+        thread = self.threads
+        if self.is_training_thread() and not thread.num_opaque:
+            if self._passed_forward is None:
+                self._passed_forward = training
+            self.tracker.enter_stage("training" if training else "validation")
+
     def is_training_thread(self) -> bool:
         """Return whether the calling thread is the one that trains."""
         return threading.get_ident() == self._training_thread
@@ -383,6 +396,9 @@ class Tape:
             self.variables.drop_replaced()
         if not thread.num_opaque:
             self.silencer.mute()
+            passed, self._passed_forward = self._passed_forward, None
+            if passed is not None:
+                self.segmenter.before("forward", None, passed, len(self.reel.rows))
             self.segmenter.before(role, optimizer, training, len(self.reel.rows))
             self.silencer.unmute()
         if role in ("step", "zero_grad", "backward") or (role == "forward" and training):

@@ -12,7 +12,7 @@ from rich.text import Text
 from traincheck_plugin.checker.check import CheckResult
 from traincheck_plugin.checker.diagnosis import Diagnosis
 from traincheck_plugin.invariants.model import SEVERITIES, Severity
-from traincheck_plugin.report.summary import is_at_least, outcomes_of, total
+from traincheck_plugin.report.summary import NO_STEP, is_at_least, outcomes_of, total
 from traincheck_plugin.report.text import count_of, diagnosis_block, printable
 
 STYLES = {"critical": "bold red", "warning": "bold yellow", "info": "bold cyan"}
@@ -88,6 +88,8 @@ def _nothing_reported(result: CheckResult, minimum: Severity) -> str:
         return f"Nothing was checked: none of {number} was triggered in {steps}"
     if totals.num_errors:
         return f"Nothing found in {steps}, but not everything could be checked"
+    if not result.num_steps:
+        return NO_STEP[0].upper() + NO_STEP[1:]
     if not result.diagnoses:
         return f"No violation in {steps}: {totals.num_passed} of {number} triggered, and held"
     return f"Nothing at {minimum} or above in {steps}"

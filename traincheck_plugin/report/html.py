@@ -11,6 +11,7 @@ from traincheck_plugin.checker.check import CheckResult
 from traincheck_plugin.checker.violation import Outcome
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.report.summary import (
+    NO_STEP,
     Totals,
     first_violation,
     has_violation,
@@ -68,6 +69,8 @@ def verdict_of(result: CheckResult, totals: Totals) -> tuple[str, str]:
         return "warning", "Nothing found, but not everything could be checked"
     if totals.num_not_triggered == totals.num_invariants:
         return "unknown", "Nothing was checked: no invariant was triggered"
+    if not result.num_steps:
+        return "unknown", NO_STEP[0].upper() + NO_STEP[1:]
     return "healthy", "Nothing to report"
 
 

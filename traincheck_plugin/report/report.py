@@ -14,7 +14,7 @@ from traincheck_plugin.checker.violation import Violation
 from traincheck_plugin.invariants.model import SEVERITIES, Invariant, Severity
 from traincheck_plugin.report.html import render_html
 from traincheck_plugin.report.results import create_results_directory, write_results
-from traincheck_plugin.report.summary import Totals, is_at_least, total
+from traincheck_plugin.report.summary import NO_STEP, Totals, is_at_least, total
 from traincheck_plugin.report.text import count_of, printable
 
 REPORTED: Severity = "warning"
@@ -102,6 +102,8 @@ class Report:
             return f"{' and '.join(found)} in {steps}"
         if totals.num_not_triggered == totals.num_invariants:
             return f"nothing was checked in {steps}"
+        if not self.num_steps:
+            return NO_STEP
         if totals.num_errors or self.problems:
             return f"no violation seen in {steps}, but not everything could be observed or checked"
         return f"no violation in {steps}"

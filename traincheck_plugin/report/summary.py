@@ -14,6 +14,10 @@ _GRAVITY: tuple[Status, ...] = ("not_triggered", "passed", "error", "failed")
 """In rising order: what an invariant comes to when several runs disagree."""
 
 
+NO_STEP = "no optimizer step was seen: nothing about training could be judged"
+"""What to say of a run without any, of which some rules may hold all the same."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Totals:
     """How many invariants came to what; each is counted once, however many runs it was checked on.

@@ -20,6 +20,11 @@ from traincheck_plugin.recorder.variables import Selection
 from traincheck_plugin.trace.manifest import Manifest, Outcome
 from traincheck_plugin.trace.writer import TraceWriter
 
+_NO_STEP = (
+    "gradients were computed and no optimizer step was seen: steps inside compiled code, and "
+    "parameters that a script updates by itself, cannot be observed"
+)
+
 
 class Sink(Protocol):
     """Takes the windows of a live run as they complete, in the thread that trains.
@@ -127,7 +132,13 @@ class Session:
     @property
     def problems(self) -> tuple[str, ...]:
         """What could not be observed or written, a sentence each."""
-        return (*self._recorder.problems, *self._problems)
+        roles = self.tally.roles
+        is_without_steps = "backward" in roles and "step" not in roles
+        return (
+            *self._recorder.problems,
+            *self._problems,
+            *([_NO_STEP] if is_without_steps else []),
+        )
 
     @property
     def recorder(self) -> Recorder:

@@ -141,6 +141,7 @@ class ModulesProbe(Doorbell):
         if tape.is_listening and not thread.root_id and self._owns_parameters(module):
             with tape.problems:
                 tape.variables.add_forward(module)
+                tape.passed_forward(torch.is_grad_enabled() and module.training)
 
     def _before_root(self, thread: ThreadState, module: Any) -> None:
         tape = self._tape
