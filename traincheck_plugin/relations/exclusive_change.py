@@ -24,7 +24,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import left_behind
-from traincheck_plugin.relations.lifecycle import Patience, completed, last_of_each
+from traincheck_plugin.relations.lifecycle import completed, last_of_each
 from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
@@ -41,10 +41,9 @@ CHANGED = VarTypeParam(
 class ExclusiveChangeRelation(Relation):
     """A variable that a call of A changes is changed by calls of A on no other object.
 
-    ``forall windows w, calls a, b of A in w on different objects: changed(a) and changed(b) are
-    disjoint``. A call inside another, as that of an optimizer that wraps one, is part of it.
-    A window that fails where the one before did not is no example: a training may go from one
-    optimizer to the next.
+    ``forall windows w, calls a, b of A in w on different objects, with no backward between their
+    ends: changed(a) and changed(b) are disjoint``. A call inside another, as that of an optimizer
+    that wraps one, is part of it. Optimizers may share parameters and take turns.
 
     Catches parameters that were given to two optimizers, both of which step. Cannot see one that
     is in both and that one of them never steps.
@@ -80,7 +79,6 @@ class _Monitor(Monitor):
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
         self._api = api
         self._variables = variables
-        self._patience = Patience()
 
     def observe(self, window: Window) -> Examples:
         rows = completed(window, window.rows_of_name(self._api.api_full_name))
@@ -102,13 +100,7 @@ class _Monitor(Monitor):
                 shared[index] = part, *first
         holds = np.ones(len(judged), np.bool_)
         holds[list(shared)] = False
-        kept = np.flatnonzero(self._patience.kept(np.zeros(len(holds), np.int32), holds))
-        return Examples.of_calls(
-            window,
-            judged[kept],
-            holds[kept],
-            lambda index: self._explain(*shared[int(kept[index])]),
-        )
+        return Examples.of_calls(window, judged, holds, lambda index: self._explain(*shared[index]))
 
     def _suspects(self, window: Window, found: list[Pair], positions: Int64) -> list[int]:
         """Return which of the windows have a variable that calls on several objects change."""
@@ -130,16 +122,24 @@ class _Monitor(Monitor):
 
     def _first_shared(self, window: Window, rows: Int64) -> tuple[int, Int64] | None:
         """Return the first call of a single window that changes what one on another object did."""
-        writer: dict[int, int] = {}
+        # By variable: which object's call changed it, and how many backwards had ended by then.
+        writer: dict[int, tuple[int, int]] = {}
+        backwards = window.calls.end[window.rows_of_role("backward")]
         for both in pairs(window, rows, self._variables):
             variables, changed = changes(both)
             row = int(both.begin.calls[0])
             target = int(window.calls.object[row])
             codes = variables[changed[0]].tolist()
-            shared = [code for code in codes if writer.get(code, target) != target]
+            number = int(np.searchsorted(backwards, window.calls.end[row]))
+            earlier = [writer.get(code, (target, number)) for code in codes]
+            shared = [
+                code
+                for code, (other, before) in zip(codes, earlier, strict=True)
+                if other != target and before == number
+            ]
             if shared:
                 return row, np.array(shared, np.int64)
-            writer.update(dict.fromkeys(codes, target))
+            writer.update(dict.fromkeys(codes, (target, number)))
         return None
 
     def _explain(self, window: Window, row: int, codes: Int64) -> Explanation:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
+from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -18,9 +19,9 @@ class FunctionCoverRelation(Relation):
 
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
     s the last optimizer step before b2, unless A or B is the step itself. Where B clips gradients,
-    those of one backward may be clipped in several parts: only s counts. A window without a
-    backward is no example then: a trainer that only feeds a model with data clips gradients that
-    are not there.
+    those of one backward may be clipped in several parts: only s counts. No example is then what
+    was not cleared since s, as where a norm is measured for a log, and a window without a backward:
+    a trainer that only feeds a model with data clips gradients that are not there.
 
     Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
     they are unscaled. Cannot see that the call had no effect.
@@ -53,18 +54,20 @@ class FunctionCoverRelation(Relation):
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
-        self._is_clip = call.role == "clip"
+        self._clips = _Clips() if call.role == "clip" else None
         self._gaps = Gaps(
-            call.api_full_name, before.api_full_name, restarts=True, is_shared=self._is_clip
+            call.api_full_name,
+            before.api_full_name,
+            restarts=True,
+            is_shared=self._clips is not None,
         )
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._gaps.forget()
         rows, holds = self._gaps.observe(window)
-        if self._is_clip and not holds.all():
-            trained = window.position_of(window.rows_of_role("backward"))
-            kept = holds | np.isin(window.position_of(rows), trained)
+        if self._clips is not None:
+            kept = holds | self._clips.lead_to_a_step(window, rows)
             rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:
@@ -76,3 +79,24 @@ class _Monitor(Monitor):
             )
 
         return Examples.of_calls(window, rows, holds, explain)
+
+
+class _Clips:
+    """Tells the clipping of gradients for a step from that of what a step has left."""
+
+    def __init__(self) -> None:
+        self._last_step = self._last_clear = NONE
+
+    def lead_to_a_step(self, window: Window, rows: Int64) -> Bool:
+        """Return which clips come after gradients were cleared, in a window with a backward."""
+        ends = window.calls.end
+        steps = np.append(self._last_step, ends[completed(window, window.rows_of_role("step"))])
+        clears = np.append(self._last_clear, ends[window.rows_of_role("zero_grad")])
+        self._last_step, self._last_clear = int(steps[-1]), int(clears[-1])
+        if not len(rows):
+            return np.empty(0, np.bool_)
+        latest_step = steps[np.searchsorted(steps, ends[rows]) - 1]
+        latest_clear = clears[np.searchsorted(clears, ends[rows]) - 1]
+        trained = window.position_of(window.rows_of_role("backward"))
+        leads: Bool = (latest_clear > latest_step) & np.isin(window.position_of(rows), trained)
+        return leads
