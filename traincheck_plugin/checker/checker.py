@@ -88,7 +88,7 @@ class Checker:
         for watch in self._watches:
             watch.observe(window)
         if not self._scoped and len(window.rows_of_role("step")):
-            self._leave_other_pipelines(window.catalog)
+            self._leave_other_pipelines(window.catalog, window)
 
     def finish(self, *, is_success: bool = False) -> None:
         """End the run.
@@ -105,9 +105,9 @@ class Checker:
         if not self._scoped:
             self._leave_other_pipelines(self._catalog)
 
-    def _leave_other_pipelines(self, catalog: Catalog) -> None:
+    def _leave_other_pipelines(self, catalog: Catalog, window: Window | None = None) -> None:
         self._scoped = True
-        here = pipeline_of(catalog, self._script)
+        here = pipeline_of(catalog, self._script, window)
         for watch in self._watches:
             invariant = watch.outcome.invariant
             if invariant.scope == "pipeline" and not any(

@@ -215,7 +215,8 @@ def _survey(part: _Part) -> _Survey:
     problems: list[str] = []
     relations = [known_relations()[name] for name in part.relations]
     proposers = [relation.proposer() for relation in relations]
-    catalog = None
+    script = open_run(part.path).manifest.script
+    catalog = pipeline = None
     num_windows = num_calls = 0
     steps: set[int] = set()
     for stretch in part.stretches(problems):
@@ -223,14 +224,15 @@ def _survey(part: _Part) -> _Survey:
         num_windows += stretch.num_parts
         num_calls += len(stretch.calls)
         steps.update(stretch.steps)
+        if pipeline is None and steps:
+            pipeline = pipeline_of(catalog, script, stretch)
         for relation, proposer in zip(relations, proposers, strict=True):
             for window in relation.windows(stretch):
                 proposer.observe(window)
-    manifest = open_run(part.path).manifest
     return _Survey(
         hypotheses=tuple(h for proposer in proposers for h in proposer.hypotheses()),
         generals={api.name: api.general for api in catalog.apis} if catalog else {},
-        pipeline=pipeline_of(catalog, manifest.script) if catalog else Pipeline(),
+        pipeline=pipeline or (pipeline_of(catalog, script) if catalog else Pipeline()),
         num_windows=num_windows,
         num_calls=num_calls,
         num_steps=len(steps),

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 import xxhash
 
-from traincheck_plugin.events import Catalog
+from traincheck_plugin.events import Catalog, Window
 from traincheck_plugin.invariants.model import Pipeline
 
 SKETCH_SIZE = 32
@@ -51,11 +51,31 @@ def _classes(pipeline: Pipeline) -> set[str]:
     return {root.rpartition(".")[2] for root in pipeline.roots}
 
 
-def pipeline_of(catalog: Catalog, script: str) -> Pipeline:
-    """Return what is recognisable about the program whose variables *catalog* holds."""
-    parameters = [v for v in catalog.variables if v.kind == "parameter"]
+def pipeline_of(catalog: Catalog, script: str, window: Window | None = None) -> Pipeline:
+    """Return what is recognisable about a program.
+
+    Args:
+        catalog: holds its variables.
+        script: file name of its entry script.
+        window: the first in which an optimizer steps: what the first step shows is told, since what
+            comes later in a run is not known when a check must tell. Without, or where it shows
+            nothing, all parameters are.
+    """
+    codes = None if window is None else _first_shown(window)
+    variables = catalog.variables if codes is None else [catalog.variables[code] for code in codes]
+    parameters = [v for v in variables if v.kind == "parameter"]
     return Pipeline(
         script=script,
         roots=tuple(sorted({v.owner.partition("#")[0] for v in parameters})),
         parameters=sketch(f"{v.name}:{'x'.join(map(str, v.shape))}" for v in parameters),
     )
+
+
+def _first_shown(window: Window) -> list[int] | None:
+    """Return the parameters that the first step of an optimizer shows; None where it shows none."""
+    calls = window.calls
+    steps = set(calls.call[window.rows_of_role("step")].tolist())
+    for frame in window.frames:
+        if frame.call in steps and window.kind(frame) == "parameter":
+            return [int(code) for code in frame.variables]
+    return None
