@@ -50,6 +50,8 @@ def test_what_the_shares_add_up_to(words: str, whole: list[bool], at_most: list[
 def test_the_first_step_of_a_run_is_judged_too() -> None:
     whole = (API, ConstantParam(value=WHOLE))
     assert holding(RELATION, whole, SHORT * 2) == [True, False]
+    # A scaler begins with steps that it skips.
+    assert holding(RELATION, whole, "backward/2 skip zero " + FULL) == [True]
     # Where the beginning was missed, the first step tells nothing.
     assert holding(RELATION, whole, "gap " + SHORT * 2) == [True]
 

@@ -56,10 +56,10 @@ def test_what_came_before_the_last_step_does_not_cover(names: list[str], cut: se
 BACKWARD, CLIP = "torch.Tensor.backward", "torch.nn.utils.clip_grad_norm_"
 
 
-CLEAR = "torch.optim.Adam.zero_grad"
+CLEAR, FORWARD = "torch.optim.Adam.zero_grad", "__main__.Net.forward"
 
 
-@given(st.lists(st.sampled_from([BACKWARD, CLIP, STEP, CLEAR]), max_size=20))
+@given(st.lists(st.sampled_from([BACKWARD, CLIP, STEP, CLEAR, FORWARD]), max_size=20))
 def test_gradients_of_one_backward_are_clipped_in_parts(names: list[str]) -> None:
     expected = []
     fences = [i for i, name in enumerate(names) if name == CLIP]
@@ -67,7 +67,8 @@ def test_gradients_of_one_backward_are_clipped_in_parts(names: list[str]) -> Non
         start = max((i for i in range(clip) if names[i] == STEP), default=0)
         stop = next((i for i in range(clip, len(names)) if names[i] == STEP), len(names))
         holds = BACKWARD in names[start:clip]
-        if holds or (BACKWARD in names[clip:stop] and CLEAR in names[start:clip]):
+        has_begun = CLEAR in names[start:clip] or FORWARD in names[start:clip]
+        if holds or (BACKWARD in names[clip:stop] and has_begun):
             expected.append((_begin(clip), holds))
     params = (
         APIParam(api_full_name=BACKWARD, role="backward"),

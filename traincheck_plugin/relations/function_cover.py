@@ -8,7 +8,7 @@ from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
-from traincheck_plugin.relations.lifecycle import completed
+from traincheck_plugin.relations.lifecycle import completed, rows_of_role
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -20,8 +20,9 @@ class FunctionCoverRelation(Relation):
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
     s the last optimizer step before b2, unless A or B is the step itself. Where B clips gradients,
     those of one backward may be clipped in several parts: only s counts. No example is then what
-    was not cleared since s, as where a norm is measured for a log, and a window without a backward:
-    a trainer that only feeds a model with data clips gradients that are not there.
+    follows s with no forward and no zero_grad in between, as where a norm is measured for a log,
+    and a window without a backward: a trainer that only feeds a model with data clips gradients
+    that are not there.
 
     Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
     they are unscaled. Cannot see that the call had no effect.
@@ -85,18 +86,18 @@ class _Clips:
     """Tells the clipping of gradients for a step from that of what a step has left."""
 
     def __init__(self) -> None:
-        self._last_step = self._last_clear = NONE
+        self._last_step = self._last_begun = NONE
 
     def lead_to_a_step(self, window: Window, rows: Int64) -> Bool:
-        """Return which clips come after gradients were cleared, in a window with a backward."""
+        """Return which clips come after something of a next step, in a window with a backward."""
         ends = window.calls.end
         steps = np.append(self._last_step, ends[completed(window, window.rows_of_role("step"))])
-        clears = np.append(self._last_clear, ends[window.rows_of_role("zero_grad")])
-        self._last_step, self._last_clear = int(steps[-1]), int(clears[-1])
+        begun = np.append(self._last_begun, ends[rows_of_role(window, "zero_grad", "forward")])
+        self._last_step, self._last_begun = int(steps[-1]), int(begun[-1])
         if not len(rows):
             return np.empty(0, np.bool_)
         latest_step = steps[np.searchsorted(steps, ends[rows]) - 1]
-        latest_clear = clears[np.searchsorted(clears, ends[rows]) - 1]
+        latest_begun = begun[np.searchsorted(begun, ends[rows]) - 1]
         trained = window.position_of(window.rows_of_role("backward"))
-        leads: Bool = (latest_clear > latest_step) & np.isin(window.position_of(rows), trained)
+        leads: Bool = (latest_begun > latest_step) & np.isin(window.position_of(rows), trained)
         return leads

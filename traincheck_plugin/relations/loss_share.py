@@ -141,6 +141,8 @@ class _Shares:
 
     def _clear(self, target: int = -1) -> None:
         """Forget what was meant for one optimizer, or (of a module) for all."""
+        if self._is_begin:
+            self._pending.clear()
         for known in [target] if target in self._taken else list(self._taken):
             self._taken[known] = len(self._pending)
 
