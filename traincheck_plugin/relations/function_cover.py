@@ -8,7 +8,7 @@ from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
-from traincheck_plugin.relations.lifecycle import completed, rows_of_role
+from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, rows_of_role
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -98,6 +98,9 @@ class _Clips:
             return np.empty(0, np.bool_)
         latest_step = steps[np.searchsorted(steps, ends[rows]) - 1]
         latest_begun = begun[np.searchsorted(begun, ends[rows]) - 1]
-        trained = window.position_of(window.rows_of_role("backward"))
+        adding = np.setdiff1d(
+            window.rows_of_role("backward"), window.rows_of_name(AUTOGRAD_GRAD), assume_unique=True
+        )
+        trained = window.position_of(adding)
         leads: Bool = (latest_begun > latest_step) & np.isin(window.position_of(rows), trained)
         return leads
