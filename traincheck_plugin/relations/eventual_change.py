@@ -62,8 +62,8 @@ class EventualChangeRelation(Relation):
     ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first step)``.
     What took until a later epoch in the reference may take as many steps, and until the end of that
     epoch or of the run; what took less, `LATITUDE` times the steps. Named are those of which no
-    optimizer has gradients when they are first seen. The
-    parameters of a module that an optimizer holds and that never ran are not judged.
+    optimizer has gradients when they are first seen. The parameters of a module that an optimizer
+    holds and that never ran are not judged.
 
     Catches a backbone that is never unfrozen, a target network or an average that nothing updates,
     and a model that the weights trained in its place are never copied to. Cannot see that it is
@@ -249,7 +249,8 @@ def _table(window: Window, positions: Int64) -> tuple[Int32, Bool, Array, Bool, 
     is_shown, is_held, learns, ran = np.zeros((4, *shape), np.bool_)
     data = np.zeros(shape, np.uint64)
     for indexes, shown in parts:
-        columns = np.arange(len(codes)) if len(parts) == 1 else _find(codes, shown.variables)
+        alone = len(parts) == 1
+        columns = np.arange(len(codes)) if alone else np.searchsorted(codes, shown.variables)
         where = np.ix_(indexes, columns)
         is_shown[where] = True
         data[where] = shown.column("data")
@@ -258,10 +259,6 @@ def _table(window: Window, positions: Int64) -> tuple[Int32, Bool, Array, Bool, 
         learns[where] = held & (shown.column("grad") > GradState.NULL)
         ran[where] = shown.column("ran") != NOT_RUN if shown.has("ran") else True
     return codes, is_shown, data, is_held, learns, ran
-
-
-def _find(codes: Int32, some: Int32) -> Int64:
-    return np.searchsorted(codes, some)
 
 
 @dataclass(frozen=True, slots=True)
