@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
@@ -389,6 +389,37 @@ class Contexts:
         return (self[code] for code in range(len(self._values)))
 
 
+class Numbering:
+    """Numbers what variables belong to, while more variables come.
+
+    Args:
+        variables: all of them.
+        key: what one belongs to.
+    """
+
+    def __init__(self, variables: Interner[Variable], key: Callable[[Variable], Hashable]) -> None:
+        self._variables = variables
+        self._key = key
+        self._keys: Interner[Hashable] = Interner()
+        self._numbers: Int64 = np.empty(0, np.int64)
+
+    def of(self, variables: Int32) -> Int64:
+        """Return the number of what each of these variables belongs to."""
+        known = len(self._numbers)
+        if known < len(self._variables):
+            codes = range(known, len(self._variables))
+            new = [self._keys.code(self._key(self._variables[code])) for code in codes]
+            self._numbers = np.append(self._numbers, np.array(new, np.int64))
+        return self._numbers[variables]
+
+    def find(self, key: Hashable) -> int:
+        """Return the number of something, or `NONE` where no variable that was asked for is its."""
+        return self._keys.find(key)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
 class Catalog:
     """The interned values that the calls and frames of one process point into.
 
@@ -398,6 +429,7 @@ class Catalog:
         signatures: summaries of arguments or results, see `encode_signature`.
         objects: ``torch.optim.Adam#0``: class and number of the instance a method was called on.
         strings: exceptions, dtypes and other short texts.
+        owners, modules: the objects and the modules that variables belong to, by numbers.
     """
 
     def __init__(self) -> None:
@@ -411,8 +443,8 @@ class Catalog:
         self._decoded: dict[int, tuple[Item, ...]] = {}
         self._kinds: dict[int, frozenset[tuple[str, tuple[int, ...]]]] = {}
         self._num_elements: Int64 = np.empty(0, np.int64)
-        self._owners: Interner[str] = Interner()
-        self._owner_of: Int64 = np.empty(0, np.int64)
+        self.owners = Numbering(self.variables, lambda v: v.owner)
+        self.modules = Numbering(self.variables, lambda v: (v.owner, v.name.rpartition(".")[0]))
         self._by_name: dict[str, set[int]] = {}
         self._by_role: dict[str, set[int]] = {}
         self._num_sorted = 0
@@ -463,20 +495,10 @@ class Catalog:
             self._num_elements = np.append(self._num_elements, np.array(new, np.int64))
         return self._num_elements[variables]
 
-    def owner_of(self, variables: Int32) -> Int64:
-        """Return a number for the object that each of these variables belongs to."""
-        known = len(self._owner_of)
-        if known < len(self.variables):
-            codes = range(known, len(self.variables))
-            new = [self._owners.code(self.variables[code].owner) for code in codes]
-            self._owner_of = np.append(self._owner_of, np.array(new, np.int64))
-        return self._owner_of[variables]
-
     def is_owned(self, variables: Int32, objects: Int32) -> Bool:
         """Return which of these variables belong to each of some objects, a row for each."""
-        owners = self.owner_of(variables)
+        owners, find = self.owners.of(variables), self.owners.find
         codes, rows = np.unique(objects, return_inverse=True)
-        find = self._owners.find
         numbers = [find(self.objects[c]) if c != NONE else NONE for c in codes.tolist()]
         is_owned: Bool = np.array(numbers, np.int64)[rows, None] == owners
         return is_owned

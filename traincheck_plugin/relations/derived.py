@@ -15,10 +15,8 @@ from traincheck_plugin.events import (
     RUN_WITHOUT_GRADIENTS,
     Array,
     Bool,
-    Catalog,
     GradState,
     Int64,
-    Variable,
     VariableKind,
     Window,
 )
@@ -28,40 +26,6 @@ from traincheck_plugin.relations.moments import Moments, by_stack
 
 _NULL = int(GradState.NULL)
 _TRAINED = ("optimizer", "requires_grad")
-
-
-class _Numbers:
-    """Numbers what variables belong to, in a catalog that grows."""
-
-    def __init__(self, key: Callable[[Variable], object]) -> None:
-        self._key = key
-        self._catalog: Catalog | None = None
-        self._numbers: dict[object, int] = {}
-        self._by_code: Int64 = np.zeros(0, np.int64)
-
-    def of(self, catalog: Catalog, variables: Array) -> Int64:
-        """Return the number of what each of *variables* belongs to."""
-        if catalog is not self._catalog:
-            self._catalog, self._numbers = catalog, {}
-            self._by_code = np.zeros(0, np.int64)
-        known = len(self._by_code)
-        if known < len(catalog.variables):
-            keys = [self._key(catalog.variables[c]) for c in range(known, len(catalog.variables))]
-            new = [self._numbers.setdefault(key, len(self._numbers)) for key in keys]
-            self._by_code = np.append(self._by_code, np.array(new, np.int64))
-        numbers: Int64 = self._by_code[variables]
-        return numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-
-class Belongings:
-    """Tells which variables belong together: to one module, or to one model."""
-
-    def __init__(self) -> None:
-        self.modules = _Numbers(lambda v: (v.owner, v.name.rpartition(".")[0]))
-        self.owners = _Numbers(lambda v: v.owner)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +40,14 @@ class _Derived:
 
     kind: VariableKind
     needs: tuple[str, ...]
-    column: Callable[[Window, Moments, Belongings], Array | None]
+    column: Callable[[Window, Moments], Array | None]
 
 
-def _used(window: Window, shown: Moments, belongings: Belongings) -> Array:
+def _used(window: Window, shown: Moments) -> Array:
     return np.asarray(shown.column("in_model") | (shown.column("grad") > _NULL))
 
 
-def _accounted(window: Window, shown: Moments, belongings: Belongings) -> Array:
+def _accounted(window: Window, shown: Moments) -> Array:
     return np.asarray(
         (shown.column("grad") <= _NULL)
         | shown.column("in_model")
@@ -91,16 +55,16 @@ def _accounted(window: Window, shown: Moments, belongings: Belongings) -> Array:
     )
 
 
-def _module_held(window: Window, shown: Moments, belongings: Belongings) -> Array:
-    module_of = belongings.modules.of(window.catalog, shown.variables)
+def _module_held(window: Window, shown: Moments) -> Array:
+    module_of = window.catalog.modules.of(shown.variables)
     held = shown.column("optimizer") != NONE
-    return _any_of(held, module_of, len(belongings.modules))[:, module_of]
+    return _any_of(held, module_of, len(window.catalog.modules))[:, module_of]
 
 
-def _beside_frozen(window: Window, shown: Moments, belongings: Belongings) -> Array:
-    owners = belongings.owners.of(window.catalog, shown.variables)
+def _beside_frozen(window: Window, shown: Moments) -> Array:
+    owners = window.catalog.owners.of(shown.variables)
     idle = (shown.column("optimizer") != NONE) & ~shown.column("requires_grad")
-    beside: Bool = _any_of(idle, owners, len(belongings.owners))[:, owners]
+    beside: Bool = _any_of(idle, owners, len(window.catalog.owners))[:, owners]
     return beside & (shown.column("grad") > _NULL)
 
 
@@ -112,7 +76,7 @@ def _any_of(mask: Bool, numbers: Int64, size: int) -> Bool:
     return found
 
 
-def _is_first(window: Window, shown: Moments, belongings: Belongings) -> Array:
+def _is_first(window: Window, shown: Moments) -> Array:
     ran = shown.column("ran")
     held = shown.select((("held", True),))
     candidates = held & shown.column("requires_grad") & (ran >= 0)
@@ -120,21 +84,21 @@ def _is_first(window: Window, shown: Moments, belongings: Belongings) -> Array:
     return np.asarray(candidates & (ran == least))
 
 
-def _ran_with_gradients(window: Window, shown: Moments, belongings: Belongings) -> Array:
+def _ran_with_gradients(window: Window, shown: Moments) -> Array:
     return np.asarray(shown.column("ran") != RUN_WITHOUT_GRADIENTS)
 
 
-def _learns(window: Window, shown: Moments, belongings: Belongings) -> Array | None:
+def _learns(window: Window, shown: Moments) -> Array | None:
     """Tell of modules whether they are part of a model that an optimizer trains."""
     positions = frames_at(window, shown.calls, VAR_TYPES["parameter"], _TRAINED, is_begin=True)
     if (positions == NONE).all():
         return None
-    owners = belongings.owners.of(window.catalog, shown.variables)
+    owners = window.catalog.owners.of(shown.variables)
     learns = np.zeros((len(shown), len(owners)), np.bool_)
     for rows, parameters in by_stack(window, positions):
         trained = (parameters.column("optimizer") != NONE) & parameters.column("requires_grad")
-        of_parameters = belongings.owners.of(window.catalog, parameters.variables)
-        learns[rows] = _any_of(trained, of_parameters, len(belongings.owners))[:, owners]
+        of_parameters = window.catalog.owners.of(parameters.variables)
+        learns[rows] = _any_of(trained, of_parameters, len(window.catalog.owners))[:, owners]
     return learns
 
 
@@ -158,21 +122,20 @@ model of which an optimizer trains something.
 """
 
 
-def has(window: Window, shown: Moments, name: str, belongings: Belongings) -> bool:
+def has(window: Window, shown: Moments, name: str) -> bool:
     """Return whether moments have an attribute, deriving it where they can.
 
     Args:
         window: where they are.
         shown: of calls that begin.
         name: of the attribute, recorded or derived.
-        belongings: of the variables of the catalog.
     """
     if shown.has(name):
         return True
     derived = DERIVED.get(name)
     if derived is None or (derived.kind == "parameter" and not all(map(shown.has, derived.needs))):
         return False
-    column = derived.column(window, shown, belongings)
+    column = derived.column(window, shown)
     if column is None:
         return False
     shown.add(name, column)

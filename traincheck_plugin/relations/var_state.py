@@ -29,7 +29,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import find_cause
-from traincheck_plugin.relations.derived import Belongings, has, needed
+from traincheck_plugin.relations.derived import has, needed
 from traincheck_plugin.relations.lifecycle import (
     AUTOGRAD_GRAD,
     Backwards,
@@ -260,7 +260,6 @@ class _Monitor(Monitor):
         self._backwards = Backwards() if variables in LED else None
         self._is_per_step = variables in PER_STEP
         self._held_since_step = False
-        self._belongings = Belongings()
         self._was_frozen = np.zeros(0, np.bool_)
 
     def observe(self, window: Window) -> Examples:
@@ -313,7 +312,7 @@ class _Monitor(Monitor):
         if self._asks_for_thawed and not shown.has("requires_grad"):
             return False
         for name in self._names:  # noqa: SIM110  # it is asked in the training loop
-            if not has(window, shown, name, self._belongings):
+            if not has(window, shown, name):
                 return False
         return True
 
