@@ -7,7 +7,7 @@ checking all call it; nothing else decides whether a rule holds.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,6 +50,32 @@ class Explanation:
     cause: Cause | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """When and where a call was, for what can only be told when its window is gone.
+
+    Attributes:
+        context, source: codes into the catalog.
+        sequence, time_ns: when.
+    """
+
+    context: int
+    source: int
+    sequence: int
+    time_ns: int
+
+    @classmethod
+    def of(cls, window: Window, row: int) -> Place:
+        """Return that of a call of a window."""
+        calls = window.calls
+        return cls(
+            context=int(calls.context[row]),
+            source=int(calls.source[row]),
+            sequence=int(calls.begin[row]),
+            time_ns=int(calls.end_ns[row]),
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Examples:
     """The places in one window where a hypothesis holds or fails, as columns.
@@ -87,6 +113,20 @@ class Examples:
             time_ns=calls.end_ns[rows],
             explain=explain,
             position=None if window.joint is None else window.position_of(rows),
+        )
+
+    @classmethod
+    def of_failures(
+        cls, places: Sequence[Place], explain: Callable[[int], Explanation]
+    ) -> Examples:
+        """Build the examples that fail at the end of a run, at places that it was at."""
+        return cls(
+            holds=np.zeros(len(places), np.bool_),
+            context=np.array([place.context for place in places], np.int32),
+            source=np.array([place.source for place in places], np.int32),
+            sequence=np.array([place.sequence for place in places], np.int64),
+            time_ns=np.array([place.time_ns for place in places], np.int64),
+            explain=explain,
         )
 
 

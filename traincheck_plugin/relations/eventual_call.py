@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,6 +18,7 @@ from traincheck_plugin.relations.base import (
     Examples,
     Explanation,
     Monitor,
+    Place,
     Proposer,
     Relation,
 )
@@ -87,7 +88,7 @@ class _Made:
         what: the class of what was made.
         source: where, a code.
         epochs: in which its optimizer stepped.
-        context, sequence, time_ns: of the last sign that it is in use.
+        last: where was the last sign that it is in use.
         num_backwards: that its parameters have gradients of.
         codes: parameters that got them.
     """
@@ -95,17 +96,9 @@ class _Made:
     what: str
     source: int
     epochs: set[int] = field(default_factory=set)
-    context: int = NONE
-    sequence: int = 0
-    time_ns: int = 0
+    last: Place | None = None
     num_backwards: int = 0
     codes: set[int] = field(default_factory=set)
-
-    def seen(self, window: Window, row: int) -> None:
-        calls = window.calls
-        self.context = int(calls.context[row])
-        self.sequence = int(calls.begin[row])
-        self.time_ns = int(calls.end_ns[row])
 
 
 class _Monitor(Monitor):
@@ -153,17 +146,16 @@ class _Monitor(Monitor):
             self._waiting.setdefault(key, _Made(what, int(window.calls.source[row])))
 
     def finish(self) -> Examples:
-        found = [(key, made) for key, made in self._waiting.items() if self._is_left(made)]
+        found = [
+            (key, made, made.last)
+            for key, made in self._waiting.items()
+            if made.last is not None and self._is_left(made)
+        ]
         if not found or not self._sees_steps:
             return NO_EXAMPLES
-        return Examples(
-            holds=np.zeros(len(found), np.bool_),
-            context=np.array([made.context for _, made in found], np.int32),
-            source=np.array([made.source for _, made in found], np.int32),
-            sequence=np.array([made.sequence for _, made in found], np.int64),
-            time_ns=np.array([made.time_ns for _, made in found], np.int64),
-            explain=lambda row: self._explain(*found[row]),
-        )
+        # What is wrong is where it was made.
+        places = [replace(last, source=made.source) for _, made, last in found]
+        return Examples.of_failures(places, lambda row: self._explain(*found[row][:2]))
 
     @abstractmethod
     def _about(self, window: Window) -> Int32:
@@ -202,7 +194,7 @@ class _Schedulers(_Monitor):
             own = np.flatnonzero(objects == code)
             if code != NONE and len(own):
                 made.epochs.update(epochs[own].tolist())
-                made.seen(window, int(rows[own[-1]]))
+                made.last = Place.of(window, int(rows[own[-1]]))
 
     def _is_left(self, made: _Made) -> bool:
         return len(made.epochs) > 1
@@ -251,7 +243,7 @@ class _Optimizers(_Monitor):
                     made.num_backwards += len(some_own)
                     last = max(last, int(backwards[indexes[some_own[-1]]]))
             if last != NONE:
-                made.seen(window, last)
+                made.last = Place.of(window, last)
 
     def _is_left(self, made: _Made) -> bool:
         return made.num_backwards >= MIN_BACKWARDS and not made.codes <= self._stepped

@@ -36,6 +36,7 @@ from traincheck_plugin.relations.base import (
     Examples,
     Explanation,
     Monitor,
+    Place,
     Proposer,
     Relation,
 )
@@ -43,6 +44,7 @@ from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.lifecycle import completed, last_of_each
 from traincheck_plugin.relations.moments import by_stack
+from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import attribute_plan, three
 
@@ -261,45 +263,22 @@ def _table(window: Window, positions: Int64) -> tuple[Int32, Bool, Array, Bool, 
     return codes, is_shown, data, is_held, learns, ran
 
 
-@dataclass(frozen=True, slots=True)
-class _Last:
-    """The last training step: when and where it was."""
-
-    context: int
-    source: int
-    sequence: int
-    time_ns: int
-    epoch: int
-
-    @classmethod
-    def of(cls, window: Window, part: _Part) -> _Last:
-        calls, row = window.calls, int(part.rows[-1])
-        return cls(
-            context=int(calls.context[row]),
-            source=int(calls.source[row]),
-            sequence=int(calls.begin[row]),
-            time_ns=int(calls.end_ns[row]),
-            epoch=int(part.epochs[-1]),
-        )
-
-
 class _Monitor(Monitor):
     def __init__(self, names: tuple[str, ...], number: int, epoch: int) -> None:
-        self._names = frozenset(names)
+        self._named = Named(PARAMETER, names, _name)
         self._number = number
         self._epoch = epoch
         self._history = _History()
         self._catalog: Catalog | None = None
-        self._is_named = np.zeros(0, np.bool_)
-        self._last: _Last | None = None
+        self._last: Place | None = None
 
     def observe(self, window: Window) -> Examples:
-        self._update(window.catalog)
         part = self._history.observe(window)
         if part is None:
             return NO_EXAMPLES
-        self._last = _Last.of(window, part)
-        named = part.is_shown & self._is_named[part.codes]
+        self._catalog = window.catalog
+        self._last = Place.of(window, int(part.rows[-1]))
+        named = part.is_shown & self._named.among(window.catalog)[part.codes]
         late = part.numbers > self._number
         if self._epoch:
             late &= (part.epochs > self._epoch)[:, None]
@@ -319,35 +298,17 @@ class _Monitor(Monitor):
         return Examples.of_calls(window, part.rows[judged], holds, explain)
 
     def finish(self) -> Examples:
-        last = self._last
-        if last is None or self._catalog is None or not last.epoch == self._epoch > 0:
+        last, catalog = self._last, self._catalog
+        if last is None or catalog is None:
+            return NO_EXAMPLES
+        if not catalog.contexts[last.context].epoch == self._epoch > 0:
             return NO_EXAMPLES
         unchanged = self._history.unchanged(self._number)
-        codes = np.flatnonzero(unchanged & self._is_named[: len(unchanged)])
+        codes = np.flatnonzero(unchanged & self._named.among(catalog)[: len(unchanged)])
         if not len(codes):
             return NO_EXAMPLES
-        names = [self._catalog.variables[int(code)] for code in codes]
-        return Examples(
-            holds=np.zeros(1, np.bool_),
-            context=np.array([last.context], np.int32),
-            source=np.array([last.source], np.int32),
-            sequence=np.array([last.sequence], np.int64),
-            time_ns=np.array([last.time_ns], np.int64),
-            explain=lambda _: self._told(names, None),
-        )
-
-    def _update(self, catalog: Catalog) -> None:
-        if catalog is not self._catalog:
-            self._catalog = catalog
-            self._is_named = np.zeros(0, np.bool_)
-        known = len(self._is_named)
-        if known < len(catalog.variables):
-            new = [
-                (variable := catalog.variables[code]).kind == "parameter"
-                and _name(variable) in self._names
-                for code in range(known, len(catalog.variables))
-            ]
-            self._is_named = np.append(self._is_named, np.array(new, np.bool_))
+        names = [catalog.variables[int(code)] for code in codes]
+        return Examples.of_failures([last], lambda _: self._told(names, None))
 
     def _explain(
         self, window: Window, row: int, frame: Frame, failing: Bool, others: Bool

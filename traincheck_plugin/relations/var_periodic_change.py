@@ -41,6 +41,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.causes import find_cause
 from traincheck_plugin.relations.lifecycle import completed, last_of_each
 from traincheck_plugin.relations.moments import Pair, by_stack, changes, fold, pairs
+from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.stacks import frames_of
@@ -279,27 +280,10 @@ def _last_shown(window: Window, positions: Int64) -> Int64:
     return last[positions]
 
 
-class _Names:
-    """The codes of named variables in a catalog that grows."""
-
-    def __init__(self, var_type: str, names: tuple[str, ...]) -> None:
-        self._kind = next(kind for kind, name in VAR_TYPES.items() if name == var_type)
-        self._names = frozenset(names)
-        self._scanned = 0
-        self.codes: list[int] = []
-
-    def update(self, catalog: Catalog) -> None:
-        for code in range(self._scanned, len(catalog.variables)):
-            variable = catalog.variables[code]
-            if variable.kind == self._kind and variable.name in self._names:
-                self.codes.append(code)
-        self._scanned = len(catalog.variables)
-
-
 class _Monitor(Monitor):
     def __init__(self, variables: VarTypeParam, names: tuple[str, ...]) -> None:
         self._variables = variables
-        self._names = _Names(variables.var_type, names)
+        self._named = Named(variables.var_type, names, lambda v: v.name)
         self._frozen = _FrozenModules()
         self._wanted = CHANGED if variables.post_value == "changed" else UNCHANGED
 
@@ -307,8 +291,7 @@ class _Monitor(Monitor):
         if not window.observed:
             return NO_EXAMPLES
         seen = _look(window, self._variables.var_type)
-        self._names.update(window.catalog)
-        judged = (seen.state > IDLE) & np.isin(seen.codes, self._names.codes)
+        judged = (seen.state > IDLE) & self._named.among(window.catalog)[seen.codes]
         if self._variables == FIXED:
             judged &= self._frozen.among(window, seen)
         chosen = judged.any(axis=1)
