@@ -13,6 +13,7 @@ from traincheck_plugin.invariants.model import Param
 from traincheck_plugin.relations.base import Explanation, Relation
 
 FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"
+MODEL = "__main__.Net#0"
 LOADER = "torch.utils.data.DataLoader#"
 SCHEDULER = "torch.optim.lr_scheduler.StepLR"
 NAMES = ("weight", "bias")
@@ -74,7 +75,7 @@ class Loop:
         elif word in ("forward", "attack", "half"):
             run.at(autocast="torch.float16" if word == "half" else "")
             inputs = [tensor("0", requires_grad=word == "attack")]
-            run.call("__main__.Net.forward", object="__main__.Net#0", inputs=inputs)
+            run.call("__main__.Net.forward", object=MODEL, inputs=inputs)
             run.at(autocast="")
         elif name in ("backward", "first", "second"):
             self._backward({"backward": (0, 1), "first": (0,), "second": (1,)}[name], share)
@@ -116,11 +117,11 @@ class Loop:
             self._norms[row] = 0.0
 
     def _zero(self, word: str) -> None:
-        target = {"zero": FIRST, "zero2": SECOND}.get(word, "")
-        api = "torch.optim.SGD.zero_grad" if target else "torch.nn.Module.zero_grad"
+        target = {"zero": FIRST, "zero2": SECOND}.get(word, MODEL)
+        api = "torch.nn.Module.zero_grad" if target == MODEL else "torch.optim.SGD.zero_grad"
         with self.run.calling(api, object=target):
             self._frame("begin")
-            held = [row for row in (0, 1) if not target or self._holders[row] == target]
+            held = [row for row in (0, 1) if target in (MODEL, self._holders[row])]
             self._clear(held)
             self._frame("end")
 

@@ -105,6 +105,26 @@ def _linear(calls: list[tuple[str, str]]) -> Window:
     return run.window()
 
 
+@pytest.mark.parametrize(
+    ("grad_enabled", "told"),
+    [(False, "forward ran under no_grad"), (True, "was detached from what computed it")],
+)
+def test_why_a_result_requires_no_gradient_is_told(grad_enabled: bool, told: str) -> None:
+    run = RunBuilder()
+    run.at(grad_enabled=grad_enabled)
+    run.call("__main__.Net.forward", outputs=[tensor("", requires_grad=False)])
+    params = (
+        APIParam(api_full_name="__main__.Net.forward", argument="", attribute="requires_grad"),
+        ConstantParam(value=True),
+    )
+    examples = ConsistentOutputRelation().monitor(params).observe(run.window())
+    assert examples.holds.tolist() == [False]
+    explanation = examples.explain(0)
+    assert explanation.message == "the result of Net.forward has requires_grad False, expected True"
+    assert explanation.cause is not None
+    assert told in explanation.cause.text
+
+
 @given(st.lists(st.tuples(dtypes, dtypes), max_size=8))
 def test_results_are_labelled_as_the_formulas_say(calls: list[tuple[str, str]]) -> None:
     window = _linear(calls)

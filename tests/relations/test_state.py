@@ -17,6 +17,7 @@ from traincheck_plugin.events import GradState, Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Explanation
+from traincheck_plugin.stacks import join
 
 RELATION = APIContainRelation()
 STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
@@ -330,6 +331,21 @@ def test_gradients_must_be_cleared_in_each_cycle() -> None:
     assert explanation.cause is not None
     assert explanation.cause.fact == "gradients accumulate"
     assert "zero_grad" in explanation.cause.text
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_the_first_step_of_an_optimizer_may_use_what_an_earlier_phase_left(is_joined: bool) -> None:
+    cleared = _param("grad", post=None, quantifier="every", where=HELD)
+    run = RunBuilder()
+    parameters = run.parameters("a")
+    windows = [run.training_step(parameters) for _ in range(2)]
+    for clears in (False, True, False):
+        new = "torch.optim.SGD#1"
+        windows.append(run.training_step(parameters, optimizer=new, clears=clears))
+    if is_joined:
+        windows = [join(windows)]
+    found = [h for _, h in labels(RELATION, (CYCLE, cleared), windows)]
+    assert found == [True, True, True, False]
 
 
 def test_a_cycle_after_a_gap_starts_anew() -> None:

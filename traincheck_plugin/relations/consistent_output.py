@@ -19,6 +19,7 @@ from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.api_names import ApiNames
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
+    Cause,
     Examples,
     Explanation,
     Monitor,
@@ -101,12 +102,29 @@ class _Monitor(Monitor):
             return Explanation(
                 message=f"{result(self._api)} of {name} has {self._api.attribute} "
                 f"{actual[seen[index]]}, expected {self._value}",
-                cause=frozen_parameters(part)
+                cause=_cut_off(part, row)
                 if self._api.attribute == "requires_grad" and self._value is True
                 else None,
             )
 
         return Examples.of_calls(window, rows, holds, explain)
+
+
+def _cut_off(window: Window, row: int) -> Cause:
+    """Return why a result does not require a gradient."""
+    name = short(window.catalog.apis[int(window.calls.api[row])].name)
+    if not window.catalog.contexts[int(window.calls.context[row])].grad_enabled:
+        return Cause(
+            fact="ran without gradients",
+            subjects=(name,),
+            text=f"{name} ran under no_grad: backward does not reach what it computed",
+        )
+    return frozen_parameters(window) or Cause(
+        fact="detached",
+        subjects=(name,),
+        text=f"what {name} returned was detached from what computed it, by detach() or no_grad "
+        "inside: backward does not reach it",
+    )
 
 
 class _Proposer(Proposer):

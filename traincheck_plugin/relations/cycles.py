@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import Bool, Int32, Int64, Window
+from traincheck_plugin.events import NONE, Bool, Int32, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import accumulation, find_cause
 from traincheck_plugin.relations.frames import is_backward, is_named
+from traincheck_plugin.relations.lifecycle import previous
 from traincheck_plugin.relations.moments import Moments, moments
 from traincheck_plugin.relations.naming import short
 
@@ -30,7 +31,9 @@ class CycleMonitor(Monitor):
     for at the end of the call, which may have computed it; before, it may be that of the last step.
 
     Judged are variables that were seen when a backward of the cycle began. A cycle without a
-    backward is no example, and windows that sampling left out start the cycle anew.
+    backward is no example, and windows that sampling left out start the cycle anew. Nor need
+    gradients be cleared before the first call on an object: what an earlier phase of the training
+    left there is used once.
     """
 
     def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
@@ -39,8 +42,11 @@ class CycleMonitor(Monitor):
         # By variable code: whether the value was seen, and whether a backward began with it.
         self._seen = np.zeros(0, np.bool_)
         self._known = np.zeros(0, np.bool_)
+        self._clears = variables.attr_name == "grad" and variables.post_value is None
+        self._called: set[int] = set()
 
     def observe(self, window: Window) -> Examples:
+        first = self._first_calls(window)
         if not window.observed:
             self._seen[:] = False
             self._known[:] = False
@@ -62,15 +68,28 @@ class CycleMonitor(Monitor):
         if not len(rows):
             return NO_EXAMPLES
         holds = np.concatenate([cycles.holds for cycles in found])
+        kept = np.arange(len(rows))
+        if self._clears:
+            kept = np.flatnonzero(holds | ~np.isin(rows, first))
 
         def explain(index: int) -> Explanation:
+            number = int(kept[index])
             for cycles in found:
-                if index < len(cycles.rows):
-                    return self._explain(window, cycles, index)
-                index -= len(cycles.rows)
+                if number < len(cycles.rows):
+                    return self._explain(window, cycles, number)
+                number -= len(cycles.rows)
             raise IndexError(index)
 
-        return Examples.of_calls(window, rows, holds, explain)
+        return Examples.of_calls(window, rows[kept], holds[kept], explain)
+
+    def _first_calls(self, window: Window) -> list[int]:
+        """Return the calls of A that are the first ones on their objects."""
+        rows = window.rows_of_name(self._api.api_full_name)
+        objects = window.calls.object
+        rows = rows[previous(objects[rows]) == NONE]
+        first = [row for row in rows.tolist() if int(objects[row]) not in self._called]
+        self._called.update(objects[rows].tolist())
+        return first
 
     def _grow(self, size: int) -> None:
         missing = size - len(self._seen)
@@ -138,7 +157,7 @@ class CycleMonitor(Monitor):
         part, row = window.at(int(cycles.rows[index]))
         name = short(window.catalog.apis[int(part.calls.api[row])].name)
         count, total = int(failing.sum()), int(failing.sum() + did.sum())
-        if self._variables.attr_name == "grad" and self._variables.post_value is None:
+        if self._clears:
             return Explanation(
                 message=f"the gradients of {count} of {total} parameters were never cleared "
                 f"between two calls of {name}",

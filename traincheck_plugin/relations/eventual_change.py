@@ -57,13 +57,17 @@ CHANGED = VarTypeParam(
 LATITUDE = 2
 """How many times longer than in the reference it may take, in steps of the first epoch."""
 
+AT_ONCE = 2
+"""The step that shows what changes with the first one."""
+
 
 class EventualChangeRelation(Relation):
     """The named parameters are not always what they were at first.
 
     ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first step)``.
     What took until a later epoch in the reference may take as many steps, and until the end of that
-    epoch or of the run; what took less, `LATITUDE` times the steps. Named are those of which no
+    epoch or of the run; what changed with the first step, one more; all else, `LATITUDE` times the
+    steps. Named are those of which no
     optimizer has gradients when they are first seen. The parameters of a module that an optimizer
     holds and that never ran are not judged.
 
@@ -366,7 +370,8 @@ class _Proposer(Proposer):
                 continue
             number, epoch = taken
             # What happens at about the same time is one rule.
-            limit = number if epoch else LATITUDE * (1 << (number - 1).bit_length())
+            is_due = epoch > 0 or number <= AT_ONCE
+            limit = number if is_due else LATITUDE * (1 << (number - 1).bit_length())
             together.setdefault((limit, epoch), []).append(name)
         for both, names in sorted(together.items()):
             yield Hypothesis(

@@ -22,6 +22,7 @@ from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
 from traincheck_plugin.relations.gradients_kept import GradientsKeptRelation
+from traincheck_plugin.relations.gradients_used import GradientsUsedRelation
 from traincheck_plugin.relations.load import LoadRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
 from traincheck_plugin.relations.loss_share import LossShareRelation
@@ -57,6 +58,7 @@ BUILT_IN: tuple[Relation, ...] = (
     SchedulePaceRelation(),
     ScheduleMovesRelation(),
     GradientsKeptRelation(),
+    GradientsUsedRelation(),
     NewGradientsRelation(),
     LossScalingRelation(),
     LossShareRelation(),
