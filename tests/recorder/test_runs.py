@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -101,9 +102,17 @@ class Hiding(nn.Module):
         return self.head(self.hidden[0](x))
 
 
-def test_a_module_that_runs_where_it_does_not_belong_is_seen():
+@pytest.mark.parametrize("is_evaluated_first", [False, True])
+def test_a_module_that_runs_where_it_does_not_belong_is_seen(is_evaluated_first):
     model = Hiding(nn.Sequential(nn.Linear(4, 4), nn.Tanh()))
-    recording = record(lambda: _train(model, torch.optim.SGD(model.parameters(), lr=0.1)))
+
+    def train():
+        if is_evaluated_first:
+            with torch.no_grad():
+                model(torch.randn(8, 4))
+        _train(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    recording = record(train)
     (stray, *_), (held, *_) = (
         [at[name] for at in _at_steps(recording, "optimizer")] for name in ("0.weight", "head.bias")
     )

@@ -121,3 +121,12 @@ def test_one_optimizer_is_judged_as_the_formula_says(words: list[str]) -> None:
                 expected.append(missing < IN_A_ROW)
             has, there, gone, lost, was_delivered = False, 0, 0, 0, False
     assert holding(RELATION, PARAMS, " ".join(words)) == expected
+
+
+def test_what_another_optimizer_is_about_to_use_is_no_sign() -> None:
+    step = "zero2 " + "data zero first/2 second/4 " * 2 + "step step2 "
+    found = holding(RELATION, PARAMS, step * 5, num_optimizers=2)
+    assert found == [number < IN_A_ROW - 1 for number in range(5)]
+    # Those of the second one are all there.
+    step = "zero2 " + "data zero first/2 second/4 " * 2 + "step2 "
+    assert all(holding(RELATION, PARAMS, step * 5, num_optimizers=2))

@@ -78,6 +78,21 @@ def test_gradients_of_one_backward_are_clipped_in_parts(names: list[str]) -> Non
     assert labels(FunctionCoverRelation(), params, windows) == expected
 
 
+@given(st.lists(st.sampled_from([BACKWARD, CLIP, STEP]), max_size=20), cuts)
+def test_a_step_uses_what_was_clipped_since_the_last_backward(
+    names: list[str], cut: set[int]
+) -> None:
+    expected = []
+    for step in [i for i, name in enumerate(names) if name == STEP][1:]:
+        start = max((i for i in range(step) if names[i] == BACKWARD), default=0)
+        expected.append((_begin(step), CLIP in names[start:step]))
+    params = (
+        APIParam(api_full_name=CLIP, role="clip"),
+        APIParam(api_full_name="torch.optim.Optimizer.step", role="step"),
+    )
+    assert labels(FunctionCoverRelation(), params, _windows(names, cut)) == expected
+
+
 def test_what_is_clipped_within_a_backward_comes_after_it() -> None:
     run = RunBuilder()
     for _ in range(3):

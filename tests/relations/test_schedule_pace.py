@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.relations.loops import failure, holding
-from traincheck_plugin.invariants.model import APIParam
+from tests.relations.labelling import labels
+from tests.relations.loops import failure, holding, told
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.invariants.model import APIParam, ConstantParam
 from traincheck_plugin.relations.schedule_pace import IN_A_ROW, SchedulePaceRelation
 
 RELATION = SchedulePaceRelation()
@@ -42,7 +44,47 @@ def test_each_process_may_move_it() -> None:
     assert not all(holding(RELATION, PARAMS, ("step " + "scheduler " * 3) * 5, world_size=2))
 
 
+SPACED = (*PARAMS, ConstantParam(value=2))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("step step | step scheduler | " * 4, [True] * 6),
+        ("scheduler " * 3 + "| step | step scheduler | " * 3, [True] * 6),
+        # One epoch may be short.
+        ("step | step scheduler | step scheduler | step | step scheduler | " * 2, [True] * 8),
+        ("step scheduler | " * 5, [True, True, False, False]),
+        ("step placed | " * 4, [True] * 3),
+        ("step scheduler gap step scheduler gap step scheduler", []),
+    ],
+)
+def test_a_schedule_by_epochs(words: str, expected: list[bool]) -> None:
+    assert [held for _, held in labels(RELATION, SPACED, told(words))] == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [("step step scheduler " * 4, [PARAMS, SPACED]), ("step scheduler " * 4, [PARAMS])],
+)
+def test_what_the_reference_did_is_proposed(words: str, found: list[tuple]) -> None:
+    proposer = RELATION.proposer()
+    for window in told(words):
+        proposer.observe(window)
+    assert [hypothesis.params for hypothesis in proposer.hypotheses()] == found
+
+
+@pytest.mark.parametrize("number", [True, 0, "2"])
+def test_a_number_that_is_none_is_refused(number: object) -> None:
+    with pytest.raises(InvariantError, match="needs a number of steps"):
+        RELATION.monitor((*PARAMS, ConstantParam(value=number)))
+
+
 def test_the_cause_is_told() -> None:
+    explanation = failure(RELATION, SPACED, "step scheduler | " * 5)
+    assert "LRScheduler.step was called with each of the last training" in explanation.message
+    assert explanation.cause is not None
+    assert "stepped with every batch" in explanation.cause.text
     cause = failure(RELATION, PARAMS, "step scheduler scheduler " * 5).cause
     assert cause is not None
     assert "the scheduler is stepped more often than the optimizer" in cause.text

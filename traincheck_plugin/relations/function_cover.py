@@ -7,18 +7,30 @@ import numpy as np
 from traincheck_plugin.events import NONE, Bool, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.relations.base import Examples, Explanation, Monitor, Proposer, Relation
+from traincheck_plugin.relations.base import (
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
 from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, rows_of_role
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
+
+CLIPPING = frozenset({("backward", "clip"), ("scaler", "clip"), ("clip", "step")})
+"""Roles of what must come first, and of what it must come before, where gradients are clipped."""
 
 
 class FunctionCoverRelation(Relation):
     """Every call of B was preceded by a call of A since the previous B and the previous step.
 
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
-    s the last optimizer step before b2, unless A or B is the step itself. Where B clips gradients,
+    s the last optimizer step before b2, unless A or B is the step itself. Where A clips gradients
+    and B steps, only the last backward counts as s: what is clipped before it, or after the step,
+    is not what the step uses. Where B clips gradients,
     those of one backward may be clipped in several parts: only s counts. No example is then what
     follows s with no forward and no zero_grad in between, as where a norm is measured for a log,
     and a window without a backward: a trainer that only feeds a model with data clips gradients
@@ -46,21 +58,26 @@ class FunctionCoverRelation(Relation):
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         # An order is a means; whether the state came out right is judged by other relations. But
-        # that gradients were clipped too early shows in no state that one could know in advance.
+        # that gradients were clipped too early, or too late, shows in no state that one could know
+        # in advance.
         before, call = pair(self.name, params, APIParam, APIParam)
-        is_clipping = call.role == "clip" and before.role in ("backward", "scaler")
-        return "warning" if is_clipping else "info"
+        roles = before.role, call.role
+        return "warning" if roles in CLIPPING else "info"
 
 
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
         self._clips = _Clips() if call.role == "clip" else None
+        # What a step uses is what the last backward left.
+        is_of_backward = (before.role, call.role) == ("clip", "step")
+        self._is_of_backward = is_of_backward
+        self._since = "since the last backward" if is_of_backward else "in this step"
         self._gaps = Gaps(
             call.api_full_name,
             before.api_full_name,
-            restarts=True,
-            is_shared=self._clips is not None,
+            restarts="backward" if is_of_backward else "step",
+            is_shared=is_of_backward or self._clips is not None,
         )
 
     def observe(self, window: Window) -> Examples:
@@ -76,10 +93,22 @@ class _Monitor(Monitor):
             name = window.catalog.apis[int(part.calls.api[row])].name
             return Explanation(
                 message=f"{short(name)} was called and no "
-                f"{short(self._before.api_full_name)} had come before it in this step"
+                f"{short(self._before.api_full_name)} had come before it {self._since}",
+                cause=self._cause(),
             )
 
         return Examples.of_calls(window, rows, holds, explain)
+
+    def _cause(self) -> Cause | None:
+        if not self._is_of_backward:
+            return None
+        name = short(self._before.api_full_name)
+        return Cause(
+            fact="gradients are not clipped",
+            subjects=(name,),
+            text=f"{name} is called after the step, before the backward, or not at all: the step "
+            "uses the gradients as they are",
+        )
 
 
 class _Clips:

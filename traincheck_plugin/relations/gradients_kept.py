@@ -95,7 +95,8 @@ class _Pending:
     Attributes:
         has: the parameters with a gradient of a backward.
         num_backwards: so far.
-        num_missing: backwards of which no gradient was left when that of another batch began.
+        missing: of each backward of which no gradient was left when that of another batch began,
+            the parameters that it gave one.
         is_attack: whether some backward was one for the gradient of an input.
         cleared_by: the call that cleared gradients last, as it is shown.
     """
@@ -106,18 +107,20 @@ class _Pending:
     def restart(self) -> None:
         """Begin anew after a step, or a stretch that was not observed."""
         self.has = 0
-        self.num_backwards = self.num_missing = 0
+        self.num_backwards = 0
+        self.missing: list[int] = []
         self.is_attack = False
         self.cleared_by = ""
-        # Shares of a loss that led to no step yet: their gradients are there, or gone.
-        self._num_there = self._num_gone = 0
+        # Shares of a loss that led to no step yet, by what they gave a gradient: there, or gone.
+        self._there: list[int] = []
+        self._gone: list[int] = []
         self._is_first_forward = True
         self._was_delivered = False
 
     @property
     def is_calm(self) -> bool:
         """Whether nothing that happened bears on later steps."""
-        return not (self.num_missing or self.is_attack or self._num_there or self._num_gone)
+        return not (self.missing or self.is_attack or self._there or self._gone)
 
     def delivered(self) -> None:
         self._was_delivered = True
@@ -129,22 +132,23 @@ class _Pending:
     def lost(self, without: int) -> bool:
         """Note what has no gradient; return whether nothing is left of some backward."""
         self.has &= ~without
-        if not self._num_there or self.has:
-            return False
-        self._num_gone += self._num_there
-        self._num_there = 0
-        return True
+        gone = [given for given in self._there if not given & self.has]
+        self._gone += gone
+        self._there = [given for given in self._there if given & self.has]
+        return bool(gone)
 
     def began_backward(self) -> None:
         if self._was_delivered:
-            self.num_missing += self._num_gone
-        self._num_gone = 0
+            self.missing += self._gone
+        self._gone.clear()
         self._was_delivered = False
 
     def went_backward(self, with_gradient: int, *, is_share: bool) -> None:
         """Note what has a gradient at the end of a backward."""
         self.num_backwards += 1
-        self._num_there += is_share and with_gradient != 0
+        if is_share and with_gradient:
+            # Where others have theirs already, these are no sign of this backward.
+            self._there.append(with_gradient & ~self.has or with_gradient)
         self._is_first_forward = True
         self.has |= with_gradient
 
@@ -193,9 +197,10 @@ class _Monitor(Monitor):
             elif what == _STEP and judged[row]:
                 if not event.held & pending.has or pending.is_attack:
                     continue
+                num_missing = sum(1 for given in pending.missing if given & event.held)
                 rows.append(row)
-                holds.append(self._count(int(window.calls.object[row])) < IN_A_ROW)
-                told.append((pending.num_backwards, pending.num_missing, pending.cleared_by))
+                holds.append(self._count(int(window.calls.object[row]), num_missing) < IN_A_ROW)
+                told.append((pending.num_backwards, num_missing, pending.cleared_by))
         if not rows:
             return NO_EXAMPLES
         return Examples.of_calls(
@@ -205,9 +210,9 @@ class _Monitor(Monitor):
             lambda index: _explain(window, rows[index], *told[index]),
         )
 
-    def _count(self, target: int) -> int:
+    def _count(self, target: int, num_missing: int) -> int:
         """Return how many steps of an optimizer in a row, with this one, lack a batch."""
-        missing = self._num_missing.get(target, 0) + 1 if self._pending.num_missing else 0
+        missing = self._num_missing.get(target, 0) + 1 if num_missing else 0
         self._num_missing[target] = missing
         return missing
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import permutations
+from typing import Literal
 
 import numpy as np
 
 from traincheck_plugin.events import Bool, Int64, Role, Window
 from traincheck_plugin.invariants.model import APIParam, Hypothesis
 from traincheck_plugin.relations.base import Proposer
+from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD
 
 ORDERED: frozenset[Role] = frozenset(
     {
@@ -43,19 +45,24 @@ class Gaps:
     Args:
         fence: name of the calls that end a gap.
         wanted: name of the calls that are looked for.
-        restarts: whether a gap begins anew where an optimizer stepped: what happened before the
-            previous step does not count.
+        restarts: where a gap begins anew: at the steps of optimizers, so that what happened before
+            the previous one does not count, or at backwards.
         is_shared: whether a gap begins nowhere else, so that one *wanted* call serves several.
     """
 
     def __init__(
-        self, fence: str, wanted: str, *, restarts: bool = False, is_shared: bool = False
+        self,
+        fence: str,
+        wanted: str,
+        *,
+        restarts: Literal["step", "backward"] | None = None,
+        is_shared: bool = False,
     ) -> None:
         self._fence = fence
         self._wanted = wanted
         self._restarts = restarts
         self._is_shared = is_shared
-        self._last_step = -1
+        self._last_restart = -1
         self._last_fence = -1
         self._last_wanted = -1
 
@@ -68,14 +75,14 @@ class Gaps:
         calls = window.calls
         rows = window.rows_of_name(self._fence)
         ends = calls.end[rows]
-        steps = self._steps(window) if self._restarts else ends[:0]
+        restarts = self._restarting(window)
         wanted_rows = window.rows_of_name(self._wanted)
         wanted = calls.end[wanted_rows]
-        if not len(rows) and not len(wanted) and not len(steps):
+        if not len(rows) and not len(wanted) and not len(restarts):
             return rows, _NOTHING
         if not len(rows):
             self._last_wanted = int(wanted[-1]) if len(wanted) else self._last_wanted
-            self._last_step = int(steps[-1]) if len(steps) else self._last_step
+            self._last_restart = int(restarts[-1]) if len(restarts) else self._last_restart
             return rows, np.empty(0, np.bool_)
         starts = np.concatenate([[self._last_fence], ends[:-1]])
         # The last wanted call before each end, from this window or an earlier one.
@@ -85,33 +92,33 @@ class Gaps:
         )
         known = starts >= 0
         if self._restarts:
-            before = np.concatenate([[self._last_step], steps])
-            stepped = before[np.searchsorted(steps, ends)]
-            starts = stepped if self._is_shared else np.maximum(starts, stepped)
+            before = np.concatenate([[self._last_restart], restarts])
+            latest_restart = before[np.searchsorted(restarts, ends)]
+            starts = latest_restart if self._is_shared else np.maximum(starts, latest_restart)
         following = np.searchsorted(wanted, ends)
         begins = np.append(calls.begin[wanted_rows], np.iinfo(np.int64).max)
         holds = (latest > starts) | (begins[following] < calls.begin[rows])
         self._last_fence = int(ends[-1])
         if len(wanted):
             self._last_wanted = int(wanted[-1])
-        if len(steps):
-            self._last_step = int(steps[-1])
+        if len(restarts):
+            self._last_restart = int(restarts[-1])
         return rows[known], holds[known]
 
-    def _steps(self, window: Window) -> Int64:
-        """Return when optimizers ended their steps, but for those that are the calls themselves."""
+    def _restarting(self, window: Window) -> Int64:
+        """Return when what gaps restart at ended, but for what are the calls themselves."""
         calls, apis = window.calls, window.catalog.apis
-        own = {self._fence, self._wanted}
+        own = {self._fence, self._wanted, AUTOGRAD_GRAD}
         found = [
             calls.end[window.rows_of_api(code)]
             for code in window.api_codes
-            if apis[code].role == "step" and own.isdisjoint(apis[code].names)
+            if apis[code].role == self._restarts and own.isdisjoint(apis[code].names)
         ]
         return np.sort(np.concatenate(found)) if found else calls.end[:0]
 
     def forget(self) -> None:
         """Start anew after a stretch that was not observed."""
-        self._last_fence = self._last_wanted = self._last_step = -1
+        self._last_fence = self._last_wanted = self._last_restart = -1
 
 
 class PairProposer(Proposer):

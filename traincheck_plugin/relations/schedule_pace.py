@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 
 import numpy as np
 
-from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import NONE, Int64, Window
+from traincheck_plugin.invariants.model import (
+    APIParam,
+    ConstantParam,
+    Hypothesis,
+    Param,
+    Severity,
+)
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -18,13 +26,24 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, is_placed, label
+from traincheck_plugin.relations.lifecycle import (
+    Patience,
+    completed,
+    first_of_each,
+    is_placed,
+    label,
+    previous,
+)
 from traincheck_plugin.relations.naming import short
-from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.relations.params import api_plan, pair, three
 
 IN_A_ROW = 3
 """Steps before which a scheduler moved too often until that is no coincidence: a loop that skips a
 step, since the loss is not finite, may move the scheduler all the same."""
+
+
+SEVERAL = 2
+"""Training steps between two moves of a scheduler that does not move with each of them."""
 
 
 class SchedulePaceRelation(Relation):
@@ -32,12 +51,15 @@ class SchedulePaceRelation(Relation):
 
     ``forall calls b of a scheduler s, forall consecutive optimizer steps around it:
     #s.step <= world_size``, and not more in `IN_A_ROW` cycles on end. Frameworks step a scheduler
-    once for each process; schedules by epochs move less often. No examples are calls before the
-    first optimizer step, since a run that is resumed may wind its schedulers on, and those that
-    say where in its schedule the scheduler is to be.
+    once for each process; schedules by epochs move less often. With a constant n,
+    ``forall training steps: not (calls a, b, c of a scheduler before it: training steps(a, b) < n
+    and training steps(b, c) < n)``. No examples are calls before the first optimizer step, since a
+    run that is resumed may wind its schedulers on, and those that say where in its schedule the
+    scheduler is to be.
 
-    Catches a scheduler that is stepped with every micro-batch, by hand and by a framework.
-    Cannot see a scheduler that is stepped too rarely.
+    Catches a scheduler that is stepped with every micro-batch, by hand and by a framework, and one
+    that is stepped with every batch in place of every epoch. Cannot see a scheduler that is stepped
+    too rarely.
     """
 
     name = "SchedulePaceRelation"
@@ -47,20 +69,41 @@ class SchedulePaceRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(*pair(self.name, params, APIParam, APIParam))
+        step, moved, number = _parts(params)
+        return _Monitor(step, moved) if number is None else _Spaced(step, moved, number)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        step, moved = pair(self.name, params, APIParam, APIParam)
-        return (
-            f"{short(moved.api_full_name)} is called at most once for each "
-            f"{short(step.api_full_name)}"
-        )
+        step, moved, number = _parts(params)
+        name = short(moved.api_full_name)
+        if number is None:
+            return f"{name} is called at most once for each {short(step.api_full_name)}"
+        return f"{name} is called at most once for {number} steps of training"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return api_plan(*pair(self.name, params, APIParam, APIParam))
+        step, moved, _ = _parts(params)
+        return api_plan(step, moved)
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
+
+    def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
+        # At the end of an epoch is not where a scheduler is stepped that is stepped too often.
+        return super().regime(params) if len(params) == 2 else ()
+
+
+def _parts(params: tuple[Param, ...]) -> tuple[APIParam, APIParam, int | None]:
+    """Return the APIs and the number of a hypothesis.
+
+    Raises:
+        InvariantError: it is none of this relation.
+    """
+    name = SchedulePaceRelation.name
+    if len(params) == 2:
+        return *pair(name, params, APIParam, APIParam), None
+    step, moved, number = three(name, params, APIParam, APIParam, ConstantParam)
+    if type(number.value) is not int or number.value < 1:
+        raise InvariantError(f"{name} needs a number of steps, got {number.value!r}")
+    return step, moved, number.value
 
 
 class _Monitor(Monitor):
@@ -128,12 +171,105 @@ class _Monitor(Monitor):
         self._has_stepped = True
 
 
+NO_ROWS: Int64 = np.empty(0, np.int64)
+
+
+class _Moves:
+    """Follows the calls of schedulers, and the training steps between two of them."""
+
+    def __init__(self, step: APIParam, moved: APIParam) -> None:
+        self._step = step.api_full_name
+        self._moved = moved.api_full_name
+        self._num_steps = 0
+        self._last: dict[int, int] = {}
+
+    def observe(self, window: Window) -> tuple[Int64, Int64]:
+        """Return the calls that are not the first of a scheduler, and the steps since the last."""
+        if not window.observed:
+            self._last.clear()
+            return NO_ROWS, NO_ROWS
+        calls = window.calls
+        rows = completed(window, window.rows_of_name(self._moved))
+        steps = completed(window, window.rows_of_name(self._step))
+        numbers = self._num_steps + np.searchsorted(calls.end[steps], calls.end[rows])
+        self._num_steps += len(steps)
+        placed = np.array([is_placed(window, row) for row in rows.tolist()], np.bool_)
+        rows = rows[(numbers > 0) & ~placed]
+        if not len(rows):
+            return NO_ROWS, NO_ROWS
+        at = window.catalog.contexts.column("step")[calls.context[rows]]
+        objects = calls.object[rows]
+        last = previous(objects)
+        before = np.where(last == NONE, NONE, at[last])
+        for index in np.flatnonzero(last == NONE).tolist():
+            before[index] = self._last.get(int(objects[index]), NONE)
+        self._last.update(zip(objects.tolist(), at.tolist(), strict=True))
+        known = before != NONE
+        return rows[known], (at - before)[known]
+
+
+class _Spaced(Monitor):
+    """Judges at each training step whether schedulers came too soon again before it."""
+
+    def __init__(self, step: APIParam, moved: APIParam, number: int) -> None:
+        self._step = step
+        self._moved = moved
+        self._number = number
+        self._restart()
+
+    def _restart(self) -> None:
+        self._moves = _Moves(self._step, self._moved)
+        self._patience = Patience()
+        self._has_moved = self._is_fast = False
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            self._restart()
+            return NO_EXAMPLES
+        ends = window.calls.end
+        moves = ends[completed(window, window.rows_of_name(self._moved.api_full_name))]
+        steps = first_of_each(
+            window, completed(window, window.rows_of_name(self._step.api_full_name))
+        )
+        rows, numbers = self._moves.observe(window)
+        holds = numbers >= self._number
+        fast = ends[rows[self._patience.kept(window.calls.object[rows], holds) & ~holds]]
+        # Of each step how many there were before it, with those of earlier windows.
+        at = ends[steps]
+        has_moved = self._has_moved | (np.searchsorted(moves, at) > 0)
+        num_fast = np.append(-int(self._is_fast), np.searchsorted(fast, at))
+        is_fast = num_fast[1:] > num_fast[:-1]
+        self._has_moved |= len(moves) > 0
+        if len(steps):
+            self._is_fast = len(fast) > num_fast[-1]
+        else:
+            self._is_fast |= len(fast) > 0
+        steps, is_fast = steps[has_moved], is_fast[has_moved]
+        return Examples.of_calls(window, steps, ~is_fast, lambda _: self._told())
+
+    def _told(self) -> Explanation:
+        name = short(self._moved.api_full_name)
+        return Explanation(
+            message=f"{name} was called with each of the last training steps, in a healthy run "
+            f"once for {self._number} or more",
+            cause=Cause(
+                fact="calls of LRScheduler.step for each step",
+                subjects=("LRScheduler.step",),
+                text="the learning rate runs through its schedule too fast: the scheduler is "
+                "stepped with every batch, and not as rarely as in a healthy run, such as once in "
+                "an epoch",
+            ),
+        )
+
+
 class _Proposer(Proposer):
     """Proposes the rule for each kind of scheduler that is stepped."""
 
     def __init__(self) -> None:
         self._steps: dict[APIParam, None] = {}
         self._moves: dict[APIParam, None] = {}
+        self._spaces: dict[tuple[APIParam, APIParam], _Moves] = {}
+        self._least: dict[tuple[APIParam, APIParam], int] = {}
 
     def observe(self, window: Window) -> None:
         for code in window.api_codes:
@@ -141,8 +277,15 @@ class _Proposer(Proposer):
             if api.role in ("step", "scheduler"):
                 found = self._steps if api.role == "step" else self._moves
                 found[APIParam(api_full_name=api.general, role=api.role)] = None
+        for both in product(self._steps, self._moves):
+            _, numbers = self._spaces.setdefault(both, _Moves(*both)).observe(window)
+            if len(numbers):
+                least = int(numbers.min())
+                self._least[both] = min(self._least.get(both, least), least)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
-        for step in self._steps:
-            for moved in self._moves:
-                yield Hypothesis(relation=SchedulePaceRelation.name, params=(step, moved))
+        name = SchedulePaceRelation.name
+        for both in product(self._steps, self._moves):
+            yield Hypothesis(relation=name, params=both)
+            if self._least.get(both, 0) >= SEVERAL:
+                yield Hypothesis(relation=name, params=(*both, ConstantParam(value=SEVERAL)))

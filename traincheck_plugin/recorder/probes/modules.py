@@ -181,6 +181,9 @@ class ModulesProbe(Doorbell):
 
     def _examine(self, module: Any) -> None:
         """Look at a module that runs within another and was not known as part of it."""
+        # An evaluation before the training says nothing of what is trained.
+        if not torch.is_grad_enabled():
+            return
         tape = self._tape
         entry = next((e for e in reversed(tape.threads.stack) if e.role == "forward"), None)
         if entry is None or self._num_strays >= MAX_STRAYS:
@@ -191,7 +194,7 @@ class ModulesProbe(Doorbell):
             if id(module) in self._parts:
                 return
             self._parts.update(id(part) for part in module.modules())
-            if torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()):
+            if any(p.requires_grad for p in module.parameters()):
                 self._num_strays += 1
                 tape.variables.add_stray(module)
 
