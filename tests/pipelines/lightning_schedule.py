@@ -1,4 +1,4 @@
-"""A Lightning run in which accumulation changes from epoch to epoch, and a phase is frozen."""
+"""A Lightning run in bfloat16 in which accumulation changes by epochs, and a phase is frozen."""
 
 from __future__ import annotations
 
@@ -58,6 +58,7 @@ def main():
     trainer = L.Trainer(
         max_epochs=args.epochs,
         accelerator="cpu",
+        precision="bf16-true",
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -43,6 +43,7 @@ from traincheck_plugin.relations.var_state import (
     TRAIN_MODE,
     USED,
     WHOLE,
+    WIDE,
     VarStateRelation,
 )
 
@@ -51,9 +52,10 @@ STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
 BACKWARD = APIParam(api_full_name="torch.Tensor.backward", role="backward")
 FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"
 
-COLUMNS = ("requires_grad", "in_model", "optimizer", "lr", "grad", "ran")
+COLUMNS = ("requires_grad", "in_model", "optimizer", "lr", "grad", "ran", "dtype")
+FLOAT = "torch.float32"
 # What a row of a frame is.
-Row = tuple[bool, bool, str, float, GradState, int]
+Row = tuple[bool, bool, str, float, GradState, int, str]
 rows = st.lists(
     st.tuples(
         st.booleans(),
@@ -62,6 +64,7 @@ rows = st.lists(
         st.sampled_from([0.0, 0.1]),
         st.sampled_from(list(GradState)),
         st.sampled_from([RUN_WITHOUT_GRADIENTS, NOT_RUN, 0, 1]),
+        st.sampled_from(["torch.float32", "torch.bfloat16"]),
     ),
     min_size=1,
     max_size=4,
@@ -97,10 +100,11 @@ MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
     THAWED: lambda row: row[2] != "",
     REACHED: lambda row: row[4] != GradState.NULL,
     RECORDED: lambda row: row[5] != RUN_WITHOUT_GRADIENTS,
+    WIDE: lambda row: row[6] == "torch.float32",
 }
 """Which rows are as a rule about steps wants them."""
 
-HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED)
+HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED, WIDE)
 """The rules that speak of what the optimizer holds."""
 
 
@@ -184,8 +188,8 @@ def test_backwards_are_judged_as_the_formula_says(
     assert found == [any(g >= GradState.NON_ZERO for g in grads) for _, grads in run if grads]
 
 
-GOOD: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 0)
-STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO, 0)
+GOOD: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 0, FLOAT)
+STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO, 0, FLOAT)
 
 
 def test_the_place_is_the_call() -> None:
@@ -195,7 +199,7 @@ def test_the_place_is_the_call() -> None:
 
 
 def test_a_learning_rate_may_be_0_for_one_step_of_each_optimizer() -> None:
-    other = (True, True, SECOND, 0.0, GradState.NON_ZERO, 0)
+    other = (True, True, SECOND, 0.0, GradState.NON_ZERO, 0, FLOAT)
     run = [
         _step(FIRST, [STILL]),
         _step(SECOND, [other]),
@@ -244,7 +248,7 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
     [
         (
             OPTIMIZED,
-            (True, True, "", 0.1, GradState.NON_ZERO, 0),
+            (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT),
             "`p1` requires gradients and is in no optimizer when SGD.step runs",
             "in no optimizer",
         ),
@@ -256,31 +260,31 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
         ),
         (
             FINITE,
-            (True, True, FIRST, 0.1, GradState.NON_FINITE, 0),
+            (True, True, FIRST, 0.1, GradState.NON_FINITE, 0, FLOAT),
             "the gradients of 1 of 2 parameters are NaN or infinite when SGD.step runs",
             "gradient is not finite",
         ),
         (
             USED,
-            (True, False, FIRST, 0.1, GradState.NULL, NOT_RUN),
+            (True, False, FIRST, 0.1, GradState.NULL, NOT_RUN, FLOAT),
             "1 of 2 parameters that SGD.step holds are in no model that ran and get no gradient",
             "in no model that ran",
         ),
         (
             ACCOUNTED,
-            (True, False, "", 0.1, GradState.NON_ZERO, 1),
+            (True, False, "", 0.1, GradState.NON_ZERO, 1, FLOAT),
             "`p1` gets gradients, is in no optimizer, and not part of the model that ran",
             "in no optimizer",
         ),
         (
             WHOLE,
-            (True, True, "", 0.1, GradState.NON_ZERO, 0),
+            (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT),
             "`p1` requires gradients and is in no optimizer, unlike others of the same modules",
             "in no optimizer",
         ),
         (
             RECORDED,
-            (True, True, FIRST, 0.1, GradState.NULL, RUN_WITHOUT_GRADIENTS),
+            (True, True, FIRST, 0.1, GradState.NULL, RUN_WITHOUT_GRADIENTS, FLOAT),
             "1 of 2 parameters that SGD.step trains belong to modules that ran only without "
             "gradients",
             "ran without gradients",
@@ -301,8 +305,8 @@ def test_the_explanation_of_a_step_names_the_parameter(
 
 
 def test_a_first_module_without_gradients_is_told() -> None:
-    detached: Row = (True, True, FIRST, 0.1, GradState.NULL, 0)
-    later: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 1)
+    detached: Row = (True, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
+    later: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 1, FLOAT)
     explanation = _explained((STEP, REACHED), *[_step(FIRST, [later, detached])] * 2)
     assert explanation.message == (
         "backward does not reach the first module that SGD.step trains: `p1` has no gradient"
@@ -313,9 +317,9 @@ def test_a_first_module_without_gradients_is_told() -> None:
 
 @pytest.mark.parametrize("rule", [REACHED, RECORDED])
 def test_gradients_that_no_backward_computed_reach_what_they_reach(rule: VarTypeParam) -> None:
-    row: Row = (True, True, FIRST, 0.1, GradState.NULL, 0)
+    row: Row = (True, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
     if rule == RECORDED:
-        row = (True, True, FIRST, 0.1, GradState.NON_ZERO, RUN_WITHOUT_GRADIENTS)
+        row = (True, True, FIRST, 0.1, GradState.NON_ZERO, RUN_WITHOUT_GRADIENTS, FLOAT)
     for led in (True, False):
         windows = told([_step(FIRST, [row], led=led)] * 3, [1])
         found = [h for _, h in labels(RELATION, (STEP, rule), windows)]
@@ -323,8 +327,8 @@ def test_gradients_that_no_backward_computed_reach_what_they_reach(rule: VarType
 
 
 def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:
-    frozen: Row = (False, True, "", 0.1, GradState.NULL, NOT_RUN)
-    thawed: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1)
+    frozen: Row = (False, True, "", 0.1, GradState.NULL, NOT_RUN, FLOAT)
+    thawed: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
     explanation = _explained(
         (STEP, THAWED), _step(FIRST, [GOOD, frozen]), _step(FIRST, [GOOD, thawed])
     )
@@ -334,8 +338,8 @@ def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:
 
 
 def test_what_learns_beside_frozen_parameters_is_to_be_in_an_optimizer() -> None:
-    frozen: Row = (False, True, FIRST, 0.1, GradState.NULL, 0)
-    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1)
+    frozen: Row = (False, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
+    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
     explanation = _explained((STEP, BESIDE_FROZEN), _step(FIRST, [GOOD, frozen, added]))
     assert explanation.message == (
         "`p2` gets gradients and is in no optimizer, while one holds frozen parameters"
@@ -383,7 +387,7 @@ def test_some_module_of_what_is_trained_is_in_training_mode(
 
 
 def test_several_parameters_in_no_optimizer() -> None:
-    left: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0)
+    left: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT)
     explanation = _explained((STEP, OPTIMIZED), _step(FIRST, [GOOD, left, left]))
     assert explanation.message == (
         "`p1`, `p2` require gradients and are in no optimizer when SGD.step runs"
@@ -526,3 +530,17 @@ def test_only_gradients_that_are_not_finite_are_critical() -> None:
         for rule in states:
             params = (APIParam(api_full_name="a.b", role=role), rule)
             assert (RELATION.severity(params) == "critical") == (rule == FINITE)
+
+
+def test_parameters_in_half_precision_are_told() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a", "b")
+    for dtype in ("torch.float32", "torch.bfloat16"):
+        with run.calling("torch.optim.SGD.step", object=FIRST):
+            run.frame("begin", parameters, optimizer=FIRST, dtype=["torch.float64", dtype])
+    window = run.window()
+    assert [held for _, held in labels(RELATION, (STEP, WIDE), [window])] == [True, False]
+    explanation = RELATION.monitor((STEP, WIDE)).observe(window).explain(1)
+    assert explanation.message == "1 of 2 parameters that SGD.step holds are in half precision"
+    assert explanation.cause is not None
+    assert "`b` is torch.bfloat16: the model was cast" in explanation.cause.text

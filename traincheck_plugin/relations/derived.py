@@ -25,6 +25,10 @@ from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.moments import Moments, by_stack
 
 _NULL = int(GradState.NULL)
+
+NARROW = frozenset({"torch.bfloat16", "torch.float16"})
+"""Dtypes in which small updates of a parameter are lost."""
+
 _TRAINED = ("optimizer", "requires_grad")
 
 
@@ -102,6 +106,13 @@ def _learns(window: Window, shown: Moments) -> Array | None:
     return learns
 
 
+def _wide(window: Window, shown: Moments) -> Array:
+    dtypes = shown.column("dtype")
+    strings = window.catalog.strings
+    narrow = [code for code in np.unique(dtypes).tolist() if strings[code] in NARROW]
+    return ~np.isin(dtypes, narrow)
+
+
 DERIVED: Mapping[str, _Derived] = {
     "used": _Derived("parameter", ("in_model", "grad"), _used),
     "accounted": _Derived("parameter", ("in_model", "grad", "optimizer"), _accounted),
@@ -109,6 +120,7 @@ DERIVED: Mapping[str, _Derived] = {
     "beside_frozen": _Derived("parameter", ("requires_grad", "grad", "optimizer"), _beside_frozen),
     "is_first": _Derived("parameter", ("ran", "requires_grad", "optimizer"), _is_first),
     "ran_with_gradients": _Derived("parameter", ("ran",), _ran_with_gradients),
+    "wide": _Derived("parameter", ("dtype",), _wide),
     "learns": _Derived("module", ("requires_grad", "optimizer"), _learns),
 }
 """By name.
@@ -117,7 +129,8 @@ used: a model that ran has the parameter, or it has a gradient. accounted: it ha
 belongs to a model that ran or to an optimizer. module_held: an optimizer holds it or another
 parameter of its module. beside_frozen: it has a gradient, and an optimizer holds parameters of its
 model that are frozen. is_first: its module ran first of all that the optimizer trains.
-ran_with_gradients: its module did not run under `no_grad` only. learns: the module is part of a
+ran_with_gradients: its module did not run under `no_grad` only. wide: its dtype is none of
+`NARROW`. learns: the module is part of a
 model of which an optimizer trains something.
 """
 

@@ -82,6 +82,9 @@ RECORDED = VarTypeParam(
     quantifier="every",
     where=(*HELD, ("requires_grad", True)),
 )
+WIDE = VarTypeParam(
+    var_type=PARAMETER, attr_name="wide", pre_value=True, quantifier="every", where=HELD
+)
 TRAIN_MODE = VarTypeParam(var_type=MODULE, attr_name="value", pre_value=True, quantifier="every")
 SOME_TRAIN_MODE = VarTypeParam(
     var_type=MODULE, attr_name="value", pre_value=True, where=(("learns", True),)
@@ -101,6 +104,7 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
         BESIDE_FROZEN,
         REACHED,
         RECORDED,
+        WIDE,
     ),
     "backward": (TRAIN_MODE, SOME_TRAIN_MODE, ACCUMULATED),
 }
@@ -163,6 +167,10 @@ _SENTENCES = {
         "no module that {name} trains runs without gradients only",
         "{count} of {total} parameters that {name} trains belong to modules that ran only without "
         "gradients",
+    ),
+    WIDE: (
+        "no parameter that {name} holds is in half precision",
+        "{count} of {total} parameters that {name} holds are in half precision",
     ),
     TRAIN_MODE: (
         "every module is in training mode when {name} runs",
@@ -419,6 +427,15 @@ class _Monitor(Monitor):
                 subjects=labels,
                 text=f"the modules of {who} ran under no_grad, or in a checkpoint whose inputs do "
                 "not require gradients: backward does not reach them",
+            )
+        elif param == WIDE:
+            codes = np.unique(frame.columns["dtype"][failing]).tolist()
+            dtypes = sorted(window.catalog.strings[code] for code in codes)
+            cause = Cause(
+                fact="half precision",
+                subjects=labels,
+                text=f"{who} {'is' if one else 'are'} {' and '.join(dtypes)}: the model was cast, "
+                "and what an update changes by less than its resolution is lost",
             )
         elif param in (TRAIN_MODE, SOME_TRAIN_MODE):
             cause = Cause(
