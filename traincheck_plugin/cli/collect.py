@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 
 from traincheck_plugin.annotations import provide_upstream_names
 from traincheck_plugin.cli.after_import import after_import
 from traincheck_plugin.cli.collect_options import CollectOptions, parse_options
-from traincheck_plugin.cli.launch import launch
+from traincheck_plugin.cli.launch import launch, summary_of_ranks
 from traincheck_plugin.cli.recording import Recording
 from traincheck_plugin.cli.script import (
     ScriptEnd,
@@ -22,6 +22,7 @@ from traincheck_plugin.cli.script import (
     run_module,
     run_script,
 )
+from traincheck_plugin.cli.spawned import SpawnedRanks
 from traincheck_plugin.cli.termination import before_termination
 from traincheck_plugin.cli.words import count_of, joined, size_of
 from traincheck_plugin.config import Settings
@@ -52,11 +53,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 end = _run(options)
             exit_code, line = end.exit_code, "TRAINCHECK_DISABLE is set: nothing was recorded"
         else:
-            end = _record(recording, options)
+            ranks = SpawnedRanks(recording, options, settings)
+            end = _record(recording, ranks, options)
             if not recording.is_here:
                 # A child that the script forked ends here too, as it would under python.
                 return end.exit_code
-            exit_code, line = _conclusion(recording, end)
+            if ranks.settle():
+                exit_code, line = end.exit_code, summary_of_ranks(recording.directory)
+            else:
+                exit_code, line = _conclusion(recording, end)
     except TrainCheckError as error:
         _say(str(error))
         return NO_WORK
@@ -101,10 +106,15 @@ def _recording(
         return None
 
 
-def _record(recording: Recording, options: CollectOptions) -> ScriptEnd:
+def _record(recording: Recording, ranks: SpawnedRanks, options: CollectOptions) -> ScriptEnd:
+    def start() -> None:
+        recording.start()
+        stack.enter_context(ranks.recorded())
+
     with (
+        ExitStack() as stack,
         provide_upstream_names(),
-        after_import("torch", recording.start),
+        after_import("torch", start),
         before_termination(recording.abandon),
     ):
         end = _run(options)

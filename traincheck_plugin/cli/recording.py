@@ -30,6 +30,8 @@ class Recording:
 
     Attributes:
         directory: of the trace, as the user is shown it: a path or URI.
+        place: the same, absolute.
+        command: as typed.
         failure: why nothing could be recorded at all; "" while all is well.
     """
 
@@ -45,10 +47,10 @@ class Recording:
         self.failure = ""
         self._options = options
         self._settings = settings
-        self._command = command
+        self.command = command
         self._remarks: list[str] = []
         self._plan = _plan_of(options.invariants, self._remarks) if options.invariants else None
-        self._place = _prepare(self.directory, settings.rank)
+        self.place = _prepare(self.directory, settings.rank)
         self._session: Session | None = None
         self._process = os.getpid()
 
@@ -108,9 +110,9 @@ class Recording:
     @property
     def num_bytes(self) -> int | None:
         """Size of the trace on disk; None where it is not a local one."""
-        if "://" in self._place:
+        if "://" in self.place:
             return None
-        files = Path(self._place, f"rank_{self._settings.rank}").glob("*")
+        files = Path(self.place, f"rank_{self._settings.rank}").glob("*")
         return sum(file.stat().st_size for file in files)
 
     def saw(self, *roles: Role) -> bool:
@@ -119,8 +121,8 @@ class Recording:
 
     def _clean_up(self) -> None:
         """Remove the directories made for a trace that never began."""
-        if "://" not in self._place:
-            for empty in (Path(self._place, f"rank_{self._settings.rank}"), Path(self._place)):
+        if "://" not in self.place:
+            for empty in (Path(self.place, f"rank_{self._settings.rank}"), Path(self.place)):
                 with suppress(OSError):
                     empty.rmdir()
 
@@ -135,7 +137,7 @@ class Recording:
         return Session(
             SessionOptions(
                 plan=Plan.full() if self._plan is None else self._plan,
-                trace=self._place,
+                trace=self.place,
                 rank=settings.rank,
                 world_size=settings.world_size,
                 sampling=Sampling(
@@ -143,7 +145,7 @@ class Recording:
                 ),
                 selection=Selection(model_names=options.models_to_track),
                 modules_to_instrument=options.modules_to_instr,
-                command=self._command,
+                command=self.command,
                 script=Path(options.pyscript).name or options.pymodule,
                 notes={"invariants": options.invariants, "script_arguments": options.args},
             )
