@@ -22,6 +22,7 @@ BUGS = {
     ),
     "no_zero_grad_discriminator": (1, "clear|zero_grad|zeroed"),
     "frozen_generator": (0, "requires_grad|frozen"),
+    "generator_not_stepped": (0, "never steps|not stepped"),
 }
 
 
@@ -66,7 +67,8 @@ def train(generator, discriminator, loader, optimizer_g, optimizer_d, bug):
         judged = fake.detach() if bug == "detached_generator" else fake
         loss_g = F.binary_cross_entropy_with_logits(discriminator(judged), ones)
         loss_g.backward()
-        optimizer_g.step()
+        if bug != "generator_not_stepped":
+            optimizer_g.step()
 
         total_g += loss_g.item()
         total_d += loss_d.item()

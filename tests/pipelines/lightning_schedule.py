@@ -14,12 +14,13 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"scheduled_by_steps": (1, r"schedul|\blr\b|learning rate")}
 
 
 class Classifier(L.LightningModule):
-    def __init__(self):
+    def __init__(self, bug):
         super().__init__()
+        self.bug = bug
         self.stem = nn.Sequential(nn.Conv2d(1, 8, 5, stride=4), nn.GroupNorm(2, 8), nn.ReLU())
         self.head = nn.Linear(8 * 6 * 6, 10)
         self.losses = []
@@ -41,7 +42,9 @@ class Classifier(L.LightningModule):
 
     def configure_optimizers(self):
         optimizer = optim.Adam(self.parameters(), lr=3e-3)
-        return [optimizer], [optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+        schedule = optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+        interval = "step" if self.bug == "scheduled_by_steps" else "epoch"
+        return [optimizer], [{"scheduler": schedule, "interval": interval}]
 
 
 def main():
@@ -49,6 +52,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -66,7 +70,7 @@ def main():
         callbacks=[GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})],
     )
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
-    trainer.fit(Classifier(), loader)
+    trainer.fit(Classifier(args.bug), loader)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 ALPHABET = "0123456789+=;"
 LENGTH = 32
 BUGS = {
+    "clipped_after_step": (0, "clip"),
     "untied_weights": (0, r"\btied|untie|share|same (storage|tensor|memory)|alias"),
     "missing_group": (0, "in no optimizer|not in .* optimizer"),
     "scheduler_never_stepped": (1, r"schedul|\blr\b|learning rate"),
@@ -69,8 +70,11 @@ def train(model, loader, optimizer, scheduler, bug):
         logits = model(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if bug != "clipped_after_step":
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        if bug == "clipped_after_step":
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if bug != "scheduler_never_stepped":
             scheduler.step()
         total += loss.item()
