@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import statistics
 import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,26 +45,32 @@ class Cost:
     memory: int
 
 
+_LEAN = """
+import json, resource, subprocess, sys, time
+start = time.perf_counter()
+code = subprocess.call(sys.argv[1:], stdout=subprocess.DEVNULL)
+wall = time.perf_counter() - start
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+json.dump([code, wall, used.ru_utime + used.ru_stime, used.ru_maxrss], sys.stdout)
+"""
+"""A small process between this one and a command: the peak of a process is no less than what the
+one that started it had, and this one is large."""
+
+
 def run(command: Sequence[str], *, cwd: Path | None = None, may_fail: bool = False) -> Cost:
     """Run a command in one thread and say what it and its children took; raises if it fails."""
-    start = time.perf_counter()
-    with tempfile.TemporaryFile() as errors:
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            cwd=cwd,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        # Unlike the usual ways to wait, this tells of one process alone.
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode and not may_fail:
-            errors.seek(0)
-            raise RuntimeError(f"{' '.join(command)} failed:\n{errors.read().decode()[-2000:]}")
-    unit = 1 if sys.platform == "darwin" else 1024
-    return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", _LEAN, *command],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=True,
+    )
+    code, wall, cpu, memory = json.loads(done.stdout)
+    if code and not may_fail:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+    return Cost(wall, cpu, memory * (1 if sys.platform == "darwin" else 1024))
 
 
 def tool(name: str, *arguments: object) -> list[str]:
