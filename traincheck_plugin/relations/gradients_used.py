@@ -29,7 +29,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.frames import frames_at
-from traincheck_plugin.relations.lifecycle import completed, skipped_steps
+from traincheck_plugin.relations.lifecycle import completed, previous, skipped_steps
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import gradient_plan, pair, three
@@ -50,11 +50,11 @@ SELECTED = HELD, OWNED
 class GradientsUsedRelation(Relation):
     """Where others step between two calls that clear gradients, so does the optimizer of these.
 
-    ``forall consecutive clears c, d of gradients that an optimizer o holds, some of them non-zero
-    at begin(d): (exists step of another optimizer between c and d) -> exists step of o between c
-    and d``, and not the other way more than n times in a row. A step of an optimizer that has
-    parameters in common with o is one of o: some wrap others. A step that a gradient scaler skipped
-    counts, and what is cleared within a step is no example.
+    ``forall consecutive clears c, d on one object, forall optimizers o with gradients that are not
+    zero at begin(d) and cleared by it: (exists step of another optimizer between c and d) -> exists
+    step of o between c and d``, and not the other way more than n times in a row. A step of an
+    optimizer that has parameters in common with o is one of o: some wrap others. A step that a
+    gradient scaler skipped counts, and what is cleared within a step is no example.
 
     With a constant n it is what the reference had at most: a critic may step several times for one
     step of a generator, whose gradients it adds to and that are cleared meanwhile. Without, it is
@@ -121,7 +121,15 @@ class _Steps:
         self._last.update(zip(self._objects.tolist(), self._ends.tolist(), strict=True))
         if len(self._skips):
             self._last_skipped = int(self._skips[-1])
-        shown = frames_at(window, rows, PARAMETER, ("optimizer",), is_begin=True)
+
+    @property
+    def objects(self) -> set[int]:
+        """The optimizers that stepped so far."""
+        return set(self._last)
+
+    def look(self, window: Window) -> None:
+        """See what the optimizers hold that step in the window."""
+        shown = frames_at(window, self._rows, PARAMETER, ("optimizer",), is_begin=True)
         for indexes, moments in by_stack(window, shown):
             held = moments.select(HELD)
             if held is not None:
@@ -175,37 +183,55 @@ class _Clears:
 
     def __init__(self, clear: APIParam) -> None:
         self._clear = clear.api_full_name
+        self._restart()
+
+    def _restart(self) -> None:
         self._steps = _Steps()
-        # By optimizer: when its gradients were cleared last, whether there were any or not.
+        # By what it was called on: when A was called last.
         self._last: dict[int, int] = {}
+        # By optimizer.
         self._in_a_row: dict[int, int] = {}
 
     def observe(self, window: Window) -> _Judged | None:
         """Return what the calls of a window clear; None where that proves nothing."""
         if not window.observed:
-            self._steps = _Steps()
-            self._last.clear()
-            self._in_a_row.clear()
+            self._restart()
             return None
         self._steps.observe(window)
         rows = completed(window, window.rows_of_name(self._clear))
+        since = self._since(window, rows)
+        # Nearly always there is but one optimizer, which proves nothing.
+        if len(self._steps.objects | self._last.keys()) < 2:
+            return None
+        self._steps.look(window)
         if not len(rows):
             return None
-        found = [self._of_one(window, *one) for one in _cleared(window, rows).items()]
+        found = [
+            self._of_one(window, optimizer, cleared, since[np.searchsorted(rows, cleared.rows)])
+            for optimizer, cleared in _cleared(window, rows).items()
+        ]
         if not found:
             return None
         rows, targets, in_a_row = map(np.concatenate, zip(*found, strict=True))
         order = np.argsort(rows, kind="stable")
         return _Judged(rows[order], targets[order], in_a_row[order])
 
+    def _since(self, window: Window, rows: Int64) -> Int64:
+        """Return the end of the call before each on the same object, `NONE` for the first."""
+        ends, objects = window.calls.end[rows], window.calls.object[rows]
+        last = previous(objects)
+        since = np.where(last == NONE, NONE, ends[last])
+        for index in np.flatnonzero(last == NONE).tolist():
+            since[index] = self._last.get(int(objects[index]), NONE)
+        self._last.update(zip(objects.tolist(), ends.tolist(), strict=True))
+        return since
+
     def _of_one(
-        self, window: Window, optimizer: int, cleared: _Cleared
+        self, window: Window, optimizer: int, cleared: _Cleared, since: Int64
     ) -> tuple[Int64, Int32, Int64]:
         """Return of the calls that clear gradients of an optimizer those to judge."""
         rows = cleared.rows
         ends = window.calls.end[rows]
-        since = np.concatenate([[self._last.get(optimizer, NONE)], ends[:-1]])
-        self._last[optimizer] = int(ends[-1])
         own, others = self._steps.made(optimizer, cleared.codes, since, ends)
         counts = cleared.is_effective & (since != NONE) & (own | others)
         counts &= ~self._steps.are_around(window, optimizer, rows)
