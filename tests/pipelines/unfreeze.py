@@ -18,6 +18,7 @@ BUGS = {
     "unfrozen_not_added": (20, "in no optimizer|not in .* optimizer"),
     "zero_grad_between_losses": (0, "clear|zero_grad|zeroed"),
     "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "not_shuffled": (0, "shuffle|order"),
 }
 
 
@@ -61,7 +62,8 @@ def main():
     torch.manual_seed(args.seed)
 
     train_set, _ = load_digits(640)
-    loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
+    shuffles = args.bug != "not_shuffled"
+    loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=shuffles)
 
     model = TwoHeads()
     model.backbone.requires_grad_(False)

@@ -20,8 +20,11 @@ from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
 
-CLIPPING = frozenset({("backward", "clip"), ("scaler", "clip"), ("clip", "step")})
-"""Roles of what must come first, and of what it must come before, where gradients are clipped."""
+TELLING = frozenset(
+    {("backward", "clip"), ("scaler", "clip"), ("clip", "step"), ("forward", "backward")}
+)
+"""Roles of what must come first, and of what it must come before, where no state tells as much:
+that gradients are clipped too early or too late, or those of one forward are added up twice."""
 
 
 class FunctionCoverRelation(Relation):
@@ -57,17 +60,16 @@ class FunctionCoverRelation(Relation):
         return api_plan(*pair(self.name, params, APIParam, APIParam))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
-        # An order is a means; whether the state came out right is judged by other relations. But
-        # that gradients were clipped too early, or too late, shows in no state that one could know
-        # in advance.
+        # An order is a means; whether the state came out right is judged by other relations.
         before, call = pair(self.name, params, APIParam, APIParam)
-        roles = before.role, call.role
-        return "warning" if roles in CLIPPING else "info"
+        is_telling = (before.role, call.role) in TELLING and call.api_full_name != AUTOGRAD_GRAD
+        return "warning" if is_telling else "info"
 
 
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
+        self._call = call
         self._clips = _Clips() if call.role == "clip" else None
         # What a step uses is what the last backward left.
         is_of_backward = (before.role, call.role) == ("clip", "step")
@@ -100,15 +102,22 @@ class _Monitor(Monitor):
         return Examples.of_calls(window, rows, holds, explain)
 
     def _cause(self) -> Cause | None:
-        if not self._is_of_backward:
-            return None
         name = short(self._before.api_full_name)
-        return Cause(
-            fact="gradients are not clipped",
-            subjects=(name,),
-            text=f"{name} is called after the step, before the backward, or not at all: the step "
-            "uses the gradients as they are",
-        )
+        if self._is_of_backward:
+            return Cause(
+                fact="gradients are not clipped",
+                subjects=(name,),
+                text=f"{name} is called after the step, before the backward, or not at all: the "
+                "step uses the gradients as they are",
+            )
+        if (self._before.role, self._call.role) == ("forward", "backward"):
+            return Cause(
+                fact="several backwards for one forward",
+                subjects=("backward",),
+                text="backward goes again through what one forward computed: its gradients are "
+                "added up more than once",
+            )
+        return None
 
 
 class _Clips:

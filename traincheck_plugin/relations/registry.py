@@ -33,6 +33,7 @@ from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
 from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
+from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
 from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
 from traincheck_plugin.relations.var_state import VarStateRelation
@@ -68,6 +69,7 @@ BUILT_IN: tuple[Relation, ...] = (
     EventualChangeRelation(),
     VarStateRelation(),
     DistinctArgumentRelation(),
+    ShuffledDataRelation(),
     RankDistinctArgumentRelation(),
 )
 
