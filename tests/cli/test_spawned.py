@@ -66,7 +66,7 @@ def run(folder: Path, start: str, *, fails: bool = False, is_recorded: bool = Tr
 @pytest.mark.parametrize(
     "start",
     [
-        "mp.spawn(train, args=(2, init), nprocs=2)",
+        "os.chdir('/'); mp.spawn(train, args=(2, init), nprocs=2)",
         'mp.start_processes(train, (2, init), 2, start_method="fork")',
     ],
     ids=["spawn", "fork"],
@@ -116,3 +116,11 @@ def test_what_helps_a_script_that_trains_is_no_rank(tmp_path):
     assert [rank.rank for rank in trace.ranks] == [0]
     assert sum(len(w.rows_of_role("step")) for w in trace.ranks[0].windows()) == 4
     assert not list((tmp_path / "trace").glob("started*"))
+
+
+@pytest.mark.slow
+def test_ranks_that_are_started_again_are_told(tmp_path):
+    start = "[mp.spawn(prepare, nprocs=1) for _ in range(2)]"
+    recorded = run(tmp_path, start)
+    assert recorded.returncode == 0, recorded.stderr
+    assert "rank 0 is not recorded: expected a new directory" in recorded.stderr

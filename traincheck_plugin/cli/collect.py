@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 
 from traincheck_plugin.annotations import provide_upstream_names
 from traincheck_plugin.cli.after_import import after_import
@@ -24,7 +24,7 @@ from traincheck_plugin.cli.script import (
 )
 from traincheck_plugin.cli.spawned import SpawnedRanks
 from traincheck_plugin.cli.termination import before_termination
-from traincheck_plugin.cli.words import count_of, joined, size_of
+from traincheck_plugin.cli.words import count_of, joined, say, size_of
 from traincheck_plugin.config import Settings
 from traincheck_plugin.errors import TrainCheckError
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = Settings.from_environment()
         if not (options.pyscript or options.pymodule):
             exit_code, line = launch(options, settings)
-            _say(line)
+            say(line)
             return exit_code
         _look_for(options)
         recording = None if settings.disabled else _recording(options, settings, arguments)
@@ -59,19 +59,22 @@ def main(argv: Sequence[str] | None = None) -> int:
                 # A child that the script forked ends here too, as it would under python.
                 return end.exit_code
             if ranks.settle():
-                exit_code, line = end.exit_code, summary_of_ranks(recording.directory)
+                exit_code, line = (
+                    end.exit_code,
+                    summary_of_ranks(recording.place, recording.directory),
+                )
             else:
                 exit_code, line = _conclusion(recording, end)
     except TrainCheckError as error:
-        _say(str(error))
+        say(str(error))
         return NO_WORK
     if options.is_launched:
         # The command that runs the launcher sums up; to the launcher this process is the script.
         exit_code = end.exit_code
         if recording is not None and recording.failure:
-            _say(f"rank {settings.rank} is not recorded: {recording.failure}")
+            say(f"rank {settings.rank} is not recorded: {recording.failure}")
     else:
-        _say(line)
+        say(line)
     if end.how == "interrupted":
         # Python dies of the signal, so that a calling shell stops too; it has told why already.
         sys.excepthook = lambda *_: None
@@ -102,7 +105,7 @@ def _recording(
     except TrainCheckError as error:
         if not options.is_launched:
             raise
-        _say(f"rank {settings.rank} is not recorded: {error}")
+        say(f"rank {settings.rank} is not recorded: {error}")
         return None
 
 
@@ -147,14 +150,6 @@ def _conclusion(recording: Recording, end: ScriptEnd) -> tuple[int, str]:
     if recording.problems:
         summary += f"; {joined(recording.problems)}"
     return end.exit_code, summary
-
-
-def _say(line: str) -> None:
-    # The script may have closed or replaced either stream.
-    with suppress(Exception):
-        sys.stdout.flush()
-    with suppress(Exception):
-        print(f"traincheck-collect: {line}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ def launch(options: CollectOptions, settings: Settings) -> tuple[int, str]:
         place=place(),
     )
     exit_code = _run(command, launched.environment())
-    return exit_code, summary_of_ranks(directory)
+    return exit_code, summary_of_ranks(elsewhere, directory)
 
 
 def _expect_no_trace(place: str, shown: str) -> None:
@@ -81,12 +81,17 @@ def _run(command: Sequence[str], environment: dict[str, str]) -> int:
     return exit_code if exit_code >= 0 else _SIGNALED - exit_code
 
 
-def summary_of_ranks(directory: str) -> str:
-    """Return what to say of the traces of several ranks: how many wrote, and which did not end."""
+def summary_of_ranks(place: str, shown: str) -> str:
+    """Return what to say of the traces of several ranks: how many wrote, and which did not end.
+
+    Args:
+        place: of the trace, absolute.
+        shown: the same, as the user is shown it.
+    """
     from traincheck_plugin.trace.reader import open_run
 
     try:
-        run = open_run(directory)
+        run = open_run(place)
     except TraceError:
         return (
             "nothing was recorded: expected a process that runs a script named after --, or to "
@@ -100,5 +105,5 @@ def summary_of_ranks(directory: str) -> str:
         elif end.outcome.how == "exception":
             problems.append(f"rank {trace.rank} ended by {end.outcome.detail}")
         problems += end.problems if end is not None else ()
-    summary = f"{count_of(len(run.ranks), 'rank')} in {directory}"
+    summary = f"{count_of(len(run.ranks), 'rank')} in {shown}"
     return f"{summary}; {joined(list(dict.fromkeys(problems)))}" if problems else summary

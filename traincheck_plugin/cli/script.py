@@ -11,7 +11,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import find_spec
 from pathlib import Path
@@ -119,15 +119,25 @@ def _run(source: bytes, module: ModuleType) -> ScriptEnd:
     if error is None:
         return ScriptEnd(how="finished")
     if isinstance(error, SystemExit):
-        return _end_of_exit(error)
+        return _exit(error)
     replaced = _show(error)
+    end = end_of(error)
+    if replaced is None or end.how == "interrupted":
+        return end
+    return replace(end, exit_code=replaced)
+
+
+def end_of(error: BaseException) -> ScriptEnd:
+    """Return how a script, or a function of it, ended that raised *error*."""
+    if isinstance(error, SystemExit):
+        code = error.code
+        if code is None or isinstance(code, int):
+            number = 0 if code is None else int(code)
+            return ScriptEnd(how="exit", detail=f"sys.exit({number})", exit_code=number)
+        return ScriptEnd(how="exit", detail=str(code), exit_code=1)
     if isinstance(error, KeyboardInterrupt):
         return ScriptEnd(how="interrupted", detail="KeyboardInterrupt", exit_code=130)
-    return ScriptEnd(
-        how="exception",
-        detail=_one_line(error),
-        exit_code=1 if replaced is None else replaced,
-    )
+    return ScriptEnd(how="exception", detail=_one_line(error), exit_code=1)
 
 
 def _execute(source: bytes, module: ModuleType) -> BaseException | None:
@@ -159,14 +169,11 @@ def _become_main(file: str, name: str, arguments: Sequence[str], *, folder: str)
     return module
 
 
-def _end_of_exit(request: SystemExit) -> ScriptEnd:
-    code = request.code
-    if code is None or isinstance(code, int):
-        number = 0 if code is None else int(code)
-        return ScriptEnd(how="exit", detail=f"sys.exit({number})", exit_code=number)
-    sys.stdout.flush()
-    print(code, file=sys.stderr)
-    return ScriptEnd(how="exit", detail=str(code), exit_code=1)
+def _exit(request: SystemExit) -> ScriptEnd:
+    if not (request.code is None or isinstance(request.code, int)):
+        sys.stdout.flush()
+        print(request.code, file=sys.stderr)
+    return end_of(request)
 
 
 def _show(error: BaseException) -> int | None:
@@ -179,7 +186,7 @@ def _show(error: BaseException) -> int | None:
     try:
         sys.excepthook(type(error), error, error.__traceback__)
     except SystemExit as request:
-        return _end_of_exit(request).exit_code
+        return _exit(request).exit_code
     except BaseException as hook_error:  # noqa: BLE001 python reports any failure of a hook
         remove_own_frames(hook_error)
         print("Error in sys.excepthook:", file=sys.stderr)

@@ -20,9 +20,10 @@ from typing import Any
 
 from traincheck_plugin.cli.collect_options import CollectOptions
 from traincheck_plugin.cli.recording import Recording
-from traincheck_plugin.cli.script import ScriptEnd
+from traincheck_plugin.cli.script import ScriptEnd, end_of
 from traincheck_plugin.cli.termination import before_termination
 from traincheck_plugin.cli.tracebacks import remove_own_frames
+from traincheck_plugin.cli.words import say
 from traincheck_plugin.config import Settings
 from traincheck_plugin.errors import TrainCheckError
 
@@ -42,28 +43,22 @@ class _Rank:
     def __call__(self, rank: int, *args: Any) -> None:
         try:
             recording = Recording(self.options, replace(self.settings, rank=rank), self.command)
-        except TrainCheckError:
-            # Started a second time: there is a trace of this rank.
+        except TrainCheckError as error:
+            # There is a trace of this rank where the script starts its ranks a second time.
+            say(f"rank {rank} is not recorded: {error}")
             self.function(rank, *args)
             return
         recording.start()
+        if recording.failure:
+            say(f"rank {rank} is not recorded: {recording.failure}")
         with before_termination(recording.abandon):
             try:
                 self.function(rank, *args)
             except BaseException as error:
                 remove_own_frames(error)
-                recording.close(_end_of(error))
+                recording.close(end_of(error))
                 raise
             recording.close(ScriptEnd(how="finished"))
-
-
-def _end_of(error: BaseException) -> ScriptEnd:
-    if isinstance(error, KeyboardInterrupt):
-        return ScriptEnd(how="interrupted", detail="KeyboardInterrupt", exit_code=130)
-    detail = f"{type(error).__name__}: {error}".splitlines()[0].removesuffix(": ")
-    if isinstance(error, SystemExit):
-        return ScriptEnd(how="exit", detail=detail, exit_code=1)
-    return ScriptEnd(how="exception", detail=detail, exit_code=1)
 
 
 class SpawnedRanks:

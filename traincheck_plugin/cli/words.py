@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 _MOST_PROBLEMS = 3
 
@@ -22,3 +24,12 @@ def count_of(number: int, noun: str) -> str:
 def size_of(num_bytes: int) -> str:
     """Return such as ``0.6 MB``."""
     return f"{num_bytes / 1e6:,.1f} MB"
+
+
+def say(line: str) -> None:
+    """Print a line of this command on stderr, after what the script printed."""
+    # The script may have closed or replaced either stream.
+    with suppress(Exception):
+        sys.stdout.flush()
+    with suppress(Exception):
+        print(f"traincheck-collect: {line}", file=sys.stderr)

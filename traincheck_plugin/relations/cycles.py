@@ -46,7 +46,7 @@ class CycleMonitor(Monitor):
         self._called: set[int] = set()
 
     def observe(self, window: Window) -> Examples:
-        first = self._first_calls(window)
+        first = self._first_calls(window) if self._clears else []
         if not window.observed:
             self._seen[:] = False
             self._known[:] = False

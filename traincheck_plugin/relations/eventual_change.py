@@ -67,9 +67,8 @@ class EventualChangeRelation(Relation):
     ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first step)``.
     What took until a later epoch in the reference may take as many steps, and until the end of that
     epoch or of the run; what changed with the first step, one more; all else, `LATITUDE` times the
-    steps. Named are those of which no
-    optimizer has gradients when they are first seen. The parameters of a module that an optimizer
-    holds and that never ran are not judged.
+    steps. Named are those of which no optimizer has gradients when they are first seen. The
+    parameters of a module that an optimizer holds and that never ran are not judged.
 
     Catches a backbone that is never unfrozen, a target network or an average that nothing updates,
     and a model that the weights trained in its place are never copied to. Cannot see that it is

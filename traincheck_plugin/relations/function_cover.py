@@ -33,14 +33,14 @@ class FunctionCoverRelation(Relation):
     ``forall consecutive b1, b2 of B: exists a of A: max(end(b1), end(s)) < end(a) < end(b2)``, with
     s the last optimizer step before b2, unless A or B is the step itself. Where A clips gradients
     and B steps, only the last backward counts as s: what is clipped before it, or after the step,
-    is not what the step uses. Where B clips gradients,
-    those of one backward may be clipped in several parts: only s counts. No example is then what
-    follows s with no forward and no zero_grad in between, as where a norm is measured for a log,
-    and a window without a backward: a trainer that only feeds a model with data clips gradients
-    that are not there.
+    is not what the step uses. Where B clips gradients, those of one backward may be clipped in
+    several parts: only s counts. No example is then what follows s with no forward and no zero_grad
+    in between, as where a norm is measured for a log, and a window without a backward: a trainer
+    that only feeds a model with data clips gradients that are not there.
 
-    Catches a `zero_grad` that was dropped from the loop, and gradients that are clipped before
-    they are unscaled. Cannot see that the call had no effect.
+    Catches a `zero_grad` that was dropped from the loop, gradients that are clipped before they are
+    unscaled or after the step, and a loss that goes backward twice. Cannot see that the call had no
+    effect.
     """
 
     name = "FunctionCoverRelation"
@@ -69,11 +69,10 @@ class FunctionCoverRelation(Relation):
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
         self._before = before
-        self._call = call
+        self._roles = before.role, call.role
         self._clips = _Clips() if call.role == "clip" else None
         # What a step uses is what the last backward left.
-        is_of_backward = (before.role, call.role) == ("clip", "step")
-        self._is_of_backward = is_of_backward
+        is_of_backward = self._roles == ("clip", "step")
         self._since = "since the last backward" if is_of_backward else "in this step"
         self._gaps = Gaps(
             call.api_full_name,
@@ -103,14 +102,14 @@ class _Monitor(Monitor):
 
     def _cause(self) -> Cause | None:
         name = short(self._before.api_full_name)
-        if self._is_of_backward:
+        if self._roles == ("clip", "step"):
             return Cause(
                 fact="gradients are not clipped",
                 subjects=(name,),
                 text=f"{name} is called after the step, before the backward, or not at all: the "
                 "step uses the gradients as they are",
             )
-        if (self._before.role, self._call.role) == ("forward", "backward"):
+        if self._roles == ("forward", "backward"):
             return Cause(
                 fact="several backwards for one forward",
                 subjects=("backward",),

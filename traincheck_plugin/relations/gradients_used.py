@@ -109,7 +109,8 @@ class _Steps:
     def __init__(self) -> None:
         self._last_skipped = NONE
         self._last: dict[int, int] = {}
-        self._held: dict[int, set[int]] = {}
+        # Of each, by code of the variable, whether it holds it.
+        self._held: dict[int, Bool] = {}
 
     def observe(self, window: Window) -> None:
         """Look at the next window; what the methods tell is about that one then."""
@@ -135,12 +136,16 @@ class _Steps:
             if held is not None:
                 for target in set(self._objects[indexes].tolist()):
                     own = held[self._objects[indexes] == target].any(axis=0)
-                    codes = moments.variables[own].tolist()
-                    self._held.setdefault(target, set()).update(codes)
+                    self._hold(target, moments.variables[own], len(window.catalog.variables))
 
-    def made(
-        self, optimizer: int, codes: set[int], since: Int64, until: Int64
-    ) -> tuple[Bool, Bool]:
+    def _hold(self, optimizer: int, codes: Int32, size: int) -> None:
+        known = self._held.get(optimizer, np.zeros(0, np.bool_))
+        if len(known) < size:
+            known = np.append(known, np.zeros(size - len(known), np.bool_))
+        known[codes] = True
+        self._held[optimizer] = known
+
+    def made(self, optimizer: int, codes: Int32, since: Int64, until: Int64) -> tuple[Bool, Bool]:
         """Return whether there were steps of an optimizer, and of others, in some spans of time.
 
         Args:
@@ -149,7 +154,8 @@ class _Steps:
             since: ends of calls at which the spans begin.
             until: at which they end, in the window.
         """
-        kin = {optimizer, *(k for k, held in self._held.items() if not held.isdisjoint(codes))}
+        kin = {optimizer}
+        kin.update(k for k, held in self._held.items() if held[codes[codes < len(held)]].any())
         last_skipped, last = self._before
         is_own = np.isin(self._objects, list(kin))
         own = np.sort(np.concatenate([self._ends[is_own], self._skips]))
@@ -307,7 +313,7 @@ class _Cleared:
 
     rows: Int64
     is_effective: Bool
-    codes: set[int]
+    codes: Int32
 
 
 def _cleared(window: Window, rows: Int64) -> dict[int, _Cleared]:
@@ -326,7 +332,7 @@ def _cleared(window: Window, rows: Int64) -> dict[int, _Cleared]:
             one = _Cleared(
                 rows[indexes[some]],
                 (has & own).any(axis=1)[some],
-                set(moments.variables[held.any(axis=0)].tolist()),
+                moments.variables[held.any(axis=0)],
             )
             found.setdefault(optimizer, []).append(one)
     return {optimizer: _joined(parts) for optimizer, parts in found.items()}
@@ -340,7 +346,7 @@ def _joined(parts: list[_Cleared]) -> _Cleared:
     return _Cleared(
         rows[order],
         np.concatenate([part.is_effective for part in parts])[order],
-        set().union(*(part.codes for part in parts)),
+        np.unique(np.concatenate([part.codes for part in parts])),
     )
 
 
