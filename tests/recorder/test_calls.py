@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import numpy as np
@@ -292,6 +293,18 @@ def test_clipping_is_seen_through_earlier_imports():
     assert recording.changed(clips[0], "grad_norm") != []
     assert clip_grad_norm_ is original
     assert nn.utils.clip_grad_norm_ is original
+
+
+def test_a_norm_that_is_measured_is_not_clipped():
+    def train():
+        model = make_model()
+        model(batches(1)[0]).sum().backward()
+        clip_grad_norm_(model.parameters(), float("inf"))
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm=math.inf)
+        nn.utils.clip_grad_norm_(model.parameters(), max_norm=1)
+
+    (clip,) = record(train).of_role("clip")
+    assert clip.name == "torch.nn.utils.clip_grad_norm_"
 
 
 def test_seeds_are_recorded():

@@ -94,6 +94,7 @@ def test_calls_of_scalers_and_schedulers_name_the_optimizer() -> None:
         (lambda loss: (loss / 4).half(), "0.25"),
         (lambda loss: loss * torch.tensor(3.0), None),
         (lambda loss: (loss / 4) * torch.tensor(65536.0), "0.25"),
+        (lambda loss: loss / torch.tensor(57.0), "nan"),
         (lambda loss: loss / 4 + loss / 4, None),
     ],
 )
@@ -117,5 +118,21 @@ def test_reading_the_factor_unpacks_nothing() -> None:
     weight = torch.ones(3, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, unpack):
         loss = weight.sum() * torch.tensor(2.0, dtype=torch.float64) / 4
-    assert constant_factor(loss.grad_fn) == 0.25
+    assert constant_factor(loss.grad_fn)[0] == 0.25
     assert not unpacked
+
+
+def test_a_backward_tells_that_it_goes_through_a_loss_again() -> None:
+    def train() -> None:
+        model = make_model()
+        outputs = model(batches(1)[0])
+        loss = outputs.mean()
+        loss.backward(retain_graph=True)
+        (loss / 2).backward(retain_graph=True)
+        (2 * outputs).mean().backward(retain_graph=True)
+        for row in range(2):
+            outputs.backward(gradient=torch.full_like(outputs, row), retain_graph=True)
+
+    backwards = record(train, CALLS_ONLY).of_role("backward")
+    again = [any(item.path == "again" for item in call.inputs) for call in backwards]
+    assert again == [False, True, False, False, False]

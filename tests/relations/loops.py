@@ -25,7 +25,8 @@ class Loop:
 
     Words: ``data``, ``data2`` (of another loader), ``forward``, ``attack`` (an input requires a
     gradient), ``half`` (in float16), ``backward``, ``backward/4`` (of a quarter of the loss),
-    ``first`` and ``second`` (a backward that reaches one parameter), ``zero``, ``zero2`` (of an
+    ``repeated`` (a backward through a loss that had one), ``first`` and ``second`` (a backward that
+    reaches one parameter), ``zero``, ``zero2`` (of an
     optimizer), ``clear`` (of the module), ``by_hand``, ``step``, ``step2``, ``new`` (a step of an
     optimizer that was just made), ``again`` (another one of it), ``set`` (gradients by hand),
     ``skip`` (by the scaler), ``clip``, ``scaled`` and the like (gradients, from here on),
@@ -77,8 +78,10 @@ class Loop:
             inputs = [tensor("0", requires_grad=word == "attack")]
             run.call("__main__.Net.forward", object=MODEL, inputs=inputs)
             run.at(autocast="")
-        elif name in ("backward", "first", "second"):
-            self._backward({"backward": (0, 1), "first": (0,), "second": (1,)}[name], share)
+        elif name in ("backward", "repeated"):
+            self._backward((0, 1), share, is_repeated=name == "repeated")
+        elif name in ("first", "second"):
+            self._backward({"first": (0,), "second": (1,)}[name], share)
         elif word == "set":
             self._norms = [float(next(self._fresh))] * 2
         elif word == "by_hand":
@@ -100,8 +103,9 @@ class Loop:
         else:
             raise ValueError(word)
 
-    def _backward(self, reached: Sequence[int], share: str) -> None:
+    def _backward(self, reached: Sequence[int], share: str, *, is_repeated: bool = False) -> None:
         inputs = [tensor("0", requires_grad=True)]
+        inputs += [Item(path="again", type="str", value="yes")] * is_repeated
         if share:
             inputs.append(Item(path="factor", type="str", value=repr(1 / float(share))))
         with self.run.calling("torch.Tensor.backward", inputs=inputs):

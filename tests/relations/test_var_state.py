@@ -118,15 +118,18 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
             rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN) or (row[0] and row[1])
         ),
         lambda at, row: rule != THAWED or at in frozen,
-        lambda at, row: (
-            rule != BESIDE_FROZEN
-            or (row[4] != GradState.NULL and any(other[2] and not other[0] for other in met))
-        ),
+        lambda at, row: rule != BESIDE_FROZEN or (row[4] != GradState.NULL and _is_meant(met)),
         # The rows are parameters of one module.
         lambda at, row: rule != WHOLE or any(other[2] for other in met),
         lambda at, row: rule != REACHED or (row[5] >= 0 and row[5] == min(ran)),
     ]
     return [row for at, row in enumerate(met) if all(c(at, row) for c in conditions)]
+
+
+def _is_meant(met: Sequence[Row]) -> bool:
+    """Return whether what is frozen shows that the rest is meant to learn; all are of one size."""
+    num_frozen = sum(not row[0] for row in met)
+    return any(row[2] and (not row[0] or num_frozen > len(met) - num_frozen) for row in met)
 
 
 def _reference(rule: VarTypeParam, run: Sequence[tuple[str, list[Row]]]) -> list[bool]:
@@ -342,8 +345,16 @@ def test_what_learns_beside_frozen_parameters_is_to_be_in_an_optimizer() -> None
     added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
     explanation = _explained((STEP, BESIDE_FROZEN), _step(FIRST, [GOOD, frozen, added]))
     assert explanation.message == (
-        "`p2` gets gradients and is in no optimizer, while one holds frozen parameters"
+        "`p2` gets gradients and is in no optimizer, in a model that is frozen in part"
     )
+
+
+def test_what_learns_in_a_model_that_is_frozen_for_the_greater_part_is_to_be_in_one() -> None:
+    frozen: Row = (False, True, "", 0.1, GradState.NULL, 0, FLOAT)
+    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
+    rule, few, many = (STEP, BESIDE_FROZEN), [GOOD, frozen, added], [GOOD, *[frozen] * 3, added]
+    assert not labels(RELATION, rule, told([_step(FIRST, few)], []))
+    assert "`p4` gets gradients" in _explained(rule, _step(FIRST, many)).message
 
 
 def _backward_of(flags: Sequence[bool], owner: str) -> Callable[[RunBuilder], object]:

@@ -66,9 +66,14 @@ def _module_held(window: Window, shown: Moments) -> Array:
 
 
 def _beside_frozen(window: Window, shown: Moments) -> Array:
-    owners = window.catalog.owners.of(shown.variables)
-    idle = (shown.column("optimizer") != NONE) & ~shown.column("requires_grad")
-    beside: Bool = _any_of(idle, owners, len(window.catalog.owners))[:, owners]
+    owners, size = window.catalog.owners.of(shown.variables), len(window.catalog.owners)
+    held, frozen = shown.column("optimizer") != NONE, ~shown.column("requires_grad")
+    # What is on either side of a scale, for each model: a frozen parameter is as heavy as it is.
+    weights = np.zeros((len(owners), size))
+    weights[np.arange(len(owners)), owners] = window.catalog.num_elements(shown.variables)
+    is_frozen = np.where(frozen, 1, -1) @ weights > 0
+    meant = _any_of(held & frozen, owners, size) | (is_frozen & _any_of(held, owners, size))
+    beside: Bool = meant[:, owners]
     return beside & (shown.column("grad") > _NULL)
 
 
@@ -128,10 +133,10 @@ DERIVED: Mapping[str, _Derived] = {
 used: a model that ran has the parameter, or it has a gradient. accounted: it has no gradient, or
 belongs to a model that ran or to an optimizer. module_held: an optimizer holds it or another
 parameter of its module. beside_frozen: it has a gradient, and an optimizer holds parameters of its
-model that are frozen. is_first: its module ran first of all that the optimizer trains.
-ran_with_gradients: its module did not run under `no_grad` only. wide: its dtype is none of
-`NARROW`. learns: the module is part of a
-model of which an optimizer trains something.
+model that are frozen, or trains a model that is frozen for the greater part. is_first: its module
+ran first of all that the optimizer trains. ran_with_gradients: its module did not run under
+`no_grad` only. wide: its dtype is none of `NARROW`. learns: the module is part of a model of which
+an optimizer trains something.
 """
 
 

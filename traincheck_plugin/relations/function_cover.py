@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Int64, Window
+from traincheck_plugin.events import NONE, Array, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -14,8 +17,10 @@ from traincheck_plugin.relations.base import (
     Monitor,
     Proposer,
     Relation,
+    no_explanation,
 )
-from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, rows_of_role
+from traincheck_plugin.relations.frames import is_backward
+from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -34,9 +39,9 @@ class FunctionCoverRelation(Relation):
     s the last optimizer step before b2, unless A or B is the step itself. Where A clips gradients
     and B steps, only the last backward counts as s: what is clipped before it, or after the step,
     is not what the step uses. Where B clips gradients, those of one backward may be clipped in
-    several parts: only s counts. No example is then what follows s with no forward and no zero_grad
-    in between, as where a norm is measured for a log, and a window without a backward: a trainer
-    that only feeds a model with data clips gradients that are not there.
+    several parts: only s counts. A failure is then an example only if the next step or backward is
+    a backward, and is told there: one loss may be that of several optimizers, each of which clips
+    and steps, and a trainer that only feeds a model with data clips gradients that are not there.
 
     Catches a `zero_grad` that was dropped from the loop, gradients that are clipped before they are
     unscaled or after the step, and a loss that goes backward twice. Cannot see that the call had no
@@ -50,7 +55,8 @@ class FunctionCoverRelation(Relation):
         return PairProposer(self.name)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(*pair(self.name, params, APIParam, APIParam))
+        before, call = pair(self.name, params, APIParam, APIParam)
+        return (_Clips if call.role == "clip" else _Monitor)(before, call)
 
     def describe(self, params: tuple[Param, ...]) -> str:
         before, call = pair(self.name, params, APIParam, APIParam)
@@ -68,9 +74,8 @@ class FunctionCoverRelation(Relation):
 
 class _Monitor(Monitor):
     def __init__(self, before: APIParam, call: APIParam) -> None:
-        self._before = before
+        self._before, self._call = before, call
         self._roles = before.role, call.role
-        self._clips = _Clips() if call.role == "clip" else None
         # What a step uses is what the last backward left.
         is_of_backward = self._roles == ("clip", "step")
         self._since = "since the last backward" if is_of_backward else "in this step"
@@ -78,36 +83,36 @@ class _Monitor(Monitor):
             call.api_full_name,
             before.api_full_name,
             restarts="backward" if is_of_backward else "step",
-            is_shared=is_of_backward or self._clips is not None,
+            is_shared=is_of_backward or call.role == "clip",
         )
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._gaps.forget()
         rows, holds = self._gaps.observe(window)
-        if self._clips is not None:
-            kept = holds | self._clips.lead_to_a_step(window, rows)
-            rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:
             part, row = window.at(int(rows[index]))
-            name = window.catalog.apis[int(part.calls.api[row])].name
-            return Explanation(
-                message=f"{short(name)} was called and no "
-                f"{short(self._before.api_full_name)} had come before it {self._since}",
-                cause=self._cause(),
-            )
+            return self._explain(window.catalog.apis[int(part.calls.api[row])].name)
 
         return Examples.of_calls(window, rows, holds, explain)
 
+    def _explain(self, name: str) -> Explanation:
+        return Explanation(
+            message=f"{short(name)} was called and no "
+            f"{short(self._before.api_full_name)} had come before it {self._since}",
+            cause=self._cause(),
+        )
+
     def _cause(self) -> Cause | None:
-        name = short(self._before.api_full_name)
-        if self._roles == ("clip", "step"):
+        if self._roles in (("clip", "step"), ("backward", "clip")):
+            is_clip = self._roles[0] == "clip"
+            where = "after the step or before the backward" + ", or not at all" * is_clip
+            name = short((self._before if is_clip else self._call).api_full_name)
             return Cause(
                 fact="gradients are not clipped",
                 subjects=(name,),
-                text=f"{name} is called after the step, before the backward, or not at all: the "
-                "step uses the gradients as they are",
+                text=f"{name} is called {where}: the step uses the gradients as they are",
             )
         if self._roles == ("forward", "backward"):
             return Cause(
@@ -119,25 +124,69 @@ class _Monitor(Monitor):
         return None
 
 
-class _Clips:
-    """Tells the clipping of gradients for a step from that of what a step has left."""
+class _Clip(NamedTuple):
+    """A call that clips gradients and that nothing came before, as its example tells it."""
 
-    def __init__(self) -> None:
-        self._last_step = self._last_begun = NONE
+    context: int
+    source: int
+    begin: int
+    end_ns: int
+    name: str
 
-    def lead_to_a_step(self, window: Window, rows: Int64) -> Bool:
-        """Return which clips come after something of a next step, in a window with a backward."""
-        ends = window.calls.end
-        steps = np.append(self._last_step, ends[completed(window, window.rows_of_role("step"))])
-        begun = np.append(self._last_begun, ends[rows_of_role(window, "zero_grad", "forward")])
-        self._last_step, self._last_begun = int(steps[-1]), int(begun[-1])
-        if not len(rows):
-            return np.empty(0, np.bool_)
-        latest_step = steps[np.searchsorted(steps, ends[rows]) - 1]
-        latest_begun = begun[np.searchsorted(begun, ends[rows]) - 1]
-        adding = np.setdiff1d(
-            window.rows_of_role("backward"), window.rows_of_name(AUTOGRAD_GRAD), assume_unique=True
+
+class _Clips(_Monitor):
+    """Waits with a clip that fails for what follows it: a backward, or a step that uses it."""
+
+    def __init__(self, before: APIParam, clip: APIParam) -> None:
+        super().__init__(before, clip)
+        self._waiting: list[_Clip] = []
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            self._gaps.forget()
+            self._waiting.clear()
+        rows, holds = self._gaps.observe(window)
+        if holds.all() and not self._waiting:
+            return Examples.of_calls(window, rows, holds, no_explanation)
+        calls, apis = window.calls, window.catalog.apis
+        backwards = is_backward(window)
+        steps = completed(window, window.rows_of_role("step"))
+        events = np.sort(np.concatenate([np.flatnonzero(backwards[:-1]), steps]))
+        failing = [(NONE, clip) for clip in self._waiting]
+        for row in rows[~holds].tolist():
+            clip = _Clip(
+                context=int(calls.context[row]),
+                source=int(calls.source[row]),
+                begin=int(calls.begin[row]),
+                end_ns=int(calls.end_ns[row]),
+                name=apis[int(calls.api[row])].name,
+            )
+            failing.append((row, clip))
+        following = np.searchsorted(events, [row for row, _ in failing]).tolist()
+        self._waiting = [
+            clip for (_, clip), at in zip(failing, following, strict=True) if at == len(events)
+        ]
+        told = [
+            (events[at], clip)
+            for (_, clip), at in zip(failing, following, strict=True)
+            if at < len(events) and backwards[events[at]]
+        ]
+        held = rows[holds]
+        clips = [clip for _, clip in told]
+        begins = np.append(calls.begin[held], [clip.begin for clip in clips]).astype(np.int64)
+        until = np.append(held, [row for row, _ in told]).astype(np.int64)
+        position = window.position_of(until)
+        order = np.lexsort((begins, position))
+
+        def ordered(of_held: Array, of_clips: Sequence[int]) -> Array:
+            return np.append(of_held, np.array(of_clips, of_held.dtype))[order]
+
+        return Examples(
+            holds=ordered(np.ones(len(held), np.bool_), [False] * len(clips)),
+            context=ordered(calls.context[held], [clip.context for clip in clips]),
+            source=ordered(calls.source[held], [clip.source for clip in clips]),
+            sequence=begins[order],
+            time_ns=ordered(calls.end_ns[held], [clip.end_ns for clip in clips]),
+            explain=lambda index: self._explain(clips[int(order[index]) - len(held)].name),
+            position=None if window.joint is None else position[order],
         )
-        trained = window.position_of(adding)
-        leads: Bool = (latest_begun > latest_step) & np.isin(window.position_of(rows), trained)
-        return leads

@@ -38,7 +38,8 @@ IN_A_ROW = 3
 away that are not finite, or too large."""
 
 LARGEST_SHARE = 0.5
-"""What the loss of a micro-batch is multiplied by, at most: it is divided by their number."""
+"""What the loss of a micro-batch is multiplied by, at most: it is divided by their number, or by
+one that is not known, as that of the tokens in all of them."""
 
 HELD = (("held", True),)
 PARAMETER = VAR_TYPES["parameter"]
@@ -52,7 +53,8 @@ class GradientsKeptRelation(Relation):
     ``forall steps s of an optimizer o, forall backwards b since the last step of any optimizer:
     exists a parameter that has its gradient from the end of b to the begin of s``, where the loss
     of b was divided, as that of one of several micro-batches is, where another batch was delivered
-    since, and not missing in `IN_A_ROW` steps of o on end.
+    since, or one for each backward before them all, and not missing in `IN_A_ROW` steps of o on
+    end.
 
     A gradient that is pending when some optimizer steps is a by-product, as those of a
     discriminator from the loss of the generator. What one batch does with its own gradients, as
@@ -63,7 +65,7 @@ class GradientsKeptRelation(Relation):
 
     Catches a `zero_grad` with every micro-batch where only every fourth leads to a step. Cannot see
     gradients of one loss that are cleared before the next loss of the same batch, nor micro-batches
-    of which the loss is not divided by a constant.
+    of which the loss is not divided.
     """
 
     name = "GradientsKeptRelation"
@@ -97,6 +99,7 @@ class _Pending:
         num_backwards: so far.
         missing: of each backward of which no gradient was left when that of another batch began,
             the parameters that it gave one.
+        replaced: the same where no batch was delivered between the two.
         is_attack: whether some backward was one for the gradient of an input.
         cleared_by: the call that cleared gradients last, as it is shown.
     """
@@ -109,6 +112,7 @@ class _Pending:
         self.has = 0
         self.num_backwards = 0
         self.missing: list[int] = []
+        self.replaced: list[int] = []
         self.is_attack = False
         self.cleared_by = ""
         # Shares of a loss that led to no step yet, by what they gave a gradient: there, or gone.
@@ -116,14 +120,21 @@ class _Pending:
         self._gone: list[int] = []
         self._is_first_forward = True
         self._was_delivered = False
+        self._num_delivered: dict[int, int] = {}
 
     @property
     def is_calm(self) -> bool:
         """Whether nothing that happened bears on later steps."""
-        return not (self.missing or self.is_attack or self._there or self._gone)
+        return not (self.missing or self.replaced or self.is_attack or self._there or self._gone)
 
-    def delivered(self) -> None:
+    @property
+    def has_batch_for_each(self) -> bool:
+        """Whether one loader delivered a batch for each backward, as before the first of them."""
+        return max(self._num_delivered.values(), default=0) >= self.num_backwards
+
+    def delivered(self, loader: int) -> None:
         self._was_delivered = True
+        self._num_delivered[loader] = self._num_delivered.get(loader, 0) + 1
 
     def went_forward(self, *, takes_gradient: bool) -> None:
         self.is_attack |= self._is_first_forward and takes_gradient
@@ -140,6 +151,8 @@ class _Pending:
     def began_backward(self) -> None:
         if self._was_delivered:
             self.missing += self._gone
+        else:
+            self.replaced += self._gone
         self._gone.clear()
         self._was_delivered = False
 
@@ -180,7 +193,7 @@ class _Monitor(Monitor):
         for event in events.since(window, start):
             what, row = event.what, event.row
             if what == _DELIVERED:
-                pending.delivered()
+                pending.delivered(int(window.calls.object[row]))
             elif what == _FORWARD:
                 inputs = int(window.calls.inputs[row])
                 pending.went_forward(takes_gradient=_takes_gradient(window, inputs))
@@ -192,12 +205,13 @@ class _Monitor(Monitor):
             if what == _BACKWARD:
                 pending.began_backward()
             elif what == _WENT_BACKWARD:
-                is_share = factor(window, row) <= LARGEST_SHARE
+                is_share = _is_share(window, row)
                 pending.went_backward(event.with_gradient, is_share=is_share)
             elif what == _STEP and judged[row]:
                 if not event.held & pending.has or pending.is_attack:
                     continue
-                num_missing = sum(1 for given in pending.missing if given & event.held)
+                lost = pending.missing + pending.replaced * pending.has_batch_for_each
+                num_missing = sum(1 for given in lost if given & event.held)
                 rows.append(row)
                 holds.append(self._count(int(window.calls.object[row]), num_missing) < IN_A_ROW)
                 told.append((pending.num_backwards, num_missing, pending.cleared_by))
@@ -338,7 +352,7 @@ class _Events:
         forwards = self.rows[self.what == _FORWARD]
         # Many calls have the same inputs.
         of_inputs = dict(zip(inputs[backwards].tolist(), backwards.tolist(), strict=True))
-        return all(factor(window, row) > LARGEST_SHARE for row in of_inputs.values()) and not any(
+        return not any(_is_share(window, row) for row in of_inputs.values()) and not any(
             _takes_gradient(window, code) for code in set(inputs[forwards].tolist())
         )
 
@@ -375,6 +389,11 @@ def _ends(window: Window) -> Iterator[tuple[int, Int64]]:
     steps = completed(window, window.rows_of_role("step"))
     yield _ATTEMPT, steps
     yield _ATTEMPT, skipped_steps(window, steps)
+
+
+def _is_share(window: Window, row: int) -> bool:
+    """Return whether a backward may be that of one of several micro-batches."""
+    return not factor(window, row) > LARGEST_SHARE
 
 
 def _takes_gradient(window: Window, signature: int) -> bool:

@@ -27,6 +27,7 @@ from traincheck_plugin.relations.load import LoadRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
 from traincheck_plugin.relations.loss_share import LossShareRelation
 from traincheck_plugin.relations.new_gradients import NewGradientsRelation
+from traincheck_plugin.relations.new_loss import NewLossRelation
 from traincheck_plugin.relations.one_epoch import OneEpochRelation
 from traincheck_plugin.relations.optimizer_kept import OptimizerKeptRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
@@ -61,6 +62,7 @@ BUILT_IN: tuple[Relation, ...] = (
     GradientsKeptRelation(),
     GradientsUsedRelation(),
     NewGradientsRelation(),
+    NewLossRelation(),
     LossScalingRelation(),
     LossShareRelation(),
     OneEpochRelation(),

@@ -156,8 +156,8 @@ _SENTENCES = {
         "{who} {be} no longer frozen, and in no optimizer when {name} runs",
     ),
     BESIDE_FROZEN: (
-        "where an optimizer holds frozen parameters, those that learn are in one when {name} runs",
-        "{who} {get} gradients and {be} in no optimizer, while one holds frozen parameters",
+        "where a model is frozen in part, what gets gradients is in an optimizer when {name} runs",
+        "{who} {get} gradients and {be} in no optimizer, in a model that is frozen in part",
     ),
     REACHED: (
         "gradients reach the first module that runs of those that {name} trains",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -61,7 +61,7 @@ def _recorded(
                 kwargs,
                 counts=counts,
                 is_summarised=True,
-                note=partial(_with_factor, tape, args) if counts else None,
+                note=partial(_with_loss, tape, args, kwargs) if counts else None,
             )
 
         return wrapper
@@ -69,32 +69,62 @@ def _recorded(
     return make
 
 
-def _with_factor(tape: Tape, args: tuple[Any, ...], arguments: int) -> int:
-    """Return the code *arguments* with the constant that the loss was multiplied by, if any."""
+def _with_loss(tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: int) -> int:
+    """Return the code *arguments* with what there is to tell of the loss.
+
+    ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
+    earlier backward went through it, too. One that is given gradients has no loss.
+    """
     loss = args[0] if args else None
+    given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
     if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
         return arguments
-    factor = constant_factor(loss.grad_fn)
+    factor, node = constant_factor(loss.grad_fn)
     extended = tape.signatures.extended
-    return arguments if factor == 1.0 else extended(arguments, "factor", repr(factor))
+    if factor != 1.0:
+        arguments = extended(arguments, "factor", repr(factor))
+    if all(gradient is None for gradient in given) and _was_passed(node):
+        arguments = extended(arguments, "again", "yes")
+    return arguments
 
 
-_FACTORS = {"MulBackward0": 1, "DivBackward0": -1}
+_PASSED = "traincheck_plugin.passed"
+
+
+def _was_passed(node: Any) -> bool:
+    """Return whether a backward went through *node* before; note that one does now.
+
+    The note is kept with the graph itself, which holds activations and must not be kept by us.
+    """
+    if node.name().endswith("AccumulateGrad"):
+        return False
+    metadata = node.metadata
+    was_passed = _PASSED in metadata
+    metadata[_PASSED] = True
+    return was_passed
+
+
+_DIVISION = "DivBackward0"
+_FACTORS = {"MulBackward0": 1, _DIVISION: -1}
 _NUMBERS = frozenset({torch.float64, torch.int64})
 """What Python numbers become in a graph. The scale of a gradient scaler is float32."""
 
 MAX_FACTORS = 8
 
 
-def constant_factor(node: Any) -> float:
+def constant_factor(node: Any) -> tuple[float, Any]:
     """Return the product of the numbers that the result of *node* was multiplied or divided by.
 
-    NaN where compiled code hides them. The graph is only looked at: no tensor on a device is read.
+    NaN where it was divided by a tensor, as by the number of tokens in all micro-batches, and where
+    compiled code hides them. The graph is only looked at: no tensor on a device is read.
+
+    Returns:
+        The product, and the node whose result was multiplied.
     """
     factor = 1.0
     for _ in range(MAX_FACTORS):
         if node.name().startswith("CompiledFunction"):
-            return math.nan
+            return math.nan, node
         power = _FACTORS.get(node.name())
         inputs = [inner for inner, _ in node.next_functions if inner is not None]
         if len(inputs) != 1 or (power is None and node.name() != "ToCopyBackward0"):
@@ -103,12 +133,10 @@ def constant_factor(node: Any) -> float:
             saved = node._raw_saved_other
             # Hooks on what is saved are the user's, and may compute.
             number = saved.data if getattr(saved, "unpack_hook", saved) is None else None
-            if (
-                number is not None
-                and number.dim() == 0
-                and number.is_cpu
-                and number.dtype in _NUMBERS
-            ):
-                factor *= float(number) ** power
+            if number is not None and number.dim() == 0:
+                if number.is_cpu and number.dtype in _NUMBERS:
+                    factor *= float(number) ** power
+                elif node.name() == _DIVISION:
+                    factor = math.nan
         node = inputs[0]
-    return factor
+    return factor, node

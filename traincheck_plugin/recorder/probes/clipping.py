@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
 from torch.nn.utils import clip_grad
 
 from traincheck_plugin.recorder.patching import Patches
@@ -10,7 +15,10 @@ from traincheck_plugin.recorder.tape import Tape
 
 
 class ClippingProbe:
-    """Observes ``clip_grad_norm_`` and ``clip_grad_value_``, wherever they were imported to."""
+    """Observes ``clip_grad_norm_`` and ``clip_grad_value_``, wherever they were imported to.
+
+    Where the limit is infinite, nothing is clipped: it is how a norm is measured for a log.
+    """
 
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Replace the functions in every namespace."""
@@ -20,8 +28,22 @@ class ClippingProbe:
                 f"torch.nn.utils.{name}", "clip", f"torch.nn.utils.clip_grad.{name}"
             )
             function = getattr(clip_grad, name)
-            replacements[function] = recorded(tape, function, "clip", api, is_method=False)
+            clipping = recorded(tape, function, "clip", api, is_method=False)
+            replacements[function] = _with_limit(function, clipping)
         patches.everywhere(replacements)
 
     def detach(self) -> None:
         """Nothing beyond the patches."""
+
+
+def _with_limit(function: Callable[..., Any], clipping: Callable[..., Any]) -> Callable[..., Any]:
+    """Return *clipping* for calls with a limit, and *function* for the others."""
+
+    @functools.wraps(function)
+    def traincheck_call(*args: Any, **kwargs: Any) -> Any:
+        # The limit follows the parameters, under whatever name.
+        limits = (*args[1:2], kwargs.get("max_norm"), kwargs.get("clip_value"))
+        is_measuring = any(isinstance(limit, float) and math.isinf(limit) for limit in limits)
+        return (function if is_measuring else clipping)(*args, **kwargs)
+
+    return traincheck_call

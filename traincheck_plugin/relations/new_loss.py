@@ -1,0 +1,129 @@
+"""NewLossRelation: no backward goes through the loss of an earlier one again."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from traincheck_plugin.events import Bool, Int64, Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    APIParam,
+    Param,
+    Severity,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.frames import frames_at, is_backward
+from traincheck_plugin.relations.lifecycle import completed
+from traincheck_plugin.relations.moments import by_stack
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import gradient_plan, pair
+from traincheck_plugin.relations.role_proposer import RoleProposer
+
+PARAMETER = VAR_TYPES["parameter"]
+GRADIENTS = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero")
+
+
+class NewLossRelation(Relation):
+    """A backward that adds to gradients goes through a loss that none went through before.
+
+    ``forall backwards b with a gradient at begin(b): no backward went through the loss of b
+    before``, whatever the loss was multiplied by since. Where gradients were cleared since the last
+    backward, b is no example: the first one may have been for a measurement.
+
+    Catches a loss that goes backward in the loss function or a hook, and once more in the trainer.
+    Cannot see two losses that are computed from the same outputs, nor backwards from a list of
+    losses or from given gradients.
+    """
+
+    name = "NewLossRelation"
+    takes_stretches = True
+
+    def proposer(self) -> Proposer:
+        return RoleProposer(self.name, frozenset({"backward"}), GRADIENTS)
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        backward, _ = pair(self.name, params, APIParam, VarTypeParam)
+        return _Monitor(backward)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        backward, _ = pair(self.name, params, APIParam, VarTypeParam)
+        return f"no {short(backward.api_full_name)} goes through a loss again"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return gradient_plan("backward")
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+class _Monitor(Monitor):
+    def __init__(self, backward: APIParam) -> None:
+        self._backward = backward.api_full_name
+        self._is_cleared = False
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            # Nobody saw whether they were.
+            self._is_cleared = True
+            return NO_EXAMPLES
+        rows = completed(window, window.rows_of_name(self._backward))
+        rows = rows[is_backward(window)[rows]]
+        is_cleared = self._cleared(window, rows)
+        if not len(rows):
+            return NO_EXAMPLES
+        holds = ~_is_again(window, rows)
+        if not holds.all():
+            kept = holds.copy()
+            kept[~holds] = _has_gradients(window, rows[~holds]) & ~is_cleared[~holds]
+            rows, holds = rows[kept], holds[kept]
+
+        def explain(index: int) -> Explanation:
+            name = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
+            return Explanation(
+                message=f"{name} went through a loss that an earlier backward went through",
+                cause=Cause(
+                    fact="several backwards for one loss",
+                    subjects=(name,),
+                    text="one loss goes backward twice: its gradients are added up more than once",
+                ),
+            )
+
+        return Examples.of_calls(window, rows, holds, explain)
+
+    def _cleared(self, window: Window, rows: Int64) -> Bool:
+        """Return before which of the backwards gradients were cleared since the one before."""
+        numbers = np.searchsorted(window.rows_of_role("zero_grad"), rows)
+        total = len(window.rows_of_role("zero_grad"))
+        cleared = np.diff(numbers, prepend=0, append=total) > 0
+        cleared[0] |= self._is_cleared
+        self._is_cleared = bool(cleared[-1])
+        found: Bool = cleared[:-1]
+        return found
+
+
+def _is_again(window: Window, rows: Int64) -> Bool:
+    """Return which backwards went through a loss again."""
+    codes, found = np.unique(window.calls.inputs[rows], return_inverse=True)
+    signature = window.catalog.signature
+    marked = [any(item.path == "again" for item in signature(code)) for code in codes.tolist()]
+    again: Bool = np.array(marked, np.bool_)[found]
+    return again
+
+
+def _has_gradients(window: Window, rows: Int64) -> Bool:
+    """Return which calls are shown to meet a gradient."""
+    has = np.zeros(len(rows), np.bool_)
+    shown = frames_at(window, rows, PARAMETER, ("grad",), is_begin=True)
+    for indexes, moments in by_stack(window, shown):
+        has[indexes] = moments.matches("grad", "non_zero").any(axis=1)
+    return has
