@@ -8,17 +8,22 @@ import sys
 import pytest
 
 import traincheck_plugin
+from tests.builders import training_run
+from tests.traces import recorded
 
 HEAVY = ("accelerate", "lightning", "numpy", "pyarrow", "ray", "rich", "torch", "transformers")
 
 
-def modules_after(statement: str) -> set[str]:
-    """The top-level modules that a fresh interpreter has loaded after *statement*."""
-    program = f"{statement}\nimport sys\nprint(*{{m.partition('.')[0] for m in sys.modules}})"
+def modules_after(statement: str, *arguments: object) -> set[str]:
+    """The modules that a fresh interpreter has loaded after *statement*, those above included."""
+    program = f"{statement}\nimport sys\nprint(*sys.modules)"
     finished = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program, *map(str, arguments)],
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    return set(finished.stdout.split())
+    return set(finished.stdout.splitlines()[-1].split())
 
 
 def test_listed_and_importable_names_agree():
@@ -35,6 +40,32 @@ def test_the_import_loads_nothing_heavy():
 
 def test_a_heavy_import_would_be_seen():
     assert "numpy" in modules_after("import numpy")
+
+
+# pandas comes along with many a conversion by pyarrow, wherever it is installed.
+UNUSED = ("torch", "pandas", "pyarrow.compute", "multiprocessing")
+
+
+@pytest.mark.parametrize(
+    ("command", "unused"), [("check", UNUSED), ("infer", (*UNUSED, "jinja2", "rich"))]
+)
+def test_the_commands_load_only_what_they_use(tmp_path, command, unused):
+    trace = recorded(tmp_path / "trace", training_run(5)).path
+    output = tmp_path / "results"
+    loaded = modules_after(
+        f"from traincheck_plugin.cli.{command} import main; assert main() == 0",
+        *("-f", trace, "-o", output),
+    )
+    assert "pyarrow" in loaded
+    assert loaded.isdisjoint(unused)
+
+
+def test_writing_a_trace_loads_no_pandas(tmp_path):
+    statement = (
+        "import sys; from pathlib import Path; from tests.builders import training_run; "
+        "from tests.traces import recorded; recorded(Path(sys.argv[1]), training_run(5))"
+    )
+    assert modules_after(statement, tmp_path / "trace").isdisjoint(UNUSED)
 
 
 def test_the_import_takes_less_than_300_milliseconds():

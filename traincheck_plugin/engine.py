@@ -8,7 +8,6 @@ returns is small. Results come in the order of the pieces: which engine did them
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Protocol, TypeVar
 
 from traincheck_plugin.errors import ConfigError
@@ -39,6 +38,9 @@ class LocalEngine:
         if processes <= 1:
             yield from map(function, work)
             return
+        # Imported here: one process has no use for it, and it brings multiprocessing along.
+        from concurrent.futures import ProcessPoolExecutor
+
         with ProcessPoolExecutor(processes) as pool:
             yield from pool.map(function, work)
 

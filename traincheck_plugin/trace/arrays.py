@@ -1,7 +1,8 @@
-"""Arrow arrays from Python values and from NumPy, without pandas.
+"""Arrow arrays from Python values and from NumPy, and back to NumPy, without pandas.
 
-`pa.array` builds them too, but imports pandas on the way where that is installed, which takes a
-quarter of a second from the training that is recorded.
+`pa.array` and `pa.Array.to_numpy` do this too, but import pandas on the way where that is
+installed, which takes a quarter of a second: from the training that is recorded, and from each
+command that reads a trace.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from traincheck_plugin.events import Array
+from traincheck_plugin.events import Array, Bool
 
 
 def array_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
@@ -59,6 +60,28 @@ def numbers(values: Array, kind: pa.DataType, valid: Array | None = None) -> pa.
     else:
         data = np.ascontiguousarray(values, kind.to_pandas_dtype())
     return pa.Array.from_buffers(kind, len(values), [_bitmap(valid), pa.py_buffer(data)])
+
+
+def values_of(column: pa.Array) -> Array:
+    """Return the numbers or booleans of *column*; where it is null, any."""
+    _, data = column.buffers()
+    if pa.types.is_boolean(column.type):
+        return _bits(data, column)
+    kind = np.dtype(column.type.to_pandas_dtype())
+    return np.ndarray(len(column), kind, data, column.offset * kind.itemsize)
+
+
+def valid_of(column: pa.Array) -> Bool:
+    """Return False for the nulls of *column*."""
+    bitmap = column.buffers()[0]
+    return np.ones(len(column), np.bool_) if bitmap is None else _bits(bitmap, column)
+
+
+def _bits(data: pa.Buffer, column: pa.Array) -> Bool:
+    stop = column.offset + len(column)
+    octets = np.ndarray((stop + 7) // 8, np.uint8, data)
+    bits = np.unpackbits(octets, count=stop, bitorder="little")
+    return bits[column.offset :].view(np.bool_)
 
 
 def _bitmap(valid: Array | None) -> pa.Buffer | None:

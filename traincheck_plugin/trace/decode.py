@@ -29,6 +29,7 @@ from traincheck_plugin.events import (
     Window,
 )
 from traincheck_plugin.stacks import Frames, Stack
+from traincheck_plugin.trace.arrays import valid_of, values_of
 from traincheck_plugin.trace.schema import (
     CATALOG_OF_ATTRIBUTES,
     CATALOG_OF_CALLS,
@@ -147,15 +148,15 @@ def _decode_calls(batch: pa.RecordBatch, catalog: Catalog) -> dict[str, Array]:
 def _decode_numbers(column: pa.Array, dtype: Any) -> Array:
     if column.null_count:
         raise ValueError("it has nulls where numbers belong")
-    return column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)  # type: ignore[no-any-return]
+    return values_of(column).astype(dtype, copy=False)
 
 
 def _decode_text(column: pa.DictionaryArray, interner: Interner[Any]) -> Array:
     """Number the texts of *column* anew: one look-up for each distinct text."""
     texts = column.dictionary.to_pylist()
     codes = np.array([*(interner.code(text) for text in texts), NONE], np.int32)
-    indices = column.indices.fill_null(len(texts)) if column.null_count else column.indices
-    numbers: Int32 = codes[indices.to_numpy()]
+    indices = np.where(valid_of(column), values_of(column.indices), len(texts))
+    numbers: Int32 = codes[indices]
     return numbers
 
 
@@ -206,7 +207,7 @@ def _decode_frames(batch: pa.RecordBatch, catalog: Catalog) -> Frames:
     is_begin = np.array([*(name == "begin" for name in names), False])
     return Frames(
         call=_decode_numbers(batch.column("call"), np.int64),
-        is_begin=is_begin[phases.indices.to_numpy()],
+        is_begin=is_begin[values_of(phases.indices)],
         sequence=_decode_numbers(batch.column("sequence"), np.int64),
         context=context,
         stacks=stacks,
@@ -234,14 +235,14 @@ class _Lists:
     def of(cls, column: pa.ListArray, dtype: Any, interner: Interner[str] | None) -> _Lists:
         """Decode a column; texts become codes of *interner*."""
         flat = column.values
-        offsets = column.offsets.to_numpy().astype(np.int64)
+        offsets = values_of(column.offsets).astype(np.int64)
         return cls(
             values=_decode_numbers(flat, dtype)
             if interner is None
             else _decode_text(flat, interner),
             first=offsets[:-1],
             lengths=np.diff(offsets),
-            present=column.is_valid().to_numpy(zero_copy_only=False),
+            present=valid_of(column),
         )
 
     def of_rows(self, rows: Int64, length: int) -> Array:
