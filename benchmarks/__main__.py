@@ -8,14 +8,15 @@ Figures also go to a JSON file, and plots beside it where matplotlib is installe
 from __future__ import annotations
 
 import argparse
-import json
+import compileall
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import traincheck_plugin
 from benchmarks import overhead, plots, throughput, traincheck, tutorial
 from benchmarks.loops import LOOPS
-from benchmarks.measure import plain_data, table
+from benchmarks.measure import table, write_figures
 from benchmarks.workloads import WORKLOADS
 
 Rows = list[dict[str, Any]]
@@ -42,12 +43,13 @@ def main() -> None:
     if unknown:
         parser.error(f"expected parts among {', '.join(parts)}, got {', '.join(sorted(unknown))}")
     options.output.mkdir(parents=True, exist_ok=True)
+    # As pip does where the package is installed; Python may be told to write no bytecode here.
+    compileall.compile_dir(Path(traincheck_plugin.__file__).parent, quiet=1)
     for name in options.parts or parts:
         print(f"\n## {name}\n", flush=True)
         rows = parts[name]()
         print(f"\n{table(rows)}", flush=True)
-        text = json.dumps(rows, indent=1, default=plain_data)
-        (options.output / f"{name}.json").write_text(text)
+        write_figures(rows, options.output / f"{name}.json")
     plots.draw(options.output)
 
 

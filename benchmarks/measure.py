@@ -98,8 +98,21 @@ def _text(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def plain_data(value: Any) -> Any:
-    """Turn a measurement into what JSON can hold."""
+def write_figures(rows: Sequence[dict[str, Any]], file: Path) -> None:
+    """Write *rows* as JSON."""
+    file.write_text(json.dumps(rows, indent=1, default=_plain_data) + "\n")
+
+
+def read_figures(file: Path) -> list[dict[str, Any]]:
+    """Return the rows that `write_figures` wrote."""
+    rows: list[dict[str, Any]] = json.loads(file.read_text())
+    return [
+        {key: Spread(**value) if isinstance(value, dict) else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def _plain_data(value: Any) -> Any:
     if isinstance(value, Spread):
         return asdict(value)
     raise TypeError(f"expected a measurement, got {value!r}")

@@ -16,6 +16,8 @@ from typing import get_args
 import pyarrow as pa
 import pytest
 
+from benchmarks.measure import read_figures, table
+from benchmarks.plots import draw
 from tests.report.examples import buggy, unchecked
 from traincheck_plugin import config
 from traincheck_plugin.cli import check as check_command
@@ -42,6 +44,7 @@ PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.*)$", re.MULTILINE)
+TEXT = re.compile(r"<text[^>]*>([^<]*)</text>")
 NUMBER = re.compile(r"\d[\d,.:_-]*\d")
 """What differs from machine to machine: sizes, losses, times. Single digits do not."""
 
@@ -187,6 +190,21 @@ def test_relative_links_lead_somewhere(page) -> None:
             headings = HEADING.findall(without_fences(target.read_text(encoding="utf-8")))
             slugs = {re.sub(r"[^\w\- ]", "", h).strip().lower().replace(" ", "-") for h in headings}
             assert anchor in slugs, f"{page.name} links to {link}"
+
+
+@pytest.mark.parametrize(
+    "figures", sorted((DOCS / "plots").glob("*.json")), ids=lambda file: file.stem
+)
+def test_plots_are_drawn_from_the_figures_of_the_tables(figures, tmp_path) -> None:
+    page = page_text("benchmarks.md")
+    plot = figures.with_suffix(".svg")
+    assert table(read_figures(figures)) in page
+    assert f"(plots/{plot.name})" in page
+    shutil.copy(figures, tmp_path)
+    draw(tmp_path)
+    # Lines differ between versions of matplotlib; what is written at them does not.
+    texts = [TEXT.findall(file.read_text()) for file in (plot, tmp_path / plot.name)]
+    assert texts[0] == texts[1] != []
 
 
 def test_every_page_is_linked_from_the_readme() -> None:
