@@ -12,6 +12,7 @@ from traincheck_accelerate import watch
 
 from tests.accelerate_adapter.conftest import forget
 from tests.accelerate_adapter.loops import batches, parts
+from tests.watched import ATTENTION, OPTIONS, watched_steps
 
 FILE = "traincheck_0.json"
 
@@ -103,3 +104,21 @@ def test_a_checkpoint_within_a_window_of_accumulation(from_accumulating, tmp_pat
             saved.append(json.loads((tmp_path / FILE).read_text())["step"])
     assert saved == [0, 0, 0, 1, 1, 1, 1, 2, 2, 3]
     assert monitor.report.diagnoses == ()
+
+
+def test_with_the_default_budget_every_step_is_watched_after_a_load(tmp_path, monkeypatch):
+    watched = watched_steps(monkeypatch)
+    forget()
+    accelerator = Accelerator(cpu=True)
+    model, optimizer, _, loader = accelerator.prepare(*parts(), batches(40))
+    with watch(accelerator, **OPTIONS) as monitor:
+        for step, (inputs, labels) in enumerate(loader):
+            if step == 10:
+                accelerator.save_state(str(tmp_path))
+            elif step == 25:
+                accelerator.load_state(str(tmp_path))
+            accelerator.backward(nn.functional.cross_entropy(model(inputs), labels))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert watched == [*range(ATTENTION), *range(10, 10 + ATTENTION)]
+    assert monitor.state_dict() == {"step": 25}

@@ -25,6 +25,7 @@ class ContextTracker:
 
     Attributes:
         step: training windows completed, those before a resumed run's start included.
+        next_step: what it is when the present window is completed.
         num_steps: training windows completed since the start of this recording.
         micro_step: backward calls completed since the last optimizer step, a skipped one included.
     """
@@ -34,6 +35,7 @@ class ContextTracker:
         self._rank = rank
         self._world_size = world_size
         self.step = first_step
+        self.next_step = first_step + 1
         self.num_steps = 0
         self.micro_step = 0
         self._stage = "init"
@@ -119,13 +121,18 @@ class ContextTracker:
 
     def completed_window(self) -> None:
         """Count a training window."""
-        self.step += 1
+        self.step = self.next_step
+        self.next_step += 1
         self.num_steps += 1
         self._codes.clear()
 
-    def resume_at(self, step: int) -> None:
-        """Count steps on from *step*."""
+    def resume_at(self, step: int, *, is_complete: bool) -> None:
+        """Count on from *step*: that of the present window, or the next if this *is_complete*."""
+        if is_complete:
+            self.next_step = step
+            return
         self.step = step
+        self.next_step = step + 1
         self._codes.clear()
 
     def completed_backward(self) -> None:

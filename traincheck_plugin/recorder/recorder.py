@@ -157,7 +157,8 @@ class Recorder:
     @property
     def next_step(self) -> int:
         """Index of the step that a run which goes on from the present state begins with."""
-        return self.step + self._tape.segmenter.is_complete
+        tracker = self._tape.tracker
+        return tracker.next_step if self._tape.segmenter.is_complete else tracker.step
 
     @property
     def num_steps(self) -> int:
@@ -174,13 +175,13 @@ class Recorder:
         self._tape.end_batch()
 
     def attend(self) -> None:
-        """Observe every step for a while, whatever it costs."""
-        self._tape.sampler.attend(self._tape.tracker.step)
+        """Observe every step for a while, whatever it costs, the next one first."""
+        self._tape.sampler.attend(self.next_step)
         self._tape.resume()
 
     def resume_at(self, step: int) -> None:
         """Count on from *step*: a checkpoint was loaded."""
-        self._tape.tracker.resume_at(step)
+        self._tape.tracker.resume_at(step, is_complete=self._tape.segmenter.is_complete)
         self.attend()
 
     def withdraw_interruption(self) -> BaseException | None:

@@ -100,17 +100,19 @@ class Reel:
             self._tracker.completed_window()
             later_rows = [self._moved(row) for row in later_rows]
             later_frames = [self._moved_frame(frame) for frame in later_frames]
+        self.rows, self.frames = later_rows, later_frames
+        self.num_left_out -= num_left_out
+        if rows or frames or num_left_out:
+            # Now, since what is found in it may have the next steps observed.
+            self._emit(rows if was_observed else [], frames if was_observed else [], was_observed)
         self.is_observed = self._sampler.observes(self._tracker.step, *self._clock())
         if mark is not None and not was_observed:
             # The first calls of the window that begins were not recorded.
             self.is_observed = False
-        self.rows = later_rows if self.is_observed else []
-        self.frames = later_frames if self.is_observed else []
-        self.num_left_out -= num_left_out
+        if not self.is_observed:
+            self.rows, self.frames = [], []
         if self.is_observed != was_observed:
             self._on_observed(self.is_observed)
-        if rows or frames or num_left_out:
-            self._emit(rows if was_observed else [], frames if was_observed else [], was_observed)
 
     @property
     def has_waiting(self) -> bool:

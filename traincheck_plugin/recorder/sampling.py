@@ -65,7 +65,7 @@ class Sampler:
 
     def attend(self, step: int) -> None:
         """Observe every step for a while from *step* on: something is going on."""
-        self._attentive_until = max(self._attentive_until, step + self._sampling.warm_up_steps)
+        self._attentive_until = step + self._sampling.warm_up_steps
 
     def observes(self, step: int, spent_ns: int, now_ns: int) -> bool:
         """Return whether the windows of *step* are observed.

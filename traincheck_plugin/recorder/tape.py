@@ -175,7 +175,7 @@ class Tape:
 
     def _expects_next_step(self) -> bool:
         now_ns = time.perf_counter_ns() - self.start_ns
-        return self.sampler.expects(self.tracker.step + 1, self.spent_ns, now_ns)
+        return self.sampler.expects(self.tracker.next_step, self.spent_ns, now_ns)
 
     def around(
         self,
