@@ -15,7 +15,7 @@ from traincheck_plugin.invariants.model import (
     Severity,
     VarTypeParam,
 )
-from traincheck_plugin.plan import Plan
+from traincheck_plugin.plan import CHANGE, Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
     Cause,
@@ -66,7 +66,8 @@ class OptimizerKeptRelation(Relation):
         return f"{short(step.api_full_name)} keeps the state of the optimizer for the next one"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        wanted = frozenset({("parameter", "optimizer"), ("slot", "data")})
+        # That there is a state is all that is asked.
+        wanted = frozenset({("parameter", "optimizer"), ("slot", CHANGE)})
         return Plan(functions=frozenset(), attributes={"step": wanted})  # type: ignore[dict-item]
 
     def severity(self, params: tuple[Param, ...]) -> Severity:

@@ -26,6 +26,8 @@ from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced, is_transformed
 
 Module = torch.nn.Module
+is_compiling: Callable[[], bool] = torch.compiler.is_compiling
+is_grad_enabled: Callable[[], bool] = torch.is_grad_enabled
 
 _ABOUT_HOOKS = r"Using `torch\.compile\(module\)` when there are global hooks"
 MAX_STRAYS = 64
@@ -103,12 +105,21 @@ class ModulesProbe(Doorbell):
             warnings.filters.remove(self._filter)  # type: ignore[attr-defined]
 
     def _before_forward(self, module: Any, args: Any) -> None:
+        # The compiler takes this for true, and looks no further.
+        if is_compiling():
+            return
+        thread = self._threads
+        key = id(module)
+        # Most calls: the part of a module that is known not to be traced.
+        if thread.root_id and key != thread.root_id and key in self._parts and thread.number == 0:
+            self._runs.note(key)
+            if not is_grad_enabled() and type(module) in _FAST_PATHS:
+                self._mute_within(key)
+            return
         if is_traced():
             if is_transformed():
                 self._note_transformed(module)
             return
-        thread = self._threads
-        key = id(module)
         if not thread.root_id:
             if thread.number == 0:
                 self._unmute_interrupted()
@@ -119,8 +130,8 @@ class ModulesProbe(Doorbell):
             self._examine(module)
         if thread.number == 0:
             self._runs.note(key)
-        if type(module) in _FAST_PATHS and not torch.is_grad_enabled() and thread.number == 0:
-            self._mute_within(key)
+            if not is_grad_enabled() and type(module) in _FAST_PATHS:
+                self._mute_within(key)
 
     def _mute_within(self, key: int) -> None:
         """Listen to no functions until the forward of the module with this id is over."""
@@ -199,10 +210,12 @@ class ModulesProbe(Doorbell):
                 tape.variables.add_stray(module)
 
     def _after_forward(self, module: Any, args: Any, *rest: Any) -> None:
-        if is_traced():
+        if is_compiling():
             return
         thread = self._threads
         key = id(module)
+        if (key != thread.root_id and not self._muting) or is_traced():
+            return
         if self._muting and self._muting[-1] == key and thread.number == 0:
             self._muting.pop()
             self._tape.silencer.unmute()
