@@ -78,13 +78,18 @@ class _Monitor(Monitor):
             return NO_EXAMPLES
         rows = completed(window, window.rows_of_name(self._backward))
         rows = rows[is_backward(window)[rows]]
-        is_cleared = self._cleared(window, rows)
-        if not len(rows):
-            return NO_EXAMPLES
+        clears = window.rows_of_role("zero_grad")
         holds = ~_is_again(window, rows)
+        was_cleared = self._is_cleared
+        if len(rows):
+            self._is_cleared = bool(len(clears) and clears[-1] > rows[-1])
+        else:
+            self._is_cleared |= len(clears) > 0
         if not holds.all():
-            kept = holds.copy()
-            kept[~holds] = _has_gradients(window, rows[~holds]) & ~is_cleared[~holds]
+            numbers = np.searchsorted(clears, rows)
+            is_cleared = np.diff(numbers, prepend=0) > 0
+            is_cleared[0] |= was_cleared
+            kept = holds | (_has_gradients(window, rows) & ~is_cleared)
             rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:
@@ -100,24 +105,14 @@ class _Monitor(Monitor):
 
         return Examples.of_calls(window, rows, holds, explain)
 
-    def _cleared(self, window: Window, rows: Int64) -> Bool:
-        """Return before which of the backwards gradients were cleared since the one before."""
-        numbers = np.searchsorted(window.rows_of_role("zero_grad"), rows)
-        total = len(window.rows_of_role("zero_grad"))
-        cleared = np.diff(numbers, prepend=0, append=total) > 0
-        cleared[0] |= self._is_cleared
-        self._is_cleared = bool(cleared[-1])
-        found: Bool = cleared[:-1]
-        return found
-
 
 def _is_again(window: Window, rows: Int64) -> Bool:
     """Return which backwards went through a loss again."""
-    codes, found = np.unique(window.calls.inputs[rows], return_inverse=True)
+    inputs = window.calls.inputs[rows]
     signature = window.catalog.signature
-    marked = [any(item.path == "again" for item in signature(code)) for code in codes.tolist()]
-    again: Bool = np.array(marked, np.bool_)[found]
-    return again
+    again = [c for c in set(inputs.tolist()) if any(i.path == "again" for i in signature(c))]
+    found: Bool = np.isin(inputs, again) if again else np.zeros(len(rows), np.bool_)
+    return found
 
 
 def _has_gradients(window: Window, rows: Int64) -> Bool:
