@@ -1,6 +1,6 @@
 """Runs the benchmarks, or parts of them, and prints their tables.
 
-    python -m benchmarks [overhead] [throughput] [tutorial] [traincheck]
+    python -m benchmarks [overhead] [shares] [throughput] [tutorial] [traincheck]
 
 Figures also go to a JSON file, and plots beside it where matplotlib is installed.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import traincheck_plugin
-from benchmarks import overhead, plots, throughput, traincheck, tutorial
+from benchmarks import overhead, plots, shares, throughput, traincheck, tutorial
 from benchmarks.loops import LOOPS
 from benchmarks.measure import table, write_figures
 from benchmarks.workloads import WORKLOADS
@@ -35,6 +35,7 @@ def main() -> None:
         "overhead": lambda: overhead.measure(
             options.workloads, options.loops, options.rounds, options.device
         ),
+        "shares": lambda: shares.measure(options.workloads),
         "throughput": lambda: throughput.measure(options.output),
         "tutorial": lambda: tutorial.measure(options.rounds),
         "traincheck": lambda: traincheck.measure(options.output),

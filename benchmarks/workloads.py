@@ -134,7 +134,7 @@ class Workload:
     Attributes:
         name: for people.
         build: makes a model and a batch.
-        num_steps: how many steps are timed at once, about half a second.
+        num_steps: how many steps are timed at once, for half a second or more.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Workload:
 
 WORKLOADS = {
     "cnn": Workload("CNN of the tutorial", cnn, 8),
-    "mlp": Workload("MLP, short steps", mlp, 400),
+    "mlp": Workload("MLP, short steps", mlp, 1200),
     "resnet": Workload("ResNet-18, small images", resnet, 2),
     "transformer": Workload("transformer, 10 M parameters", transformer, 3),
     "lstm": Workload("LSTM", lstm, 20),
