@@ -296,11 +296,16 @@ class Interner(Generic[T]):
 
 _properties = attrgetter(*CONTEXT_COLUMNS)
 
+KEPT_CONTEXTS = 1 << 12
+"""Contexts that are kept as objects, those of about a thousand steps."""
+
 
 class Contexts:
     """Gives each distinct context a code, like an `Interner`, and keeps them as columns.
 
-    Every step has new contexts: those of a trace are only made where somebody asks for one.
+    Every step has new contexts: those of a trace are only made where somebody asks for one, and of
+    those of a run that goes on only the latest are kept as objects. A context that comes again
+    after so many others gets another code.
 
     Attributes:
         others: numbers the values of properties that are no numbers.
@@ -310,8 +315,8 @@ class Contexts:
         self.others: Interner[Hashable] = Interner()
         self._values: list[Context | None] = []
         self._codes: dict[Context, int] = {}
-        self._lock = threading.Lock()
-        self._num_coded = 0
+        self._lock = threading.RLock()
+        self._num_coded = self._num_forgotten = 0
         self._table = np.empty((64, len(CONTEXT_COLUMNS)), np.int64)
         self._num_rows = 0
 
@@ -325,7 +330,16 @@ class Contexts:
                 if code == len(self._values):
                     self._values.append(value)
                     self._num_coded = len(self._values)
+                if len(self._codes) > 2 * KEPT_CONTEXTS:
+                    self._forget()
         return code
+
+    def _forget(self) -> None:
+        """Keep but the latest as objects."""
+        start, stop = self._num_forgotten, self._fill() - KEPT_CONTEXTS
+        self._values[start:stop] = [None] * (stop - start)
+        self._codes = {value: code for value, code in self._codes.items() if code >= stop}
+        self._num_forgotten = stop
 
     def _code_all(self) -> None:
         for code in range(self._num_coded, len(self._values)):
@@ -348,19 +362,20 @@ class Contexts:
         return self._table[:rows, CONTEXT_COLUMNS.index(name)]
 
     def _fill(self) -> int:
-        start, stop = self._num_rows, len(self._values)
-        if start < stop:
-            self._reserve(stop)
-            number = self.others.code
-            self._table[start:stop] = [
-                [
-                    value if name in CONTEXT_NUMBERS else number(value)
-                    for name, value in zip(CONTEXT_COLUMNS, _properties(context), strict=True)
+        if self._num_rows < len(self._values):
+            with self._lock:
+                start, stop = self._num_rows, len(self._values)
+                self._reserve(stop)
+                number = self.others.code
+                self._table[start:stop] = [
+                    [
+                        value if name in CONTEXT_NUMBERS else number(value)
+                        for name, value in zip(CONTEXT_COLUMNS, _properties(context), strict=True)
+                    ]
+                    for context in self._values[start:stop]
                 ]
-                for context in self._values[start:stop]
-            ]
-            self._num_rows = stop
-        return stop
+                self._num_rows = stop
+        return self._num_rows
 
     def _reserve(self, size: int) -> None:
         if size > len(self._table):

@@ -25,7 +25,7 @@ PARAMS = (
         "step step step scheduler " * 3,
         # A step is left out now and then, and the scheduler moves on.
         "step scheduler scheduler step scheduler " * 6,
-        "step scheduler scheduler step scheduler scheduler step scheduler " * 3,
+        "step scheduler forward scheduler step scheduler forward scheduler step scheduler " * 3,
         "step placed placed placed " * 6,
         "step scheduler scheduler gap " * 6,
     ],
@@ -35,8 +35,13 @@ def test_healthy_schedules(words: str) -> None:
 
 
 def test_a_scheduler_that_moves_too_fast() -> None:
-    found = holding(RELATION, PARAMS, "step scheduler scheduler " * 5)
+    found = holding(RELATION, PARAMS, "step scheduler forward scheduler " * 5)
     assert found == [number < 2 * IN_A_ROW - 1 or number % 2 == 0 for number in range(10)]
+
+
+def test_a_scheduler_that_moves_twice_at_once() -> None:
+    words = "step scheduler scheduler | " * 3
+    assert holding(RELATION, PARAMS, words) == [True, True, True, False, True, False]
 
 
 def test_each_process_may_move_it() -> None:

@@ -134,13 +134,19 @@ class _Met:
         others = len(known) < len(self._properties)
         self._names = [*known, *(["annotations"] if others else [])]
         self._by_value: dict[tuple[object, ...], bool] = {}
-        self._by_code: Bool = np.empty(0, np.bool_)
+        self._by_code: Bool = np.empty(64, np.bool_)
+        self._num_known = 0
 
     def of(self, codes: Int32, contexts: Contexts) -> Bool:
         """Return a value for each of *codes*."""
-        start, stop = len(self._by_code), len(contexts)
-        if start < stop:
-            self._by_code = np.append(self._by_code, self._new(start, contexts))
+        start = self._num_known
+        if start < len(contexts):
+            new = self._new(start, contexts)
+            self._num_known = stop = start + len(new)
+            if stop > len(self._by_code):
+                # By half as much again: every step has new contexts.
+                self._by_code = np.resize(self._by_code, max(stop, 3 * len(self._by_code) // 2))
+            self._by_code[start:stop] = new
         met: Bool = self._by_code[codes]
         return met
 

@@ -39,7 +39,8 @@ from traincheck_plugin.relations.params import api_plan, pair, three
 
 IN_A_ROW = 3
 """Steps before which a scheduler moved too often until that is no coincidence: a loop that skips a
-step, since the loss is not finite, may move the scheduler all the same."""
+step, since the loss is not finite, may move the scheduler all the same. Where no forward came in
+between, so that no step was skipped, each counts for two."""
 
 
 SEVERAL = 2
@@ -50,8 +51,9 @@ class SchedulePaceRelation(Relation):
     """Between two optimizer steps each scheduler is stepped at most once for each process.
 
     ``forall calls b of a scheduler s, forall consecutive optimizer steps around it:
-    #s.step <= world_size``, and not more in `IN_A_ROW` cycles on end. Frameworks step a scheduler
-    once for each process; schedules by epochs move less often. With a constant n,
+    #s.step <= world_size``, and not more in `IN_A_ROW` cycles on end, or two where no forward came
+    between the calls. Frameworks step a scheduler once for each process; schedules by epochs move
+    less often. With a constant n,
     ``forall training steps: not (calls a, b, c of a scheduler before it: training steps(a, b) < n
     and training steps(b, c) < n)``. No examples are calls before the first optimizer step, since a
     run that is resumed may wind its schedulers on, and those that say where in its schedule the
@@ -116,6 +118,9 @@ class _Monitor(Monitor):
         self._counts: dict[str, int] = {}
         self._excessive: set[str] = set()
         self._num_excessive: dict[str, int] = {}
+        # How many forwards there were by now, and when each scheduler moved last.
+        self._num_forwards = 0
+        self._forwards_at: dict[str, int] = {}
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
@@ -128,8 +133,11 @@ class _Monitor(Monitor):
         both = np.sort(np.concatenate([moves, steps]))
         is_step = np.isin(both, steps).tolist()
         limits = window.catalog.contexts.column("world_size")[calls.context[both]].tolist()
+        forwards = window.rows_of_role("forward")
+        passed = (self._num_forwards + np.searchsorted(forwards, both)).tolist()
+        self._num_forwards += len(forwards)
         rows, holds, counts = [], [], []
-        for row, stepped, limit in zip(both.tolist(), is_step, limits, strict=True):
+        for row, stepped, limit, at in zip(both.tolist(), is_step, limits, passed, strict=True):
             if stepped:
                 self._begin_cycle()
                 continue
@@ -139,7 +147,9 @@ class _Monitor(Monitor):
             count = self._counts[key] = self._counts.get(key, 0) + 1
             if count == limit + 1:
                 self._excessive.add(key)
-                self._num_excessive[key] = self._num_excessive.get(key, 0) + 1
+                weight = 2 if at == self._forwards_at.get(key) else 1
+                self._num_excessive[key] = self._num_excessive.get(key, 0) + weight
+            self._forwards_at[key] = at
             rows.append(row)
             holds.append(count <= limit or self._num_excessive[key] < IN_A_ROW)
             counts.append(count)
@@ -150,7 +160,7 @@ class _Monitor(Monitor):
             name = short(window.catalog.apis[int(calls.api[rows[index]])].name)
             return Explanation(
                 message=f"{name} was called {counts[index]} times since the last optimizer step, "
-                f"and too often before {IN_A_ROW} steps in a row",
+                "for several steps in a row",
                 cause=Cause(
                     fact="calls of LRScheduler.step for each step",
                     subjects=("LRScheduler.step",),
