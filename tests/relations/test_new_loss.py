@@ -51,8 +51,9 @@ def test_backwards_are_judged_as_the_formula_says(words: list[str]) -> None:
 
 def test_the_cause_is_told() -> None:
     told = failure(RELATION, PARAMS, "backward repeated step")
-    assert (
-        told.message == "Tensor.backward went through a loss that an earlier backward went through"
+    assert told.message == (
+        "Tensor.backward went through a loss that an earlier backward (train.py:1 in train) went "
+        "through"
     )
     assert told.cause is not None
     assert "one loss goes backward twice" in told.cause.text

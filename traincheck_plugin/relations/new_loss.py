@@ -25,7 +25,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.frames import frames_at, is_backward
 from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.moments import by_stack
-from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
 
@@ -93,9 +93,14 @@ class _Monitor(Monitor):
             rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:
-            name = short(window.catalog.apis[int(window.calls.api[rows[index]])].name)
+            part, row = window.at(int(rows[index]))
+            name = short(part.catalog.apis[int(part.calls.api[row])].name)
+            before = part.rows_of_role("backward")
+            before = before[before < row]
+            earlier = place(part, int(before[-1])) if len(before) else ""
             return Explanation(
-                message=f"{name} went through a loss that an earlier backward went through",
+                message=f"{name} went through a loss that an earlier backward{earlier} went "
+                "through",
                 cause=Cause(
                     fact="several backwards for one loss",
                     subjects=(name,),
