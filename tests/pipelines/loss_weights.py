@@ -10,7 +10,7 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"loss_switched_off": (0, r"\bzeros?\b|weight of 0")}
 
 
 class Network(nn.Module):
@@ -31,6 +31,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -54,6 +55,8 @@ def main():
         for images, labels in loader:
             digit, parity, _ = model(images)
             losses = F.cross_entropy(digit, labels), F.cross_entropy(parity, labels % 2)
+            if args.bug == "loss_switched_off":
+                losses = losses[0], 0.0 * losses[1]
             loss = sum(
                 torch.exp(-weight) * one + weight
                 for weight, one in zip(log_variances, losses, strict=True)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
+from traincheck_plugin.events import Item
 from traincheck_plugin.invariants.model import APIParam
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
@@ -94,6 +95,21 @@ def test_a_step_uses_what_was_clipped_since_the_last_backward(
         APIParam(api_full_name="torch.optim.Optimizer.step", role="step"),
     )
     assert labels(FunctionCoverRelation(), params, _windows(names, cut)) == expected
+
+
+def test_a_norm_that_is_measured_is_not_clipped() -> None:
+    run = RunBuilder()
+    for _ in range(3):
+        run.call(STEP)
+        run.call(CLIP, inputs=[Item(path="limit", type="str", value="inf")])
+        run.call(BACKWARD)
+        run.call(CLIP)
+    params = (
+        APIParam(api_full_name=BACKWARD, role="backward"),
+        APIParam(api_full_name=CLIP, role="clip"),
+    )
+    found = labels(FunctionCoverRelation(), params, [run.window()])
+    assert [holds for _, holds in found] == [True] * 3
 
 
 def test_what_is_clipped_within_a_backward_comes_after_it() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Window
+from traincheck_plugin.events import NONE, Array, Bool, Int64, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -39,9 +39,10 @@ class FunctionCoverRelation(Relation):
     s the last optimizer step before b2, unless A or B is the step itself. Where A clips gradients
     and B steps, only the last backward counts as s: what is clipped before it, or after the step,
     is not what the step uses. Where B clips gradients, those of one backward may be clipped in
-    several parts: only s counts. A failure is then an example only if the next step or backward is
-    a backward, and is told there: one loss may be that of several optimizers, each of which clips
-    and steps, and a trainer that only feeds a model with data clips gradients that are not there.
+    several parts: only s counts. One with an infinite limit clips nothing. A failure is then an
+    example only if the next step or backward is a backward, and is told there: one loss may be that
+    of several optimizers, each of which clips and steps, and a trainer that only feeds a model with
+    data clips gradients that are not there.
 
     Catches a `zero_grad` that was dropped from the loop, gradients that are clipped before they are
     unscaled or after the step, and a loss that goes backward twice. Cannot see that the call had no
@@ -146,6 +147,8 @@ class _Clips(_Monitor):
             self._gaps.forget()
             self._waiting.clear()
         rows, holds = self._gaps.observe(window)
+        is_limited = _has_limit(window, rows)
+        rows, holds = rows[is_limited], holds[is_limited]
         if holds.all() and not self._waiting:
             return Examples.of_calls(window, rows, holds, no_explanation)
         calls, apis = window.calls, window.catalog.apis
@@ -190,3 +193,11 @@ class _Clips(_Monitor):
             explain=lambda index: self._explain(clips[int(order[index]) - len(held)].name),
             position=None if window.joint is None else position[order],
         )
+
+
+def _has_limit(window: Window, rows: Int64) -> Bool:
+    """Return which calls clip gradients, and do not only measure them."""
+    inputs = window.calls.inputs[rows]
+    signature = window.catalog.signature
+    measuring = [c for c in set(inputs.tolist()) if any(i.path == "limit" for i in signature(c))]
+    return ~np.isin(inputs, measuring) if measuring else np.ones(len(rows), np.bool_)

@@ -21,6 +21,7 @@ from traincheck_plugin.relations.eventual_change import EventualChangeRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+from traincheck_plugin.relations.gradient_flow import GradientFlowRelation
 from traincheck_plugin.relations.gradients_kept import GradientsKeptRelation
 from traincheck_plugin.relations.gradients_used import GradientsUsedRelation
 from traincheck_plugin.relations.load import LoadRelation
@@ -59,6 +60,7 @@ BUILT_IN: tuple[Relation, ...] = (
     EventualCallRelation(),
     SchedulePaceRelation(),
     ScheduleMovesRelation(),
+    GradientFlowRelation(),
     GradientsKeptRelation(),
     GradientsUsedRelation(),
     NewGradientsRelation(),

@@ -33,6 +33,7 @@ def recorded(
     is_nesting: bool = False,
     is_summarised: bool = False,
     optimizer: Callable[..., Any] | None = None,
+    note: Callable[[int], int] | None = None,
     outcome: Outcome | None = None,
 ) -> Callable[..., Any]:
     """Return *function* wrapped to record its outermost calls of *role* on each thread.
@@ -47,6 +48,7 @@ def recorded(
         is_nesting: whether calls within calls of *role* are recorded too.
         is_summarised: whether the signatures of arguments and result are recorded.
         optimizer: gives the optimizer a call is about, from its arguments.
+        note: adds to the signature of the arguments; see `Tape.around`.
         outcome: gives what is noted of the result.
     """
 
@@ -72,6 +74,7 @@ def recorded(
             subject=subject if has_subject else None,
             optimizer=about,
             is_summarised=is_summarised,
+            note=note,
             outcome=outcome,
         )
 

@@ -17,7 +17,8 @@ from traincheck_plugin.recorder.tape import Tape
 class ClippingProbe:
     """Observes ``clip_grad_norm_`` and ``clip_grad_value_``, wherever they were imported to.
 
-    Where the limit is infinite, nothing is clipped: it is how a norm is measured for a log.
+    Where the limit is infinite, nothing is clipped, and the call tells so: it is how a norm is
+    measured for a log.
     """
 
     def attach(self, tape: Tape, patches: Patches) -> None:
@@ -29,21 +30,32 @@ class ClippingProbe:
             )
             function = getattr(clip_grad, name)
             clipping = recorded(tape, function, "clip", api, is_method=False)
-            replacements[function] = _with_limit(function, clipping)
+            measuring = recorded(
+                tape,
+                function,
+                "clip",
+                api,
+                is_method=False,
+                is_summarised=True,
+                note=lambda arguments: tape.signatures.extended(arguments, "limit", "inf"),
+            )
+            replacements[function] = _by_limit(function, clipping, measuring)
         patches.everywhere(replacements)
 
     def detach(self) -> None:
         """Nothing beyond the patches."""
 
 
-def _with_limit(function: Callable[..., Any], clipping: Callable[..., Any]) -> Callable[..., Any]:
-    """Return *clipping* for calls with a limit, and *function* for the others."""
+def _by_limit(
+    function: Callable[..., Any], clipping: Callable[..., Any], measuring: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return what calls *clipping* where there is a limit, and *measuring* where it is infinite."""
 
     @functools.wraps(function)
     def traincheck_call(*args: Any, **kwargs: Any) -> Any:
         # The limit follows the parameters, under whatever name.
         limits = (*args[1:2], kwargs.get("max_norm"), kwargs.get("clip_value"))
         is_measuring = any(isinstance(limit, float) and math.isinf(limit) for limit in limits)
-        return (function if is_measuring else clipping)(*args, **kwargs)
+        return (measuring if is_measuring else clipping)(*args, **kwargs)
 
     return traincheck_call

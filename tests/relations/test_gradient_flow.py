@@ -1,0 +1,125 @@
+"""Modules whose gradients are all zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels, told
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import GradState
+from traincheck_plugin.invariants.model import ConstantParam
+from traincheck_plugin.relations.gradient_flow import (
+    FLOWING,
+    IN_A_ROW,
+    MIN_STEPS,
+    GradientFlowRelation,
+)
+
+RELATION = GradientFlowRelation()
+FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"
+NAMES = ("stem.weight", "branch.0.weight", "branch.0.bias")
+PARAMS = (FLOWING, ConstantParam(value=("Net#0.branch.0",)))
+
+NULL, ZERO, FLOWS = GradState.NULL, GradState.ZERO, GradState.NON_ZERO
+HEALTHY, DRY, FLAT = (FLOWS, FLOWS, ZERO), (FLOWS, ZERO, ZERO), (ZERO, ZERO, ZERO)
+
+
+def _step(
+    grads: Sequence[GradState], target: str = FIRST, *, led: bool = True, held: str = FIRST
+) -> Callable[[RunBuilder], object]:
+    def tell(run: RunBuilder) -> None:
+        if led:
+            run.call("torch.Tensor.backward")
+        with run.calling("torch.optim.SGD.step", object=target):
+            codes = run.parameters(*NAMES, shape=(4, 4))
+            run.frame("begin", codes, grad=list(grads), optimizer=held)
+
+    return tell
+
+
+def _held(*run: Callable[[RunBuilder], object]) -> list[bool]:
+    windows = told(run, range(1, len(run)))
+    return [holds for _, holds in labels(RELATION, PARAMS, windows)]
+
+
+def test_a_module_that_gets_nothing_but_zeros() -> None:
+    run = [_step(HEALTHY), *[_step(DRY)] * (IN_A_ROW + 1), _step(HEALTHY)]
+    assert _held(*run) == [True] * IN_A_ROW + [False] * 2 + [True]
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        _step(HEALTHY),
+        # The loss is flat, or the module did not run.
+        _step(FLAT),
+        _step((FLOWS, NULL, NULL)),
+    ],
+)
+def test_steps_that_begin_anew(between: Callable[[RunBuilder], object]) -> None:
+    run = [*[_step(DRY)] * (IN_A_ROW - 1), between]
+    assert all(_held(*run * 3))
+
+
+def test_what_does_not_count() -> None:
+    others = [_step(DRY, led=False), _step(HEALTHY, SECOND)]
+    found = _held(*[step for _ in range(IN_A_ROW) for step in (_step(DRY), *others)])
+    assert found == [True] * (IN_A_ROW - 1) + [False]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([HEALTHY, DRY, FLAT, (FLOWS, NULL, NULL)]),
+            st.sampled_from([FIRST, SECOND]),
+        ),
+        max_size=30,
+    ),
+    st.sets(st.integers(1, 29)),
+)
+def test_steps_are_judged_as_the_formula_says(
+    run: list[tuple[tuple[GradState, ...], str]], cuts: set[int]
+) -> None:
+    expected, num_dry = [], {FIRST: 0, SECOND: 0}
+    for grads, target in run:
+        num_dry[target] = num_dry[target] + 1 if grads == DRY else 0
+        if grads in (HEALTHY, DRY):
+            expected.append(num_dry[target] < IN_A_ROW)
+    events = [_step(grads, target, held=target) for grads, target in run]
+    found = labels(RELATION, PARAMS, told(events, sorted(cuts)))
+    assert [holds for _, holds in found] == expected
+
+
+def test_the_cause_is_told() -> None:
+    (window,) = told([_step(DRY)] * IN_A_ROW, [])
+    explanation = RELATION.monitor(PARAMS).observe(window).explain(IN_A_ROW - 1)
+    assert explanation.message == (
+        "the gradients of 2 parameters were all zeros in the last 5 calls of SGD.step, or more"
+    )
+    assert explanation.cause is not None
+    assert "`branch.0.weight`, `branch.0.bias` compute" in explanation.cause.text
+
+
+def test_named_is_what_gets_gradients_all_the_time() -> None:
+    proposer = RELATION.proposer()
+    for window in told([_step(HEALTHY), _step(DRY)] * MIN_STEPS, [3]):
+        proposer.observe(window)
+    (hypothesis,) = proposer.hypotheses()
+    assert hypothesis.params == (
+        FLOWING,
+        ConstantParam(value=("Net#0.branch.0", "Net#0.stem")),
+    )
+    for window in told([_step(DRY)] * 2, []):
+        proposer.observe(window)
+    (hypothesis,) = proposer.hypotheses()
+    assert hypothesis.params == (FLOWING, ConstantParam(value=("Net#0.stem",)))
+
+
+def test_the_names_are_a_list() -> None:
+    with pytest.raises(InvariantError, match="a list of names, got 3"):
+        RELATION.monitor((FLOWING, ConstantParam(value=3)))

@@ -1,0 +1,263 @@
+"""GradientFlowRelation: gradients reach the parts of the model that they reach in a healthy run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import NONE, Bool, GradState, Int64, Variable, Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    ConstantParam,
+    Hypothesis,
+    Param,
+    Severity,
+    VarTypeParam,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.frames import frames_at
+from traincheck_plugin.relations.lifecycle import Backwards, completed
+from traincheck_plugin.relations.moments import by_stack
+from traincheck_plugin.relations.named import Named
+from traincheck_plugin.relations.naming import describe_variables, short
+from traincheck_plugin.relations.params import pair
+
+PARAMETER = VAR_TYPES["parameter"]
+HELD = (("held", True),)
+FLOWING = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero", where=HELD)
+STEP = "torch.optim.Optimizer.step"
+
+IN_A_ROW = 5
+"""Steps of an optimizer with nothing but zeros for a module until that is no coincidence."""
+
+MOST = 1
+"""How many there may be in a row in the reference: where it happens at times, nothing is said."""
+
+MIN_STEPS = 10
+"""Steps with gradients of a module that show that it gets them."""
+
+MIN_ELEMENTS = 8
+"""Of a module: a clamp may hold a single number for good, as it does a temperature."""
+
+_SHOWN = ("grad", "optimizer")
+
+
+class GradientFlowRelation(Relation):
+    """Where an optimizer has gradients, those of the named modules are not all zeros.
+
+    ``forall steps s of an optimizer o, forall modules m in names that o holds a parameter of: not
+    (in the last `IN_A_ROW` steps of o each gradient of m that there is was all zeros, and some
+    other gradient of o was not)``. Steps that no backward led to do not count, and one without a
+    gradient of m begins anew. Named are modules of which the reference has a gradient that is not
+    zero in all steps, but for single ones.
+
+    Catches a term of the loss with a weight of 0, a branch that is multiplied by 0, and a mask that
+    leaves nothing over. Cannot see gradients that are too small, nor a part that is cut off, which
+    gets no gradient at all.
+    """
+
+    name = "GradientFlowRelation"
+    takes_stretches = True
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        return _Monitor(_names(params))
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        names = _names(params)
+        shown = ", ".join(f"`{name}`" for name in names[:3])
+        more = ", ..." if len(names) > 3 else ""
+        noun = "1 module" if len(names) == 1 else f"{len(names)} modules"
+        return f"the gradients of {noun} ({shown}{more}) are not all zeros when the optimizer steps"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        attributes = frozenset({("parameter", "grad"), ("parameter", "optimizer")})
+        return Plan(functions=frozenset(), attributes={"step": attributes})  # type: ignore[dict-item]
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+def _names(params: tuple[Param, ...]) -> tuple[str, ...]:
+    """Return the names of a hypothesis.
+
+    Raises:
+        InvariantError: it is none of this relation.
+    """
+    name = GradientFlowRelation.name
+    _, names = pair(name, params, VarTypeParam, ConstantParam)
+    if not isinstance(names.value, tuple) or not all(isinstance(n, str) for n in names.value):
+        raise InvariantError(f"{name} needs a list of names, got {names.value!r}")
+    return names.value
+
+
+def _name(variable: Variable) -> str:
+    """Return the name under which the module of a parameter is found again in another run."""
+    # The module that defines the class of a model may be another one when a script is imported.
+    return f"{variable.owner.rpartition('.')[2]}.{variable.name}".rpartition(".")[0]
+
+
+class _Part(NamedTuple):
+    """Steps of one optimizer, in order: a row for each, and a column for each module.
+
+    Attributes:
+        rows, positions: of the calls, and of the frames at their begin.
+        flows: whether a gradient of the module was not all zeros.
+        num_dry: how many steps in a row, with this one, were all zeros.
+    """
+
+    rows: Int64
+    positions: Int64
+    flows: Bool
+    num_dry: Int64
+
+
+class _Flow:
+    """Follows which modules get gradients from one step of an optimizer to the next."""
+
+    def __init__(self) -> None:
+        self._backwards = Backwards()
+        # By optimizer and number of the module.
+        self._num_dry: dict[int, Int64] = {}
+
+    def observe(self, window: Window) -> Iterator[_Part]:
+        """Yield the steps of each optimizer of the next window."""
+        if not window.observed:
+            self._num_dry.clear()
+            return
+        rows = completed(window, window.rows_of_name(STEP))
+        rows = rows[self._backwards.led_to(window, rows)]
+        positions = frames_at(window, rows, PARAMETER, _SHOWN, is_begin=True)
+        rows, positions = rows[positions != NONE], positions[positions != NONE]
+        flows, dry = _table(window, positions)
+        objects = window.calls.object[rows]
+        for target in np.unique(objects).tolist():
+            chosen = np.flatnonzero(objects == target)
+            # Where nothing else gets any, the loss is flat.
+            is_dry = dry[chosen] & np.any(flows[chosen], axis=1, keepdims=True)
+            numbers = np.arange(1, len(chosen) + 1)[:, None]
+            last = np.maximum.accumulate(np.where(is_dry, 0, numbers), axis=0)
+            before = np.zeros(is_dry.shape[1], np.int64)
+            known = self._num_dry.get(target)
+            if known is not None:
+                before[: len(known)] = known
+            num_dry = numbers - last + np.where(last == 0, before, 0)
+            self._num_dry[target] = num_dry[-1]
+            yield _Part(rows[chosen], positions[chosen], flows[chosen], num_dry)
+
+
+def _table(window: Window, positions: Int64) -> tuple[Bool, Bool]:
+    """Return which modules get gradients, and which nothing but zeros, in each frame."""
+    modules, found = window.catalog.modules, []
+    for indexes, shown in by_stack(window, positions):
+        held = shown.select(HELD)
+        if held is not None:
+            found.append((indexes, modules.of(shown.variables), held, shown.column("grad")))
+    flows, zeros = np.zeros((2, len(positions), len(modules)), np.bool_)
+    for indexes, numbers, held, grad in found:
+        for table, mask in ((flows, grad >= GradState.NON_ZERO), (zeros, grad == GradState.ZERO)):
+            rows, columns = (held & mask).nonzero()
+            table[indexes[rows], numbers[columns]] = True
+    return flows, zeros & ~flows
+
+
+class _Monitor(Monitor):
+    def __init__(self, names: tuple[str, ...]) -> None:
+        self._named = Named(PARAMETER, names, _name)
+        self._flow = _Flow()
+
+    def observe(self, window: Window) -> Examples:
+        parts = list(self._flow.observe(window))
+        if not parts:
+            return NO_EXAMPLES
+        catalog = window.catalog
+        codes = np.flatnonzero(self._named.among(catalog)).astype(np.int32)
+        named = np.zeros(len(catalog.modules), np.bool_)
+        named[catalog.modules.of(codes)] = True
+        rows = np.concatenate([part.rows for part in parts])
+        positions = np.concatenate([part.positions for part in parts])
+        num_dry = named * np.concatenate([part.num_dry for part in parts])
+        flows = named & np.concatenate([part.flows for part in parts])
+        order = np.argsort(rows)
+        order = order[(flows | (num_dry > 0))[order].any(axis=1)]
+        if not len(order):
+            return NO_EXAMPLES
+        rows, positions, fails = rows[order], positions[order], num_dry[order] >= IN_A_ROW
+        return Examples.of_calls(
+            window,
+            rows,
+            ~fails.any(axis=1),
+            lambda index: _explain(window, int(rows[index]), int(positions[index]), fails[index]),
+        )
+
+
+def _explain(window: Window, row: int, position: int, dry: Bool) -> Explanation:
+    frame = window.frames[position]
+    codes = frame.variables[dry[window.catalog.modules.of(frame.variables)]]
+    part, at = window.at(row)
+    name = short(part.catalog.apis[int(part.calls.api[at])].name)
+    which = describe_variables([window.catalog.variables[int(code)] for code in codes])
+    return Explanation(
+        message=f"the gradients of {len(codes)} parameters were all zeros in the last {IN_A_ROW} "
+        f"calls of {name}, or more",
+        cause=Cause(
+            fact="gradients are zero",
+            subjects=tuple(sorted(window.catalog.variables[int(c)].label for c in codes)),
+            text=f"what {which} compute does not count in the loss: its term has a weight of 0, a "
+            "mask leaves nothing over, or an activation is saturated",
+        ),
+    )
+
+
+class _Proposer(Proposer):
+    """Proposes the modules that get gradients in each step, but for single ones."""
+
+    def __init__(self) -> None:
+        self._flow = _Flow()
+        self._num_flowing: dict[str, int] = {}
+        self._is_left_out: set[str] = set()
+
+    def observe(self, window: Window) -> None:
+        modules = window.catalog.modules
+        parts = list(self._flow.observe(window))
+        if not parts:
+            return
+        flowing = np.sum([part.flows.sum(axis=0) for part in parts], axis=0)
+        most = np.max([part.num_dry.max(axis=0) for part in parts], axis=0)
+        codes = np.arange(len(window.catalog.variables), dtype=np.int32)
+        sizes = np.bincount(modules.of(codes), window.catalog.num_elements(codes), len(modules))
+        variables = window.catalog.variables
+        parameters = [code for code in codes.tolist() if variables[code].kind == "parameter"]
+        numbers = modules.of(np.array(parameters, np.int32)).tolist()
+        names = {
+            number: _name(variables[code]) for number, code in zip(numbers, parameters, strict=True)
+        }
+        for number in np.flatnonzero(flowing + most).tolist():
+            name = names[number]
+            self._num_flowing[name] = self._num_flowing.get(name, 0) + int(flowing[number])
+            if most[number] > MOST or sizes[number] < MIN_ELEMENTS:
+                self._is_left_out.add(name)
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        names = [
+            name
+            for name, number in self._num_flowing.items()
+            if number >= MIN_STEPS and name not in self._is_left_out
+        ]
+        if names:
+            params = FLOWING, ConstantParam(value=tuple(sorted(names)))
+            yield Hypothesis(relation=GradientFlowRelation.name, params=params)
