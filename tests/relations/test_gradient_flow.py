@@ -114,6 +114,12 @@ def test_named_is_what_gets_gradients_all_the_time() -> None:
         FLOWING,
         ConstantParam(value=("Net#0.branch.0", "Net#0.stem")),
     )
+    # Another run begins anew.
+    for _ in range(2):
+        for window in told([_step(DRY), _step(HEALTHY), _step(DRY)], [2]):
+            proposer.observe(window)
+    (hypothesis,) = proposer.hypotheses()
+    assert "Net#0.branch.0" in hypothesis.params[1].value
     for window in told([_step(DRY)] * 2, []):
         proposer.observe(window)
     (hypothesis,) = proposer.hypotheses()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, GradState, Int64, Variable, Window
+from traincheck_plugin.events import NONE, Bool, Catalog, GradState, Int64, Variable, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -59,9 +59,9 @@ class GradientFlowRelation(Relation):
 
     ``forall steps s of an optimizer o, forall modules m in names that o holds a parameter of: not
     (in the last `IN_A_ROW` steps of o each gradient of m that there is was all zeros, and some
-    other gradient of o was not)``. Steps that no backward led to do not count, and one without a
-    gradient of m begins anew. Named are modules of which the reference has a gradient that is not
-    zero in all steps, but for single ones.
+    other gradient of o was not)``. Steps that no backward led to do not count; one without a
+    gradient of m, or with nothing but zeros, begins anew. Named are modules of which the reference
+    has a gradient that is not zero in all steps, but for single ones.
 
     Catches a term of the loss with a weight of 0, a branch that is multiplied by 0, and a mask that
     leaves nothing over. Cannot see gradients that are too small, nor a part that is cut off, which
@@ -130,12 +130,19 @@ class _Flow:
     """Follows which modules get gradients from one step of an optimizer to the next."""
 
     def __init__(self) -> None:
+        self._catalog: Catalog | None = None
+        self._restart()
+
+    def _restart(self) -> None:
         self._backwards = Backwards()
         # By optimizer and number of the module.
         self._num_dry: dict[int, Int64] = {}
 
     def observe(self, window: Window) -> Iterator[_Part]:
         """Yield the steps of each optimizer of the next window."""
+        if window.catalog is not self._catalog:
+            self._catalog = window.catalog
+            self._restart()
         if not window.observed:
             self._num_dry.clear()
             return
