@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Bool, Int64, Window
+from traincheck_plugin.events import NONE, Array, Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -15,12 +14,13 @@ from traincheck_plugin.relations.base import (
     Examples,
     Explanation,
     Monitor,
+    Place,
     Proposer,
     Relation,
     no_explanation,
 )
 from traincheck_plugin.relations.frames import is_backward
-from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed
+from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, tells
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
@@ -125,46 +125,28 @@ class _Monitor(Monitor):
         return None
 
 
-class _Clip(NamedTuple):
-    """A call that clips gradients and that nothing came before, as its example tells it."""
-
-    context: int
-    source: int
-    begin: int
-    end_ns: int
-    name: str
-
-
 class _Clips(_Monitor):
     """Waits with a clip that fails for what follows it: a backward, or a step that uses it."""
 
     def __init__(self, before: APIParam, clip: APIParam) -> None:
         super().__init__(before, clip)
-        self._waiting: list[_Clip] = []
+        self._waiting: list[Place] = []
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
             self._gaps.forget()
             self._waiting.clear()
         rows, holds = self._gaps.observe(window)
-        is_limited = _has_limit(window, rows)
+        is_limited = ~tells(window, rows, "limit")
         rows, holds = rows[is_limited], holds[is_limited]
         if holds.all() and not self._waiting:
             return Examples.of_calls(window, rows, holds, no_explanation)
-        calls, apis = window.calls, window.catalog.apis
+        calls = window.calls
         backwards = is_backward(window)
         steps = completed(window, window.rows_of_role("step"))
         events = np.sort(np.concatenate([np.flatnonzero(backwards[:-1]), steps]))
         failing = [(NONE, clip) for clip in self._waiting]
-        for row in rows[~holds].tolist():
-            clip = _Clip(
-                context=int(calls.context[row]),
-                source=int(calls.source[row]),
-                begin=int(calls.begin[row]),
-                end_ns=int(calls.end_ns[row]),
-                name=apis[int(calls.api[row])].name,
-            )
-            failing.append((row, clip))
+        failing += [(row, Place.of(window, row)) for row in rows[~holds].tolist()]
         following = np.searchsorted(events, [row for row, _ in failing]).tolist()
         self._waiting = [
             clip for (_, clip), at in zip(failing, following, strict=True) if at == len(events)
@@ -176,7 +158,7 @@ class _Clips(_Monitor):
         ]
         held = rows[holds]
         clips = [clip for _, clip in told]
-        begins = np.append(calls.begin[held], [clip.begin for clip in clips]).astype(np.int64)
+        begins = np.append(calls.begin[held], [clip.sequence for clip in clips]).astype(np.int64)
         until = np.append(held, [row for row, _ in told]).astype(np.int64)
         position = window.position_of(until)
         order = np.lexsort((begins, position))
@@ -189,15 +171,7 @@ class _Clips(_Monitor):
             context=ordered(calls.context[held], [clip.context for clip in clips]),
             source=ordered(calls.source[held], [clip.source for clip in clips]),
             sequence=begins[order],
-            time_ns=ordered(calls.end_ns[held], [clip.end_ns for clip in clips]),
-            explain=lambda index: self._explain(clips[int(order[index]) - len(held)].name),
+            time_ns=ordered(calls.end_ns[held], [clip.time_ns for clip in clips]),
+            explain=lambda _: self._explain(self._call.api_full_name),
             position=None if window.joint is None else position[order],
         )
-
-
-def _has_limit(window: Window, rows: Int64) -> Bool:
-    """Return which calls clip gradients, and do not only measure them."""
-    inputs = window.calls.inputs[rows]
-    signature = window.catalog.signature
-    measuring = [c for c in set(inputs.tolist()) if any(i.path == "limit" for i in signature(c))]
-    return ~np.isin(inputs, measuring) if measuring else np.ones(len(rows), np.bool_)

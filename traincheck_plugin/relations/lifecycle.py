@@ -179,3 +179,12 @@ def factor(window: Window, row: int) -> float:
     """Return the constant that the loss of a backward was multiplied by; NaN if unknown."""
     items = window.catalog.signature(int(window.calls.inputs[row]))
     return next((float(str(item.value)) for item in items if item.path == "factor"), 1.0)
+
+
+def tells(window: Window, rows: Int64, path: str) -> Bool:
+    """Return which calls have something at *path* noted among their arguments."""
+    inputs = window.calls.inputs[rows]
+    signature = window.catalog.signature
+    codes = [c for c in set(inputs.tolist()) if any(i.path == path for i in signature(c))]
+    found: Bool = np.isin(inputs, codes) if codes else np.zeros(len(rows), np.bool_)
+    return found

@@ -23,7 +23,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.frames import frames_at, is_backward
-from traincheck_plugin.relations.lifecycle import completed
+from traincheck_plugin.relations.lifecycle import completed, tells
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
@@ -79,7 +79,7 @@ class _Monitor(Monitor):
         rows = completed(window, window.rows_of_name(self._backward))
         rows = rows[is_backward(window)[rows]]
         clears = window.rows_of_role("zero_grad")
-        holds = ~_is_again(window, rows)
+        holds = ~tells(window, rows, "again")
         was_cleared = self._is_cleared
         if len(rows):
             self._is_cleared = bool(len(clears) and clears[-1] > rows[-1])
@@ -109,15 +109,6 @@ class _Monitor(Monitor):
             )
 
         return Examples.of_calls(window, rows, holds, explain)
-
-
-def _is_again(window: Window, rows: Int64) -> Bool:
-    """Return which backwards went through a loss again."""
-    inputs = window.calls.inputs[rows]
-    signature = window.catalog.signature
-    again = [c for c in set(inputs.tolist()) if any(i.path == "again" for i in signature(c))]
-    found: Bool = np.isin(inputs, again) if again else np.zeros(len(rows), np.bool_)
-    return found
 
 
 def _has_gradients(window: Window, rows: Int64) -> Bool:
