@@ -208,7 +208,12 @@ class Item:
     requires_grad: bool | None = None
     value: str | bool | int | None = None
 
-    ATTRIBUTES = ("dtype", "shape", "device", "requires_grad", "value")
+    ATTRIBUTES = ("dtype", "shape", "ndim", "device", "requires_grad", "value")
+
+    @property
+    def ndim(self) -> int | None:
+        """The number of dimensions of a tensor, else None."""
+        return None if self.shape is None else len(self.shape)
 
     def get(self, attribute: str) -> Any:
         """Return the value of one of `ATTRIBUTES`, or None where it has none."""

@@ -10,17 +10,21 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"detached_features": (1, "detach")}
 
 
 class Tasks(nn.Module):
-    def __init__(self):
+    def __init__(self, bug=None):
         super().__init__()
         self.trunk = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), nn.ReLU())
         self.heads = nn.ModuleDict({"digit": nn.Linear(64, 10), "odd": nn.Linear(64, 2)})
+        self.bug = bug
 
     def forward(self, x, task):
-        return self.heads[task](self.trunk(x))
+        features = self.trunk(x)
+        if self.bug == "detached_features" and task == "odd":
+            features = features.detach()
+        return self.heads[task](features)
 
 
 def main():
@@ -28,12 +32,13 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
     train_set, _ = load_digits(640)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
-    model = Tasks()
+    model = Tasks(args.bug)
     optimizer = optim.Adam(model.parameters(), lr=2e-3)
     for epoch in range(1, args.epochs + 1):
         total = 0.0

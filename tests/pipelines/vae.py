@@ -29,6 +29,7 @@ BUGS = {
     "lr_zero": (0, r"\blr\b|learning rate"),
     "same_batch": (1, "batch|same data|same input|repeat"),
     "optimizer_every_step": (1, "(new|created|constructed|every).*optimizer|state.*(reset|lost)"),
+    "reduction_mean": (0, "reduction"),
 }
 
 
@@ -69,8 +70,9 @@ class VAE(nn.Module):
         return self.decoder(z), mean, log_variance
 
 
-def loss_function(logits, x, mean, log_variance):
-    reconstruction = F.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
+def loss_function(logits, x, mean, log_variance, reduction="sum"):
+    target = x.flatten(1)
+    reconstruction = F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
     divergence = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
     return (reconstruction + divergence) / len(x)
 
@@ -85,7 +87,8 @@ def train(model, loader, optimizer, bug):
             optimizer = optim.Adam(model.parameters(), lr=1e-3)
         if bug != "no_zero_grad":
             optimizer.zero_grad()
-        loss = loss_function(*forward(model, images))
+        reduction = "mean" if bug == "reduction_mean" else "sum"
+        loss = loss_function(*forward(model, images), reduction=reduction)
         if bug == "step_before_backward":
             optimizer.step()
         loss.backward()

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import Item, Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, VarNameParam
 from traincheck_plugin.relations.base import Relation
 from traincheck_plugin.relations.consistency import WITHIN, ConsistencyRelation
+from traincheck_plugin.relations.consistent_argument import ConsistentArgumentRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
 
@@ -160,6 +161,126 @@ def test_what_once_differed_is_not_proposed() -> None:
         for given_, returned in _proposed(ConsistentInputOutputRelation(), [window])
     }
     assert pairs == {("result:", "shape"), ("result:", "device")}
+
+
+def _argument(attribute: str, value: object, path: str = "0") -> tuple[APIParam, ConstantParam]:
+    name = "torch.nn.functional.linear"
+    return APIParam(api_full_name=name, argument=path, attribute=attribute), ConstantParam(
+        value=value
+    )
+
+
+def _given(*items: Item, grad_enabled: bool = True) -> Window:
+    run = RunBuilder()
+    run.at(grad_enabled=grad_enabled)
+    run.call("torch.nn.functional.linear", inputs=items)
+    return run.window()
+
+
+@pytest.mark.parametrize(
+    ("params", "item", "message", "fact"),
+    [
+        (
+            _argument("requires_grad", True),
+            tensor(),
+            "argument `0` of linear requires no gradient; in the reference it requires a gradient",
+            "detached",
+        ),
+        (
+            _argument("requires_grad", True),
+            tensor(type="torch.nn.Parameter"),
+            "argument `0` of linear requires no gradient; in the reference it requires a gradient",
+            "frozen",
+        ),
+        (
+            _argument("requires_grad", False),
+            tensor(requires_grad=True),
+            "argument `0` of linear requires a gradient; in the reference it requires no gradient",
+            "another argument",
+        ),
+        (
+            _argument("ndim", 1),
+            tensor(),
+            "argument `0` of linear has 2 dimensions; in the reference it has 1 dimension",
+            "another argument",
+        ),
+        (
+            _argument("ndim", 2),
+            Item(path="0", type="NoneType"),
+            "argument `0` of linear is None; in the reference it has 2 dimensions",
+            "another argument",
+        ),
+        (
+            _argument("value", "sum", "reduction"),
+            Item(path="reduction", type="str", value="mean"),
+            "argument `reduction` of linear is 'mean'; in the reference it is 'sum'",
+            "another argument",
+        ),
+    ],
+)
+def test_an_argument_of_another_kind(
+    params: tuple[APIParam, ConstantParam], item: Item, message: str, fact: str
+) -> None:
+    examples = ConsistentArgumentRelation().monitor(params).observe(_given(item))
+    assert examples.holds.tolist() == [False]
+    explanation = examples.explain(0)
+    assert explanation.message == message
+    assert explanation.cause is not None
+    assert explanation.cause.fact == fact
+
+
+def test_without_a_graph_nothing_was_detached() -> None:
+    monitor = ConsistentArgumentRelation().monitor(_argument("requires_grad", True))
+    explanation = monitor.observe(_given(tensor(), grad_enabled=False)).explain(0)
+    assert explanation.cause is not None
+    assert explanation.cause.fact == "another argument"
+
+
+def test_arguments_that_are_not_judged() -> None:
+    several = (
+        (),
+        (tensor("1"),),
+        (Item(path="0", type="int"),),
+        (Item(path="0", type="list"), tensor("0.0")),
+    )
+    for items in several:
+        params = _argument("ndim", 1)
+        assert not len(ConsistentArgumentRelation().monitor(params).observe(_given(*items)))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from([(), (2,), (2, 3)])), max_size=8))
+def test_arguments_are_labelled_as_the_formula_says(
+    calls: list[tuple[bool, tuple[int, ...]]],
+) -> None:
+    run = RunBuilder()
+    for requires_grad, shape in calls:
+        items = [tensor(requires_grad=requires_grad, shape=shape)]
+        run.call("torch.nn.functional.linear", inputs=items)
+    window, relation = run.window(), ConsistentArgumentRelation()
+    found = [holds for _, holds in labels(relation, _argument("requires_grad", True), [window])]
+    assert found == [requires_grad for requires_grad, _ in calls]
+    found = [holds for _, holds in labels(relation, _argument("ndim", 1), [window])]
+    assert found == [len(shape) == 1 for _, shape in calls]
+    proposed = {
+        (api.attribute, constant.value)
+        for api, constant in _proposed(relation, [window])
+        if api.api_full_name == "torch.nn.functional.linear"
+    }
+    assert proposed == {
+        *(("requires_grad", requires_grad) for requires_grad, _ in calls),
+        *(("ndim", len(shape)) for _, shape in calls),
+    }
+
+
+def test_only_what_computes_is_proposed() -> None:
+    run = RunBuilder()
+    for name in ("torch.Tensor.detach", "torch.nn.functional.relu", "__main__.Net.forward"):
+        run.call(name, inputs=[tensor()])
+    proposed = _proposed(ConsistentArgumentRelation(), [run.window()])
+    names = {api.api_full_name for api, _ in proposed}
+    assert "torch.nn.functional.relu" in names
+    assert "torch.Tensor.detach" not in names
+    assert len(names) == 2
 
 
 def _two_models(tied: Sequence[bool]) -> Window:

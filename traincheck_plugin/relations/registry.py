@@ -11,6 +11,7 @@ from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Relation
 from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
+from traincheck_plugin.relations.consistent_argument import ConsistentArgumentRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
 from traincheck_plugin.relations.continuity import ContinuityRelation
@@ -52,6 +53,7 @@ BUILT_IN: tuple[Relation, ...] = (
     LoadRelation(),
     ConsistentOutputRelation(),
     ConsistentInputOutputRelation(),
+    ConsistentArgumentRelation(),
     FunctionCoverRelation(),
     FunctionLeadRelation(),
     ThresholdRelation(),
