@@ -29,23 +29,25 @@ BUGS = {
     "lr_zero": (0, r"\blr\b|learning rate"),
     "left_in_eval": (20, r"\beval|train(ing)? mode|training(=| is |: )False"),
     "clip_before_backward": (0, "clip"),
+    "softmax_before_loss": (0, "softmax|logits"),
 }
 
 
 class RowReader(nn.Module):
-    def __init__(self, hidden=64, detached=False):
+    def __init__(self, hidden=64, bug=None):
         super().__init__()
         self.lstm = nn.LSTM(28, hidden, batch_first=True)
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(hidden, 10)
-        self.detached = detached
+        self.bug = bug
 
     def forward(self, x):
         rows, _ = self.lstm((x.squeeze(1) - 0.13) / 0.31)
         summary = rows.mean(dim=1)
-        if self.detached:
+        if self.bug == "detached_encoder":
             summary = summary.detach()
-        return self.head(self.dropout(summary))
+        scores = self.head(self.dropout(summary))
+        return scores.softmax(dim=1) if self.bug == "softmax_before_loss" else scores
 
 
 def train(model, loader, optimizer, bug):
@@ -89,7 +91,7 @@ def main():
     train_loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     test_loader = DataLoader(test_set, batch_size=64)
 
-    model = RowReader(detached=args.bug == "detached_encoder")
+    model = RowReader(bug=args.bug)
     if args.bug == "frozen_encoder":
         model.lstm.requires_grad_(False)
     trained = RowReader() if args.bug == "other_model_optimizer" else model

@@ -30,6 +30,7 @@ BUGS = {
     "same_batch": (1, "batch|same data|same input|repeat"),
     "optimizer_every_step": (1, "(new|created|constructed|every).*optimizer|state.*(reset|lost)"),
     "reduction_mean": (0, "reduction"),
+    "divergence_subtracted": (0, "another loss"),
 }
 
 
@@ -70,10 +71,13 @@ class VAE(nn.Module):
         return self.decoder(z), mean, log_variance
 
 
-def loss_function(logits, x, mean, log_variance, reduction="sum"):
+def loss_function(logits, x, mean, log_variance, bug=None):
+    reduction = "mean" if bug == "reduction_mean" else "sum"
     target = x.flatten(1)
     reconstruction = F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
     divergence = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
+    if bug == "divergence_subtracted":
+        return (reconstruction - divergence) / len(x)
     return (reconstruction + divergence) / len(x)
 
 
@@ -87,8 +91,7 @@ def train(model, loader, optimizer, bug):
             optimizer = optim.Adam(model.parameters(), lr=1e-3)
         if bug != "no_zero_grad":
             optimizer.zero_grad()
-        reduction = "mean" if bug == "reduction_mean" else "sum"
-        loss = loss_function(*forward(model, images), reduction=reduction)
+        loss = loss_function(*forward(model, images), bug)
         if bug == "step_before_backward":
             optimizer.step()
         loss.backward()

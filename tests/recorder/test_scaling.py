@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
-from traincheck_plugin.recorder.probes.backward import constant_factor
+from traincheck_plugin.recorder.loss_graph import constant_factor
 
 
 def _train(scaler: torch.amp.GradScaler, *, unscales: bool, clips: bool = True) -> None:

@@ -26,6 +26,7 @@ from traincheck_plugin.relations.gradient_flow import GradientFlowRelation
 from traincheck_plugin.relations.gradients_kept import GradientsKeptRelation
 from traincheck_plugin.relations.gradients_used import GradientsUsedRelation
 from traincheck_plugin.relations.load import LoadRelation
+from traincheck_plugin.relations.loss_formula import LossFormulaRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
 from traincheck_plugin.relations.loss_share import LossShareRelation
 from traincheck_plugin.relations.new_gradients import NewGradientsRelation
@@ -67,6 +68,7 @@ BUILT_IN: tuple[Relation, ...] = (
     GradientsUsedRelation(),
     NewGradientsRelation(),
     NewLossRelation(),
+    LossFormulaRelation(),
     LossScalingRelation(),
     LossShareRelation(),
     OneEpochRelation(),

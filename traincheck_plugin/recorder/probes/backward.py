@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
+from traincheck_plugin.recorder.loss_graph import constant_factor, formula, was_passed
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
@@ -73,7 +73,8 @@ def _with_loss(tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], arg
     """Return the code *arguments* with what there is to tell of the loss.
 
     ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
-    earlier backward went through it, too. One that is given gradients has no loss.
+    earlier backward went through it, too; ``formula`` is how it is computed. One that is given
+    gradients has no loss.
     """
     loss = args[0] if args else None
     given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
@@ -83,60 +84,9 @@ def _with_loss(tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], arg
     extended = tape.signatures.extended
     if factor != 1.0:
         arguments = extended(arguments, "factor", repr(factor))
-    if all(gradient is None for gradient in given) and _was_passed(node):
-        arguments = extended(arguments, "again", "yes")
+    if all(gradient is None for gradient in given):
+        if was_passed(node):
+            arguments = extended(arguments, "again", "yes")
+        if computed := formula(node):
+            arguments = extended(arguments, "formula", computed)
     return arguments
-
-
-_PASSED = "traincheck_plugin.passed"
-
-
-def _was_passed(node: Any) -> bool:
-    """Return whether a backward went through *node* before; note that one does now.
-
-    The note is kept with the graph itself, which holds activations and must not be kept by us.
-    """
-    if node.name().endswith("AccumulateGrad"):
-        return False
-    metadata = node.metadata
-    was_passed = _PASSED in metadata
-    metadata[_PASSED] = True
-    return was_passed
-
-
-_DIVISION = "DivBackward0"
-_FACTORS = {"MulBackward0": 1, _DIVISION: -1}
-_NUMBERS = frozenset({torch.float64, torch.int64})
-"""What Python numbers become in a graph. The scale of a gradient scaler is float32."""
-
-MAX_FACTORS = 8
-
-
-def constant_factor(node: Any) -> tuple[float, Any]:
-    """Return the product of the numbers that the result of *node* was multiplied or divided by.
-
-    NaN where it was divided by a tensor, as by the number of tokens in all micro-batches, and where
-    compiled code hides them. The graph is only looked at: no tensor on a device is read.
-
-    Returns:
-        The product, and the node whose result was multiplied.
-    """
-    factor = 1.0
-    for _ in range(MAX_FACTORS):
-        if node.name().startswith("CompiledFunction"):
-            return math.nan, node
-        power = _FACTORS.get(node.name())
-        inputs = [inner for inner, _ in node.next_functions if inner is not None]
-        if len(inputs) != 1 or (power is None and node.name() != "ToCopyBackward0"):
-            break
-        if power is not None:
-            saved = node._raw_saved_other
-            # Hooks on what is saved are the user's, and may compute.
-            number = saved.data if getattr(saved, "unpack_hook", saved) is None else None
-            if number is not None and number.dim() == 0:
-                if number.is_cpu and number.dtype in _NUMBERS:
-                    factor *= float(number) ** power
-                elif node.name() == _DIVISION:
-                    factor = math.nan
-        node = inputs[0]
-    return factor, node

@@ -1,0 +1,101 @@
+"""What the autograd graph of a loss tells of how it is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from traincheck_plugin.recorder.loss_graph import LAYER, MAX_NODES, formula
+
+CROSS_ENTROPY = {"nll_loss<log_softmax", "log_softmax<layer"}
+
+
+def _pairs(loss: Tensor) -> set[str]:
+    return set(formula(loss.grad_fn).split())
+
+
+@pytest.fixture
+def outputs() -> Tensor:
+    torch.manual_seed(1)
+    output: Tensor = nn.Linear(5, 3)(torch.randn(4, 5))
+    return output
+
+
+TARGET = torch.tensor([0, 1, 2, 0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (lambda o: functional.cross_entropy(o, TARGET), CROSS_ENTROPY),
+        (lambda o: functional.nll_loss(o.log_softmax(1), TARGET), CROSS_ENTROPY),
+        (
+            lambda o: functional.cross_entropy(o.softmax(1), TARGET),
+            {"nll_loss<log_softmax", "log_softmax<softmax", "softmax<layer"},
+        ),
+        # Shapes and casts do not count.
+        (
+            lambda o: functional.cross_entropy(o.unsqueeze(0).flatten(0, 1).double(), TARGET),
+            CROSS_ENTROPY,
+        ),
+        (lambda o: functional.mse_loss(o, torch.zeros_like(o)), {"mse_loss<layer"}),
+        (lambda o: (o - 1).pow(2).mean(), {"mean<pow", "pow<sub", "sub<layer"}),
+        (
+            lambda o: functional.mse_loss(o, torch.zeros_like(o)) - o.abs().sum(),
+            {"sub<mse_loss", "sub<sum", "sum<abs", "abs<layer", "mse_loss<layer"},
+        ),
+    ],
+)
+def test_operations_from_the_loss_to_the_last_layer(
+    outputs: Tensor, loss: Callable[[Tensor], Tensor], expected: set[str]
+) -> None:
+    assert _pairs(loss(outputs)) == expected
+
+
+def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
+    model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
+    inputs = torch.randn(4, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _pairs(functional.cross_entropy(model(inputs), TARGET)) == CROSS_ENTROPY
+    head = nn.Linear(3, 3).requires_grad_(False)
+    assert _pairs(functional.cross_entropy(head(model(inputs)), TARGET)) == CROSS_ENTROPY
+    without_bias = nn.Linear(3, 3, bias=False)
+    assert _pairs(functional.cross_entropy(without_bias(model(inputs)), TARGET)) == CROSS_ENTROPY
+
+
+def test_parameters_in_the_loss_are_layers() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    assert formula((weight * 2).sum().grad_fn) == f"sum<{LAYER}"
+    assert formula(weight.sum().grad_fn) == ""
+
+
+def test_many_terms_tell_what_a_few_do(outputs: Tensor) -> None:
+    losses = [functional.cross_entropy(outputs, TARGET) for _ in range(200)]
+    several = torch.stack(losses[:3]).mean()
+    assert _pairs(torch.stack(losses).mean()) == _pairs(several)
+    assert len(formula(sum(losses[1:], losses[0]).grad_fn).split()) < MAX_NODES
+
+
+def test_compiled_code_tells_nothing(outputs: Tensor) -> None:
+    class CompiledFunction(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x * 2
+
+        @staticmethod
+        def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
+            return grad * 2
+
+    assert formula(CompiledFunction.apply(outputs).sum().grad_fn) == ""
+
+
+def test_the_graph_stays_as_it_was(outputs: Tensor) -> None:
+    loss = functional.cross_entropy(outputs.softmax(1), TARGET)
+    (before,) = torch.autograd.grad(loss, outputs, retain_graph=True)
+    formula(loss.grad_fn)
+    (after,) = torch.autograd.grad(loss, outputs)
+    assert torch.equal(before, after)

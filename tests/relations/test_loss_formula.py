@@ -1,0 +1,161 @@
+"""How a loss is computed, against that of the reference and against what no loss does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels, told
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Item, Window
+from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
+from traincheck_plugin.relations.base import Explanation
+from traincheck_plugin.relations.loss_formula import (
+    BACKWARD,
+    FIRST,
+    MAX_FORMULAS,
+    MIN_BACKWARDS,
+    LossFormulaRelation,
+)
+
+RELATION = LossFormulaRelation()
+ENTROPY = "log_softmax<layer nll_loss<log_softmax"
+SQUASHED = "log_softmax<softmax nll_loss<log_softmax softmax<layer"
+SQUARES = "mse_loss<layer"
+BOTH = f"{ENTROPY} {SQUARES} sub<mse_loss sub<nll_loss"
+
+
+def _known(*formulas: str, after: str = "Net") -> tuple[Param, ...]:
+    return BACKWARD, ConstantParam(value=(after, *formulas))
+
+
+def _backward(run: RunBuilder, formula: str, model: str = "Net") -> None:
+    run.call(f"__main__.{model}.forward", object=f"__main__.{model}#0")
+    items = [Item(path="formula", type="str", value=formula)] * bool(formula)
+    run.call("torch.Tensor.backward", inputs=items)
+
+
+def _windows(formulas: Sequence[str], cuts: Sequence[int] = ()) -> list[Window]:
+    return told([lambda run, f=f: _backward(run, f) for f in formulas], cuts)
+
+
+def _held(params: tuple[Param, ...], formulas: Sequence[str]) -> list[bool]:
+    windows = _windows(formulas, range(1, len(formulas)))
+    return [holds for _, holds in labels(RELATION, params, windows)]
+
+
+def _failure(params: tuple[Param, ...], formula: str) -> Explanation:
+    [window] = _windows([formula] * 2)
+    examples = RELATION.monitor(params).observe(window)
+    return examples.explain(examples.holds.tolist().index(False))
+
+
+texts = st.lists(st.sampled_from([ENTROPY, SQUASHED, SQUARES, BOTH, ""]), max_size=12)
+
+
+@given(texts)
+def test_another_loss_is_told_when_it_comes_twice(formulas: list[str]) -> None:
+    expected, has_failed = [], False
+    for formula in formulas:
+        if formula:
+            held = formula in (ENTROPY, SQUARES)
+            if held or has_failed:
+                expected.append(held)
+            has_failed = not held
+    assert _held(_known(ENTROPY, SQUARES), formulas) == expected
+
+
+@given(texts)
+def test_what_is_squashed_twice(formulas: list[str]) -> None:
+    expected = [formula != SQUASHED for formula in formulas if formula not in (SQUARES, "")]
+    assert _held((BACKWARD,), formulas) == expected
+
+
+def test_only_the_first_losses_of_each_run_are_judged() -> None:
+    formulas = [ENTROPY] * FIRST + [SQUARES] * 2
+    assert all(_held(_known(ENTROPY), formulas))
+    assert not all(_held(_known(ENTROPY), formulas[2:]))
+    monitor = RELATION.monitor(_known(ENTROPY))
+    for _ in range(2):
+        [window] = _windows([ENTROPY] * (FIRST + 1))
+        assert len(monitor.observe(window)) == FIRST
+
+
+def test_losses_after_other_models_are_others() -> None:
+    run = RunBuilder()
+    for model in ("Net", "Critic"):
+        _backward(run, SQUARES, model)
+        _backward(run, SQUARES, model)
+    window = run.window()
+    assert not RELATION.monitor(_known(ENTROPY)).observe(window).holds.all()
+    assert RELATION.monitor(_known(SQUARES, after="Critic")).observe(window).holds.all()
+
+
+@pytest.mark.parametrize(
+    ("known", "formula", "message"),
+    [
+        (ENTROPY, SQUARES, "with mse_loss and without log_softmax, nll_loss"),
+        (BOTH, ENTROPY, "without mse_loss, sub"),
+        (BOTH, BOTH.replace("sub", "add"), "with add and without sub"),
+        (
+            f"{ENTROPY} mean<neg neg<nll_loss",
+            f"{ENTROPY} neg<mean mean<nll_loss",
+            "with mean of nll_loss, neg of mean and without mean of neg, neg of nll_loss",
+        ),
+    ],
+)
+def test_what_is_different_is_told(known: str, formula: str, message: str) -> None:
+    explanation = _failure(_known(known), formula)
+    assert explanation.message == f"the loss of Net is not computed as in the reference: {message}"
+    assert explanation.cause is not None
+    assert message in explanation.cause.text
+
+
+def test_what_is_applied_twice_is_told() -> None:
+    explanation = _failure((BACKWARD,), SQUASHED)
+    expected = "the loss applies log_softmax to the result of softmax"
+    assert explanation.message == expected
+    assert explanation.cause is not None
+    assert "expects logits and is given probabilities" in explanation.cause.text
+
+
+def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
+    proposer = RELATION.proposer()
+    for window in windows:
+        proposer.observe(window)
+    return {hypothesis.params for hypothesis in proposer.hypotheses()}
+
+
+def test_what_a_reference_shows_is_proposed() -> None:
+    formulas = [ENTROPY, SQUARES] * (MIN_BACKWARDS // 2)
+    assert _proposed(_windows(formulas)) == {(BACKWARD,), _known(ENTROPY, SQUARES)}
+    assert _proposed(_windows(formulas[1:])) == {(BACKWARD,)}
+    assert _proposed(_windows([SQUARES] * MIN_BACKWARDS)) == {_known(SQUARES)}
+    many = [f"add<{number}" for number in range(MAX_FORMULAS + 1)]
+    assert _proposed(_windows(many * 2)) == set()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        (),
+        (APIParam(api_full_name="torch.Tensor.backward"),),
+        (BACKWARD, ConstantParam(value=("Net",))),
+        (BACKWARD, ConstantParam(value=3)),
+    ],
+)
+def test_other_parameters_are_refused(params: tuple[Param, ...]) -> None:
+    with pytest.raises(InvariantError, match="expects the backward"):
+        RELATION.monitor(params)
+
+
+def test_the_rule_is_a_sentence() -> None:
+    assert RELATION.describe(_known(ENTROPY)) == (
+        "the loss after Net is computed by log_softmax, nll_loss"
+    )
+    assert RELATION.describe(_known(ENTROPY, SQUARES)).endswith("nll_loss, or in 1 other ways")
+    assert "to the result of another" in RELATION.describe((BACKWARD,))

@@ -1,0 +1,152 @@
+"""What the graph of a loss tells: it is only looked at, and no tensor on a device is read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import deque
+from functools import cache
+from typing import Any
+
+import torch
+
+MAX_FACTORS = 8
+MAX_NODES = 32
+"""Operations of a loss that are looked at, those next to it first."""
+
+MAX_INPUTS = 4
+"""Inputs of one operation that are looked at: those of a stack are all alike."""
+
+_PASSED = "traincheck_plugin.passed"
+_LEAF = "AccumulateGrad"
+_COMPILED = "CompiledFunction"
+_CAST = "ToCopyBackward0"
+_DIVISION = "DivBackward0"
+_FACTORS = {"MulBackward0": 1, _DIVISION: -1}
+_NUMBERS = frozenset({torch.float64, torch.int64})
+"""What Python numbers become in a graph. The scale of a gradient scaler is float32."""
+
+_SHAPES = frozenset(
+    {
+        *("Alias", "AsStrided", "Clone", "Expand", "Permute", "ReshapeAlias", "SplitWithSizes"),
+        *("Squeeze", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"),
+    }
+)
+"""What only arranges values anew, or gives them another dtype."""
+
+_PRODUCTS = frozenset(
+    {
+        *("Addbmm", "Addmm", "Addmv", "Baddbmm", "Bmm", "Convolution", "Embedding", "Linear"),
+        *("Mm", "Mv"),
+    }
+)
+"""What ends a loss, though a frozen layer shows no parameters."""
+
+LAYER = "layer"
+"""Stands for what has parameters, and for products."""
+
+_VERSION = re.compile(r"Backward\d*$")
+_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+
+
+def was_passed(node: Any) -> bool:
+    """Return whether a backward went through *node* before; note that one does now.
+
+    The note is kept with the graph itself, which holds activations and must not be kept by us.
+    """
+    if node.name().endswith(_LEAF):
+        return False
+    metadata = node.metadata
+    passed = _PASSED in metadata
+    metadata[_PASSED] = True
+    return passed
+
+
+def constant_factor(node: Any) -> tuple[float, Any]:
+    """Return the product of the numbers that the result of *node* was multiplied or divided by.
+
+    NaN where it was divided by a tensor, as by the number of tokens in all micro-batches, and where
+    compiled code hides them.
+
+    Returns:
+        The product, and the node whose result was multiplied.
+    """
+    factor = 1.0
+    for _ in range(MAX_FACTORS):
+        if node.name().startswith(_COMPILED):
+            return math.nan, node
+        power = _FACTORS.get(node.name())
+        inputs = [inner for inner, _ in node.next_functions if inner is not None]
+        if len(inputs) != 1 or (power is None and node.name() != _CAST):
+            break
+        if power is not None:
+            saved = node._raw_saved_other
+            # Hooks on what is saved are the user's, and may compute.
+            number = saved.data if getattr(saved, "unpack_hook", saved) is None else None
+            if number is not None and number.dim() == 0:
+                if number.is_cpu and number.dtype in _NUMBERS:
+                    factor *= float(number) ** power
+                elif node.name() == _DIVISION:
+                    factor = math.nan
+        node = inputs[0]
+    return factor, node
+
+
+def formula(node: Any) -> str:
+    """Return how the result of *node* is computed from what the last layers return.
+
+    Returns:
+        ``operation<operation`` for each that takes what another returns, sorted, with spaces
+        between: ``log_softmax<layer nll_loss<log_softmax``. "" where compiled code hides it.
+    """
+    pairs = set()
+    known = {node: _operation(node)}
+    waiting = deque(known)
+    while waiting:
+        name, inputs = known[waiting.popleft()]
+        for inner in inputs:
+            if inner not in known:
+                if len(known) == MAX_NODES:
+                    continue
+                known[inner] = _operation(inner)
+                waiting.append(inner)
+            taken = known[inner][0]
+            if taken is _COMPILED:
+                return ""
+            pairs.add(f"{name}<{taken}")
+    return " ".join(sorted(pairs))
+
+
+@cache
+def _kind(name: str) -> str:
+    return _VERSION.sub("", name)
+
+
+@cache
+def _spelled(name: str) -> str:
+    kind = _kind(name)
+    if kind.startswith(_COMPILED):
+        return _COMPILED
+    return LAYER if kind in _PRODUCTS else _WORDS.sub("_", kind).lower()
+
+
+def _unshaped(node: Any) -> Any:
+    """Return the operation whose result *node* gives another shape or dtype, if it does."""
+    while node is not None and _kind(node.name()) in _SHAPES:
+        node = node.next_functions[0][0]
+    return node
+
+
+def _operation(node: Any) -> tuple[str, list[Any]]:
+    """Return the name of an operation, and the operations whose results it takes."""
+    inputs = []
+    name = _spelled(node.name())
+    if name is not LAYER:
+        for inner, _ in node.next_functions[:MAX_INPUTS]:
+            inner = _unshaped(inner)
+            if inner is None:
+                continue
+            if inner.name().endswith(_LEAF):
+                return LAYER, []
+            inputs.append(inner)
+    return name, inputs

@@ -1,0 +1,285 @@
+"""LossFormulaRelation: the loss is computed as it is in a healthy run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import NONE, Catalog, Window
+from traincheck_plugin.invariants.model import APIParam, ConstantParam, Hypothesis, Param, Severity
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.frames import is_backward
+from traincheck_plugin.relations.lifecycle import completed
+from traincheck_plugin.relations.params import api_plan
+
+BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
+
+FIRST = 100
+"""Backwards after forwards of one class that are judged. A term that joins the loss later may do
+so after the end of the reference."""
+
+MIN_BACKWARDS = 10
+"""So many show how a loss is computed."""
+
+MAX_FORMULAS = 8
+"""A loss that has more depends on the data."""
+
+LAYER = "layer"
+"""What stands in formulas for the layers whose results they take."""
+
+SQUASHED = frozenset({"softmax", "sigmoid"})
+"""Functions that give probabilities: they leave no room for one of the next to tell them apart."""
+
+SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
+
+Pairs = frozenset[tuple[str, str]]
+"""Operations, each with one whose result it takes."""
+
+
+class LossFormulaRelation(Relation):
+    """The loss is computed by the operations of the reference, and squashes nothing twice.
+
+    Of one pipeline, ``forall of the first `FIRST` backwards b after a forward of C: formula(b) in
+    formulas``; the first failure in a row is excused. Of all pipelines, ``forall backwards b of a
+    loss that squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a
+    sigmoid)``. A formula is the pairs of operations in the autograd graph of which one takes the
+    result of the other, from the loss to the last layers; shapes and casts do not count.
+
+    Catches a softmax before `cross_entropy`, a term with the wrong sign, one that was left out, a
+    loss of another kind. Cannot see another constant, nor a target that is wrong.
+    """
+
+    name = "LossFormulaRelation"
+    takes_stretches = True
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        known = _known(params)
+        return _Squashing() if known is None else _Known(*known)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        known = _known(params)
+        if known is None:
+            return "no loss applies softmax, sigmoid or their logarithms to the result of another"
+        name, formulas = known
+        shown = ", ".join(sorted(_operations(formulas[0])))
+        after = f" after {name}" if name else ""
+        ways = f", or in {len(formulas) - 1} other ways" if len(formulas) > 1 else ""
+        return f"the loss{after} is computed by {shown}{ways}"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return api_plan(BACKWARD)
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
+    """Return a class and its formulas; None where a hypothesis is about all of them.
+
+    Raises:
+        InvariantError: it is none of this relation.
+    """
+    if params == (BACKWARD,):
+        return None
+    if len(params) == 2 and params[0] == BACKWARD and isinstance(params[1], ConstantParam):
+        texts = params[1].value
+        if isinstance(texts, tuple) and len(texts) > 1 and all(isinstance(t, str) for t in texts):
+            return texts[0], tuple(map(_parse, texts[1:]))
+    raise InvariantError(
+        f"{LossFormulaRelation.name} expects the backward as APIParam, and where it is about one "
+        f"model its class and formulas as ConstantParam, got {params}"
+    )
+
+
+def _parse(formula: str) -> Pairs:
+    pairs = (pair.partition("<") for pair in formula.split())
+    return frozenset((outer, inner) for outer, _, inner in pairs)
+
+
+def _operations(pairs: Pairs) -> frozenset[str]:
+    return frozenset(name for pair in pairs for name in pair) - {LAYER}
+
+
+class _Loss(NamedTuple):
+    """A loss that goes backward.
+
+    Attributes:
+        row: of the backward.
+        after: class of the last root module that ran before; "" where none did.
+        formula: its text.
+    """
+
+    row: int
+    after: str
+    formula: str
+
+
+def _losses(window: Window) -> list[_Loss]:
+    """Return the losses of a window whose formulas are known."""
+    found: list[_Loss] | None = window.cache.get(_losses)
+    if found is None:
+        rows = completed(window, window.rows_of_role("backward"))
+        rows = rows[is_backward(window)[rows]]
+        catalog, calls = window.catalog, window.calls
+        forwards = np.concatenate([[NONE], window.rows_of_role("forward")])
+        last = forwards[np.searchsorted(forwards, rows) - 1].tolist()
+        found = window.cache[_losses] = [
+            _Loss(row, _class_of(window, forward), formula)
+            for row, code, forward in zip(
+                rows.tolist(), calls.inputs[rows].tolist(), last, strict=True
+            )
+            if (formula := _formula(catalog, code))
+        ]
+    return found
+
+
+def _formula(catalog: Catalog, code: int) -> str:
+    items = catalog.signature(code)
+    return next((str(item.value) for item in items if item.path == "formula"), "")
+
+
+def _class_of(window: Window, row: int) -> str:
+    code = int(window.calls.object[row]) if row != NONE else NONE
+    label = window.catalog.objects[code] if code != NONE else ""
+    # The module that defines a class may be another one when a script is imported.
+    return label.partition("#")[0].rpartition(".")[2]
+
+
+class _Early:
+    """Tells the first losses after each class from later ones, in each run."""
+
+    def __init__(self) -> None:
+        self._catalog: Catalog | None = None
+        self._num_seen: dict[str, int] = {}
+
+    def of(self, window: Window) -> Iterator[_Loss]:
+        if window.catalog is not self._catalog:
+            self._catalog = window.catalog
+            self._num_seen.clear()
+        for loss in _losses(window):
+            seen = self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
+            if seen <= FIRST:
+                yield loss
+
+
+class _Known(Monitor):
+    """Judges the formulas of the losses after one class."""
+
+    def __init__(self, after: str, formulas: tuple[Pairs, ...]) -> None:
+        self._after = after
+        self._formulas = formulas
+        self._early = _Early()
+        self._has_failed = False
+
+    def observe(self, window: Window) -> Examples:
+        rows, holds, failing = [], [], []
+        for loss in self._early.of(window):
+            if loss.after != self._after:
+                continue
+            pairs = _parse(loss.formula)
+            held = pairs in self._formulas
+            if held or self._has_failed:
+                rows.append(loss.row)
+                holds.append(held)
+                failing.append(pairs)
+            self._has_failed = not held
+        if not rows:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array(rows, np.int64),
+            np.array(holds, np.bool_),
+            lambda index: _explain_known(self._after, failing[index], self._formulas),
+        )
+
+
+def _explain_known(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Explanation:
+    nearest = min(formulas, key=lambda known: (len(known ^ pairs), sorted(known)))
+    now, then = _operations(pairs), _operations(nearest)
+    more, fewer = sorted(now - then), sorted(then - now)
+    if not more and not fewer:
+        more, fewer = _told(pairs - nearest), _told(nearest - pairs)
+    parts = [f"with {', '.join(more)}"] * bool(more) + [f"without {', '.join(fewer)}"] * bool(fewer)
+    told = " and ".join(parts)
+    whose = f"the loss of {after}" if after else "the loss"
+    return Explanation(
+        message=f"{whose} is not computed as in the reference: {told}",
+        cause=Cause(
+            fact="another loss",
+            subjects=("loss",),
+            text=f"what goes backward is another loss than in the reference: it is computed {told}",
+        ),
+    )
+
+
+def _told(pairs: Pairs) -> list[str]:
+    return [f"{outer} of {inner}" for outer, inner in sorted(pairs)]
+
+
+class _Squashing(Monitor):
+    """Judges the losses that have something to do with probabilities."""
+
+    def observe(self, window: Window) -> Examples:
+        judged = []
+        for loss in _losses(window):
+            pairs = _parse(loss.formula)
+            if _operations(pairs) & SQUASHING:
+                twice = sorted(p for p in pairs if p[0] in SQUASHING and p[1] in SQUASHED)
+                judged.append((loss.row, twice))
+        if not judged:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array([row for row, _ in judged], np.int64),
+            np.array([not twice for _, twice in judged], np.bool_),
+            lambda index: _explain_squashing(*judged[index][1][0]),
+        )
+
+
+def _explain_squashing(outer: str, inner: str) -> Explanation:
+    return Explanation(
+        message=f"the loss applies {outer} to the result of {inner}",
+        cause=Cause(
+            fact="another loss",
+            subjects=("loss",),
+            text=f"what {inner} returns goes through {outer}, too, as in a loss that expects "
+            "logits and is given probabilities: gradients are small, and the loss cannot reach 0",
+        ),
+    )
+
+
+class _Proposer(Proposer):
+    def __init__(self) -> None:
+        self._early = _Early()
+        self._formulas: dict[str, dict[str, None]] = {}
+        self._num_seen: dict[str, int] = {}
+
+    def observe(self, window: Window) -> None:
+        for loss in self._early.of(window):
+            self._formulas.setdefault(loss.after, {})[loss.formula] = None
+            self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        name = LossFormulaRelation.name
+        every = {formula for formulas in self._formulas.values() for formula in formulas}
+        if any(_operations(_parse(formula)) & SQUASHING for formula in every):
+            yield Hypothesis(relation=name, params=(BACKWARD,))
+        for after, formulas in self._formulas.items():
+            if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_FORMULAS:
+                value = (after, *sorted(formulas))
+                yield Hypothesis(relation=name, params=(BACKWARD, ConstantParam(value=value)))
