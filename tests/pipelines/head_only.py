@@ -10,7 +10,7 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"whole_model_trained": (0, "not frozen|requires_grad=True")}
 
 
 class Probe(nn.Module):
@@ -28,13 +28,15 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
     train_set, _ = load_digits(640)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     model = Probe()
-    optimizer = optim.Adadelta(model.head.parameters(), lr=1.0)
+    trained = model if args.bug == "whole_model_trained" else model.head
+    optimizer = optim.Adadelta(trained.parameters(), lr=1.0)
     for epoch in range(1, args.epochs + 1):
         model.train()
         total = 0.0

@@ -38,7 +38,7 @@ class ConsistentArgumentRelation(Relation):
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return ConstantProposer(self.name, "inputs", ATTRIBUTES, _computes)
+        return ConstantProposer(self.name, "inputs", ATTRIBUTES, _computes, _is_claimed)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         api, constant = pair(self.name, params, APIParam, ConstantParam)
@@ -65,6 +65,11 @@ def _computes(api: Api) -> bool:
     return is_layer or api.role in ("forward", "instrumented")
 
 
+def _is_claimed(item: Item, attribute: str, value: object) -> bool:
+    """Return whether it matters that an argument is so; other relations tell of parameters."""
+    return item.type != PARAMETER and not (attribute == "requires_grad" and value is False)
+
+
 def _subject(api: APIParam) -> str:
     return f"argument `{api.argument}` of {short(api.api_full_name)}"
 
@@ -88,7 +93,7 @@ def _explain(
     expected = _kind(api, constant.value)
     cause = None
     if api.attribute == "requires_grad" and constant.value is True and not is_absent:
-        cause = _cut_off(window, row, name, actual)
+        cause = _cut_off(window, row, name)
     return Explanation(
         message=f"argument `{api.argument}` of {name} {seen}; in the reference it {expected}",
         cause=cause
@@ -100,14 +105,8 @@ def _explain(
     )
 
 
-def _cut_off(window: Window, row: int, name: str, item: Item) -> Cause | None:
+def _cut_off(window: Window, row: int, name: str) -> Cause | None:
     """Return why an argument does not require a gradient."""
-    if item.type == PARAMETER:
-        return frozen_parameters(window) or Cause(
-            fact="frozen",
-            subjects=(name,),
-            text=f"a parameter that {name} computes with has requires_grad=False: it was frozen",
-        )
     if not window.catalog.contexts[int(window.calls.context[row])].grad_enabled:
         return None
     return frozen_parameters(window) or Cause(

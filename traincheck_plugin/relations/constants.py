@@ -84,6 +84,7 @@ class ConstantProposer(Proposer):
         column: whether to look at arguments or results.
         attributes: to look at.
         is_wanted: which APIs to look at.
+        is_claimed: what to propose of an argument or result, given an attribute and its value.
     """
 
     def __init__(
@@ -92,11 +93,13 @@ class ConstantProposer(Proposer):
         column: Column,
         attributes: Sequence[str],
         is_wanted: Callable[[Api], bool] = lambda api: True,
+        is_claimed: Callable[[Item, str, Any], bool] = lambda item, attribute, value: True,
     ) -> None:
         self._relation = relation
         self._column = column
         self._attributes = attributes
         self._is_wanted = is_wanted
+        self._is_claimed = is_claimed
         self._seen = Distinct()
         self._names = ApiNames()
         self._values: dict[APIParam, set[Any]] = {}
@@ -110,7 +113,7 @@ class ConstantProposer(Proposer):
                 for item in window.catalog.signature(code):
                     for attribute in self._attributes:
                         value = item.get(attribute)
-                        if value is not None:
+                        if value is not None and self._is_claimed(item, attribute, value):
                             param = APIParam(
                                 api_full_name=name,
                                 argument=item.path,

@@ -20,6 +20,7 @@ from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelati
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.eventual_change import EventualChangeRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
+from traincheck_plugin.relations.frozen_parts import FrozenPartsRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
 from traincheck_plugin.relations.gradient_flow import GradientFlowRelation
@@ -60,6 +61,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ThresholdRelation(),
     CallCountRelation(),
     ExclusiveChangeRelation(),
+    FrozenPartsRelation(),
     EventualCallRelation(),
     SchedulePaceRelation(),
     ScheduleMovesRelation(),
