@@ -30,6 +30,7 @@ from traincheck_plugin.relations.load import LoadRelation
 from traincheck_plugin.relations.loss_formula import LossFormulaRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
 from traincheck_plugin.relations.loss_share import LossShareRelation
+from traincheck_plugin.relations.new_data import NewDataRelation
 from traincheck_plugin.relations.new_gradients import NewGradientsRelation
 from traincheck_plugin.relations.new_loss import NewLossRelation
 from traincheck_plugin.relations.one_epoch import OneEpochRelation
@@ -79,6 +80,7 @@ BUILT_IN: tuple[Relation, ...] = (
     EventualChangeRelation(),
     VarStateRelation(),
     DistinctArgumentRelation(),
+    NewDataRelation(),
     ShuffledDataRelation(),
     RankDistinctArgumentRelation(),
 )
