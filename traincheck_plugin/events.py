@@ -449,7 +449,8 @@ class Catalog:
         signatures: summaries of arguments or results, see `encode_signature`.
         objects: ``torch.optim.Adam#0``: class and number of the instance a method was called on.
         strings: exceptions, dtypes and other short texts.
-        owners, modules: the objects and the modules that variables belong to, by numbers.
+        owners, parts, modules: the objects that variables belong to, their parts of the highest
+            level, and their modules, by numbers.
     """
 
     def __init__(self) -> None:
@@ -464,6 +465,7 @@ class Catalog:
         self._kinds: dict[int, frozenset[tuple[str, tuple[int, ...]]]] = {}
         self._num_elements: Int64 = np.empty(0, np.int64)
         self.owners = Numbering(self.variables, lambda v: v.owner)
+        self.parts = Numbering(self.variables, lambda v: (v.owner, v.name.partition(".")[0]))
         self.modules = Numbering(self.variables, lambda v: (v.owner, v.name.rpartition(".")[0]))
         self._by_name: dict[str, set[int]] = {}
         self._by_role: dict[str, set[int]] = {}

@@ -16,6 +16,7 @@ BUGS = {
     "clipped_after_step": (0, "clip"),
     "untied_weights": (0, r"\btied|untie|share|same (storage|tensor|memory)|alias"),
     "missing_group": (0, "in no optimizer|not in .* optimizer"),
+    "embedding_in_no_group": (0, "in no (group|optimizer)|not given to an optimizer"),
     "scheduler_never_stepped": (1, r"schedul|\blr\b|learning rate"),
     "optimizer_before_replacement": (
         0,
@@ -57,6 +58,8 @@ def load_sums(count):
 def make_optimizer(model, bug):
     decayed = [p for p in model.parameters() if p.dim() >= 2]
     others = [p for p in model.parameters() if p.dim() < 2]
+    if bug == "embedding_in_no_group":
+        decayed = [p for p in decayed if p is not model.embedding.weight]
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     return optim.AdamW(groups[:1] if bug == "missing_group" else groups, lr=1e-2)
 

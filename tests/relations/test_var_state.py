@@ -44,6 +44,7 @@ from traincheck_plugin.relations.var_state import (
     USED,
     WHOLE,
     WIDE,
+    WOVEN,
     VarStateRelation,
 )
 
@@ -79,6 +80,8 @@ def _step(target: str, met: Sequence[Row], *, led: bool = True) -> Callable[[Run
         if led:
             run.call("torch.Tensor.backward")
         parameters = run.parameters(*(f"p{i}" for i in range(len(met))))
+        # The first optimizer has two groups.
+        run.parameters("0.lr", "1.lr", kind="group", owner=FIRST)
         columns = {name: [row[i] for row in met] for i, name in enumerate(COLUMNS)}
         with run.calling("torch.optim.SGD.step", object=target):
             run.frame("begin", parameters, **columns)
@@ -98,6 +101,7 @@ MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
     WHOLE: lambda row: row[2] != "",
     BESIDE_FROZEN: lambda row: row[2] != "",
     THAWED: lambda row: row[2] != "",
+    WOVEN: lambda row: row[2] != "",
     REACHED: lambda row: row[4] != GradState.NULL,
     RECORDED: lambda row: row[5] != RUN_WITHOUT_GRADIENTS,
     WIDE: lambda row: row[6] == "torch.float32",
@@ -115,15 +119,27 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
         lambda at, row: rule not in HOLDING or row[2] == target,
         lambda at, row: rule not in (SOME_LEARNING, REACHED, RECORDED) or row[0],
         lambda at, row: (
-            rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN) or (row[0] and row[1])
+            rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN) or (row[0] and row[1])
         ),
         lambda at, row: rule != THAWED or at in frozen,
         lambda at, row: rule != BESIDE_FROZEN or (row[4] != GradState.NULL and _is_meant(met)),
+        lambda at, row: rule != WOVEN or _is_woven(met, row),
         # The rows are parameters of one module.
         lambda at, row: rule != WHOLE or any(other[2] for other in met),
         lambda at, row: rule != REACHED or (row[5] >= 0 and row[5] == min(ran)),
     ]
     return [row for at, row in enumerate(met) if all(c(at, row) for c in conditions)]
+
+
+def _is_woven(met: Sequence[Row], row: Row) -> bool:
+    """Return whether a row is among those that the groups of the first optimizer are made of.
+
+    Each row is a part of the model for itself.
+    """
+    learning = [other for other in met if other[0] and other[4] != GradState.NULL]
+    held = [other for other in learning if other[2] == FIRST]
+    is_majority = 2 * len(held) > len(learning)
+    return row in learning and is_majority and (row[2] == FIRST or len(held) > 1)
 
 
 def _is_meant(met: Sequence[Row]) -> bool:
@@ -355,6 +371,21 @@ def test_what_learns_in_a_model_that_is_frozen_for_the_greater_part_is_to_be_in_
     rule, few, many = (STEP, BESIDE_FROZEN), [GOOD, frozen, added], [GOOD, *[frozen] * 3, added]
     assert not labels(RELATION, rule, told([_step(FIRST, few)], []))
     assert "`p4` gets gradients" in _explained(rule, _step(FIRST, many)).message
+
+
+def test_groups_that_leave_a_parameter_out() -> None:
+    left_out: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT)
+    rule = (STEP, WOVEN)
+    explanation = _explained(rule, _step(FIRST, [GOOD, GOOD, left_out]))
+    assert explanation.message == (
+        "`p2` gets gradients and is in no group of an optimizer that trains most of the model"
+    )
+    assert explanation.cause is not None
+    assert explanation.cause.fact == "in no optimizer"
+    # One group is that of a part, as a head is; so are groups of the lesser part of a model.
+    other: Row = (True, True, SECOND, 0.1, GradState.NON_ZERO, 0, FLOAT)
+    for met in ([other, other, left_out], [GOOD, left_out], [GOOD, GOOD, *[left_out] * 2]):
+        assert all(holds for _, holds in labels(RELATION, rule, told([_step(FIRST, met)], [])))
 
 
 def _backward_of(flags: Sequence[bool], owner: str) -> Callable[[RunBuilder], object]:

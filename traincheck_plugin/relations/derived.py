@@ -17,6 +17,7 @@ from traincheck_plugin.events import (
     Bool,
     GradState,
     Int64,
+    Variable,
     VariableKind,
     Window,
 )
@@ -40,11 +41,13 @@ class _Derived:
         kind: of the variables.
         needs: recorded attributes of parameters that it follows from.
         column: gives it for moments of a window; None where they do not tell.
+        also: what else has to be recorded.
     """
 
     kind: VariableKind
     needs: tuple[str, ...]
     column: Callable[[Window, Moments], Array | None]
+    also: tuple[tuple[VariableKind, str], ...] = ()
 
 
 def _used(window: Window, shown: Moments) -> Array:
@@ -75,6 +78,40 @@ def _beside_frozen(window: Window, shown: Moments) -> Array:
     meant = _any_of(held & frozen, owners, size) | (is_frozen & _any_of(held, owners, size))
     beside: Bool = meant[:, owners]
     return beside & (shown.column("grad") > _NULL)
+
+
+def _woven(window: Window, shown: Moments) -> Array:
+    catalog, holders = window.catalog, shown.column("optimizer")
+    codes = [code for code in np.unique(holders).tolist() if _has_groups(window, code)]
+    learns = shown.column("requires_grad") & (shown.column("grad") > _NULL)
+    if not codes:
+        return np.zeros_like(learns)
+    held = np.isin(holders, codes) & learns
+    owners, parts = catalog.owners.of(shown.variables), catalog.parts.of(shown.variables)
+    of_owner = _table(owners, len(catalog.owners))
+    is_majority = 2 * (held @ of_owner) > learns @ of_owner
+    has_held = _any_of(held, parts, len(catalog.parts))
+    owner_of = np.zeros(len(catalog.parts), np.int64)
+    owner_of[parts] = owners
+    has_several = has_held @ _table(owner_of, len(catalog.owners)) > 1
+    woven: Bool = learns & is_majority[:, owners] & (has_held[:, parts] | has_several[:, owners])
+    return woven
+
+
+def _table(numbers: Int64, size: int) -> Int64:
+    """Return a table that is 1 where a column is the number of a row."""
+    table: Int64 = (numbers[:, None] == np.arange(size)).astype(np.int64)
+    return table
+
+
+def _has_groups(window: Window, optimizer: int) -> bool:
+    """Return whether an optimizer has several groups of parameters."""
+    if optimizer == NONE:
+        return False
+    catalog = window.catalog
+    label = catalog.objects[optimizer]
+    second = Variable(kind="group", name="1.lr", owner=label, type="float")
+    return catalog.variables.find(second) != NONE
 
 
 def _any_of(mask: Bool, numbers: Int64, size: int) -> Bool:
@@ -123,6 +160,9 @@ DERIVED: Mapping[str, _Derived] = {
     "accounted": _Derived("parameter", ("in_model", "grad", "optimizer"), _accounted),
     "module_held": _Derived("parameter", ("optimizer",), _module_held),
     "beside_frozen": _Derived("parameter", ("requires_grad", "grad", "optimizer"), _beside_frozen),
+    "woven": _Derived(
+        "parameter", ("requires_grad", "grad", "optimizer"), _woven, also=(("group", "value"),)
+    ),
     "is_first": _Derived("parameter", ("ran", "requires_grad", "optimizer"), _is_first),
     "ran_with_gradients": _Derived("parameter", ("ran",), _ran_with_gradients),
     "wide": _Derived("parameter", ("dtype",), _wide),
@@ -133,10 +173,11 @@ DERIVED: Mapping[str, _Derived] = {
 used: a model that ran has the parameter, or it has a gradient. accounted: it has no gradient, or
 belongs to a model that ran or to an optimizer. module_held: an optimizer holds it or another
 parameter of its module. beside_frozen: it has a gradient, and an optimizer holds parameters of its
-model that are frozen, or trains a model that is frozen for the greater part. is_first: its module
-ran first of all that the optimizer trains. ran_with_gradients: its module did not run under
-`no_grad` only. wide: its dtype is none of `NARROW`. learns: the module is part of a model of which
-an optimizer trains something.
+model that are frozen, or trains a model that is frozen for the greater part. woven: it has a
+gradient, in a model of which an optimizer with several groups holds most of those that have one,
+and some of its part or of several others. is_first: its module ran first of all that the optimizer
+trains. ran_with_gradients: its module did not run under `no_grad` only. wide: its dtype is none of
+`NARROW`. learns: the module is part of a model of which an optimizer trains something.
 """
 
 
@@ -162,9 +203,6 @@ def has(window: Window, shown: Moments, name: str) -> bool:
 
 def needed(names: Iterable[str]) -> set[tuple[VariableKind, str]]:
     """Return the recorded attributes that the derived ones among *names* follow from."""
-    return {
-        ("parameter", attribute)
-        for name in names
-        if name in DERIVED
-        for attribute in DERIVED[name].needs
-    }
+    several = [DERIVED[name] for name in names if name in DERIVED]
+    found: set[tuple[VariableKind, str]] = {pair for one in several for pair in one.also}
+    return found | {("parameter", attribute) for one in several for attribute in one.needs}

@@ -69,6 +69,7 @@ ACCOUNTED = VarTypeParam(
 WHOLE = replace(OPTIMIZED, where=(*TRAINABLE, ("module_held", True)))
 THAWED = replace(OPTIMIZED, where=(*TRAINABLE, ("thawed", True)))
 BESIDE_FROZEN = replace(OPTIMIZED, where=(*TRAINABLE, ("beside_frozen", True)))
+WOVEN = replace(OPTIMIZED, where=(*TRAINABLE, ("woven", True)))
 REACHED = VarTypeParam(
     var_type=PARAMETER,
     attr_name="grad",
@@ -102,6 +103,7 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
         WHOLE,
         THAWED,
         BESIDE_FROZEN,
+        WOVEN,
         REACHED,
         RECORDED,
         WIDE,
@@ -158,6 +160,10 @@ _SENTENCES = {
     BESIDE_FROZEN: (
         "where a model is frozen in part, what gets gradients is in an optimizer when {name} runs",
         "{who} {get} gradients and {be} in no optimizer, in a model that is frozen in part",
+    ),
+    WOVEN: (
+        "groups of parameters leave out none that gets a gradient when {name} runs",
+        "{who} {get} gradients and {be} in no group of an optimizer that trains most of the model",
     ),
     REACHED: (
         "gradients reach the first module that runs of those that {name} trains",
@@ -406,7 +412,7 @@ class _Monitor(Monitor):
             value=param.pre_value,
         )
         labels = tuple(sorted(v.label for v in names))
-        if param in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN):
+        if param in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN):
             cause = Cause(
                 fact="in no optimizer",
                 subjects=labels,
