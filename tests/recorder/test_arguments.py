@@ -28,6 +28,12 @@ from traincheck_plugin.recorder.samplers import epoch_of, facts_of
 SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64)
 UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
 SMALL = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class Image(torch.Tensor):
+    pass
+
+
 DATA = TensorDataset(torch.arange(48.0).view(12, 4), torch.arange(12))
 
 
@@ -108,6 +114,7 @@ _NAN = (math.nan, math.nan)
         (torch.arange(6.0).view(2, 3).t()[1:], (1, 5)),
         (torch.ones(3, requires_grad=True), (1, 1)),
         (torch._neg_view(torch.arange(3.0)), (-2, 0)),
+        (torch.arange(3.0).as_subclass(Image), (0, 2)),
     ],
 )
 def test_the_smallest_and_the_largest_finite_value(tensor, expected):
@@ -118,6 +125,14 @@ def test_the_smallest_and_the_largest_finite_value(tensor, expected):
 
 def test_of_what_cannot_be_read_there_is_no_range():
     assert host_range(torch.zeros(2, device="meta")) == pytest.approx(_NAN, nan_ok=True)
+
+
+def test_of_large_tensors_the_slices_are_read_that_are_fingerprinted():
+    big = torch.arange(float(1 << 20))
+    lowest, highest = host_range(_part(big))
+    assert lowest == 0
+    assert (15 / 16) * len(big) <= highest < len(big)
+    assert finished_ranges(device_ranges([_part(big)]).numpy()).tolist() == [[lowest, highest]]
 
 
 @pytest.mark.parametrize("host", ["cpu", "none"])

@@ -224,8 +224,12 @@ def test_the_cause_is_told() -> None:
         "`0` of the inputs of Net held an absolute value above 10 in the last 3 batches, about ten "
         "times the largest in the reference; in the last it was 255 at most"
     )
+    # It is what the loader delivers.
+    assert explanation.cause.subjects == ("DataLoader.x",)
     assert "Net is given `0` with values" in explanation.cause.text
     assert "not normalised" in explanation.cause.text
+    scaled = _batch(0, 1, given=(0, 255))
+    assert _explanation(params, *[scaled] * 3).cause.subjects == ("Net.0",)
 
 
 def _proposed(*runs: Sequence[Event], cuts: Sequence[int] = ()) -> set[tuple[Param, ...]]:
@@ -253,6 +257,13 @@ def test_what_held_each_time_is_proposed() -> None:
         _params(*claim, kind=kind, name=name, evidence=evidence)
         for claim in claims
         for kind, name in (("batch", "DataLoader.x"), ("input", "Net.0"))
+    }
+    # Where all are positive, that some are says no more than that some are large.
+    without = _proposed([_batch(0, 2)] * MIN_OCCURRENCES)
+    assert {params[1].value[:2] for params in without} == {
+        ("none", "negative"),
+        ("some", "large"),
+        ("none", "large"),
     }
     mixed = _proposed([*ENOUGH, _batch(0, 2)])
     assert {params[1].value[:2] for params in mixed} == {

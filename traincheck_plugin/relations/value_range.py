@@ -206,18 +206,24 @@ class _Data:
             yield from self._deliveries.observe(passed)
 
 
-def _tensors(window: Window, use: Input, batches: list[Delivery], kind: _Kind) -> Iterator[_Tensor]:
-    """Yield those that a batch holds, or that the forward is given."""
+def _tensors(
+    window: Window, use: Input, batches: list[Delivery], kind: _Kind, wanted: str | None = None
+) -> Iterator[_Tensor]:
+    """Yield those that a batch holds, or that the forward is given; of one name, if wanted."""
     if kind == "batch":
         for batch in batches:
-            who = _class(batch.loader)
             for path, *numbers in zip(*batch.values, strict=True):
-                yield _Tensor(kind, _joined(who, path), (batch.loader,), use.row, path, *numbers)
+                name = _name(batch.loader, path)
+                if wanted is None or wanted == name:
+                    yield _Tensor(kind, name, (batch.loader,), use.row, path, *numbers)
         return
-    if not use.values.names:
+    found = [
+        (name, path, numbers)
+        for path, *numbers in zip(*use.values, strict=True)
+        if (name := _name(use.root, path)) == wanted or wanted is None
+    ]
+    if not found:
         return
-    who = _class(use.root)
-    source = (use.root, *sorted({batch.loader for batch in batches}))
     # What is computed by another model, or made of several samples, is not data.
     rows = {shape[0] for batch in batches for _, shape in batch.kinds}
     given = {
@@ -225,19 +231,20 @@ def _tensors(window: Window, use: Input, batches: list[Delivery], kind: _Kind) -
         for item in window.catalog.signature(int(window.calls.inputs[use.row]))
         if item.shape and item.shape[0] in rows and not item.requires_grad
     }
-    for path, *numbers in zip(*use.values, strict=True):
+    source = (use.root, *sorted({batch.loader for batch in batches}))
+    for name, path, numbers in found:
         if path in given:
-            yield _Tensor(kind, _joined(who, path), source, use.row, path, *numbers)
+            yield _Tensor(kind, name, source, use.row, path, *numbers)
 
 
-@lru_cache(maxsize=256)
 def _class(owner: str) -> str:
     """Return the name of a class, which may be of another module when a script is imported."""
     return short(owner.partition("#")[0])
 
 
-def _joined(who: str, path: str) -> str:
-    return f"{who}.{path}" if path else who
+@lru_cache(maxsize=1024)
+def _name(owner: str, path: str) -> str:
+    return f"{_class(owner)}.{path}" if path else _class(owner)
 
 
 class _Monitor(Monitor):
@@ -248,19 +255,18 @@ class _Monitor(Monitor):
         self._failed: dict[tuple[str, ...], tuple[int, float]] = {}
 
     def observe(self, window: Window) -> Examples:
-        judged: list[tuple[_Tensor, int]] = []
+        judged: list[tuple[_Tensor, int, list[Delivery]]] = []
         for use, batches in self._data.fed(window):
-            for tensor in _tensors(window, use, batches, self._rule.kind):
-                if tensor.name == self._rule.name:
-                    number = self._judge(tensor)
-                    if number is not None:
-                        judged.append((tensor, number))
+            for tensor in _tensors(window, use, batches, self._rule.kind, self._rule.name):
+                number = self._judge(tensor)
+                if number is not None:
+                    judged.append((tensor, number, batches))
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
             window,
-            np.array([tensor.row for tensor, _ in judged], np.int64),
-            np.array([not number for _, number in judged], np.bool_),
+            np.array([tensor.row for tensor, *_ in judged], np.int64),
+            np.array([not number for _, number, _ in judged], np.bool_),
             lambda index: _explain(self._rule, *judged[index]),
         )
 
@@ -293,7 +299,7 @@ _CAUSES = {
 }
 
 
-def _explain(rule: _Rule, tensor: _Tensor, number: int) -> Explanation:
+def _explain(rule: _Rule, tensor: _Tensor, number: int, batches: list[Delivery]) -> Explanation:
     if not number:
         return no_explanation(number)
     claim = rule.claim
@@ -319,12 +325,22 @@ def _explain(rule: _Rule, tensor: _Tensor, number: int) -> Explanation:
         message=message,
         cause=Cause(
             fact="values of the data",
-            subjects=(tensor.name,),
+            subjects=(_origin(tensor, batches),),
             text=f"{owner} {verb} "
             + (f"`{tensor.path}` " if tensor.path else "data ")
             + f"with values unlike those of a healthy run: {_CAUSES[claim[:2]]}",
         ),
     )
+
+
+def _origin(tensor: _Tensor, batches: list[Delivery]) -> str:
+    """Return the name of the tensor of a batch that is the same, or else its own."""
+    found = tensor[-3:]
+    for batch in batches:
+        for path, *numbers in zip(*batch.values, strict=True):
+            if tuple(numbers) == found:
+                return _name(batch.loader, path)
+    return tensor.name
 
 
 @dataclass(slots=True)
@@ -428,12 +444,14 @@ class _Proposer(Proposer):
 def _claims(found: list[_Seen]) -> Iterator[Claim]:
     """Yield what all of the tensors have, or none."""
     number = sum(seen.number for seen in found)
-    for what, having in (
-        ("negative", sum(seen.num_negative for seen in found)),
-        ("positive", sum(seen.num_positive for seen in found)),
-    ):
-        if having in (0, number):
-            yield Claim("some" if having else "none", what)
+    negative = sum(seen.num_negative for seen in found)
+    positive = sum(seen.num_positive for seen in found)
+    for what, having, other in (("negative", negative, positive), ("positive", positive, negative)):
+        if having == 0:
+            yield Claim("none", what)
+        elif having == number and other:
+            # Without the other sign it is the same as that there are large values.
+            yield Claim("some", what)
     smallest, largest = min(seen.smallest for seen in found), max(seen.largest for seen in found)
     if smallest > _TINY:
         yield Claim("some", "large", _rounded(smallest / MARGIN, math.floor))
