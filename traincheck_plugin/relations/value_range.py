@@ -80,7 +80,8 @@ class ValueRangeRelation(Relation):
     among what this forward is given: claim(x)``, but for fewer than k in a row, where claim(x) is
     ``min(x) < 0``, ``max(x) > 0``, the opposite of either, or that ``max |x|`` is above a tenth of
     the smallest, or not above ten times the largest, that the reference had. k is the least number
-    of tensors that would all fail by chance less often than `CHANCE`, after n that held.
+    of tensors that would all fail by chance less often than `CHANCE`, after n that held. Judged are
+    as many loaders, the first ones, as the reference had.
 
     Nothing is claimed of data that nobody knows to be fixed: of a loader that does not shuffle and
     was never started again, whose number of samples changes or is not known, or in whose place
@@ -128,6 +129,7 @@ class _Rule(NamedTuple):
         claim: what is claimed of them.
         in_a_row: so many that fail are no coincidence.
         size: elements that such a tensor had in the reference, about.
+        num_sources: how many there were: what comes besides may be of other data.
     """
 
     kind: _Kind
@@ -135,13 +137,14 @@ class _Rule(NamedTuple):
     claim: Claim
     in_a_row: int
     size: int
+    num_sources: int
 
     def params(self) -> tuple[Param, ...]:
         attribute = "lowest" if self.claim.what == "negative" else "highest"
         return (
             VarNameParam(var_name=self.name, var_type=VAR_TYPES[self.kind], attr_name=attribute),
             ConstantParam(value=tuple(self.claim)),
-            ConstantParam(value=(self.in_a_row, self.size)),
+            ConstantParam(value=(self.in_a_row, self.size, self.num_sources)),
         )
 
 
@@ -154,18 +157,17 @@ def _rule(params: tuple[Param, ...]) -> _Rule:
     relation = ValueRangeRelation.name
     who, claim, evidence = three(relation, params, VarNameParam, ConstantParam, ConstantParam)
     try:
-        quantifier, what, bound = claim.value
-        in_a_row, size = evidence.value
         rule = _Rule(
-            _KINDS[who.var_type], who.var_name, Claim(quantifier, what, bound), in_a_row, size
+            _KINDS[who.var_type], who.var_name, Claim(*claim.value), *map(int, evidence.value)
         )
-        if quantifier in ("some", "none") and what in ("negative", "positive", "large"):
+        if rule.claim[:2] in _CAUSES:
             return rule
     except (KeyError, TypeError, ValueError):
         pass
     raise InvariantError(
-        f"{relation} expects a batch or an input, a claim such as ['some', 'negative', 0], and how "
-        f"many may fail in a row and their size, got {params}"
+        f"{relation} expects a batch or an input, a claim such as ['some', 'negative', 0], and "
+        f"three whole numbers: how many may not fail in a row, their size, and that of sources; "
+        f"got {params}"
     )
 
 
@@ -251,7 +253,7 @@ class _Monitor(Monitor):
     def __init__(self, rule: _Rule) -> None:
         self._rule = rule
         self._data = _Data()
-        # How many failed in a row, and their elements.
+        # By source, how many failed in a row, and their elements.
         self._failed: dict[tuple[str, ...], tuple[int, float]] = {}
 
     def observe(self, window: Window) -> Examples:
@@ -272,19 +274,20 @@ class _Monitor(Monitor):
 
     def _judge(self, tensor: _Tensor) -> int | None:
         """Return how many failed in a row, 0 for one that holds; None where that is no example."""
-        _, _, claim, in_a_row, size = self._rule
+        claim, in_a_row, size = self._rule.claim, self._rule.in_a_row, self._rule.size
         if math.isnan(tensor.lowest):
             return None
-        if claim.holds(tensor.lowest, tensor.highest):
-            self._failed.pop(tensor.source, None)
-            return 0
-        if claim.quantifier == "none" and tensor.size > 2 * size:
-            # Among more elements there may be one that is rare.
-            return None
         number, elements = self._failed.get(tensor.source, (0, 0.0))
+        if tensor.source not in self._failed and len(self._failed) == self._rule.num_sources:
+            return None
+        if claim.holds(tensor.lowest, tensor.highest):
+            self._failed[tensor.source] = 0, 0.0
+            return 0
+        # Among more elements there may be one that is rare, among fewer there may be none.
+        if claim.quantifier == "none" and tensor.size > 2 * size:
+            return None
         number, elements = self._failed[tensor.source] = number + 1, elements + tensor.size
         if number < in_a_row or (claim.quantifier == "some" and elements < in_a_row * size):
-            # Among fewer elements there may be none that is rare.
             return None
         return number
 
@@ -302,24 +305,24 @@ _CAUSES = {
 def _explain(rule: _Rule, tensor: _Tensor, number: int, batches: list[Delivery]) -> Explanation:
     if not number:
         return no_explanation(number)
-    claim = rule.claim
-    owner = _class(tensor.source[0])
+    claim, owner = rule.claim, _class(tensor.source[0])
     who = "the batches" if rule.kind == "batch" else f"the inputs of {owner}"
     what = f"`{tensor.path}` of {who}" if tensor.path else who
-    holds = "held no" if claim.quantifier == "some" else "held"
+    is_some = claim.quantifier == "some"
     if claim.what == "large":
         seen = max(-tensor.lowest, tensor.highest)
-        side = "a tenth of the smallest" if claim.quantifier == "some" else "ten times the largest"
+        than = "a tenth of the smallest" if is_some else "ten times the largest"
         message = (
-            f"{what} {holds} absolute value above {claim.bound:g} in the last {number} batches, "
-            f"about {side} in the reference; in the last it was {seen:.3g} at most"
+            f"the largest absolute value of {what} was {seen:.3g}, and in the last {number} "
+            f"batches {'never' if is_some else 'always'} above {claim.bound:g}, which is about "
+            f"{than} in the reference"
         )
-        message = message.replace("held absolute", "held an absolute")
     else:
-        some = claim.quantifier == "some"
-        values = f"{claim.what} value" if some else f"{claim.what} values"
-        did = "each did" if some else "none did"
-        message = f"{what} {holds} {values} in the last {number} batches; in the reference {did}"
+        held = f"no {claim.what} value" if is_some else f"{claim.what} values"
+        message = (
+            f"{what} held {held} in the last {number} batches; in the reference "
+            f"{'each' if is_some else 'none'} did"
+        )
     verb = "delivers" if rule.kind == "batch" else "is given"
     return Explanation(
         message=message,
@@ -437,7 +440,7 @@ class _Proposer(Proposer):
             ):
                 continue
             for claim in _claims(found):
-                rule = _Rule(kind, name, claim, _in_a_row(number), size)
+                rule = _Rule(kind, name, claim, _in_a_row(number), size, len(sources))
                 yield Hypothesis(relation=ValueRangeRelation.name, params=rule.params())
 
 
