@@ -275,10 +275,9 @@ class _Monitor(Monitor):
     def _judge(self, tensor: _Tensor) -> int | None:
         """Return how many failed in a row, 0 for one that holds; None where that is no example."""
         claim, in_a_row, size = self._rule.claim, self._rule.in_a_row, self._rule.size
-        if math.isnan(tensor.lowest):
-            return None
-        number, elements = self._failed.get(tensor.source, (0, 0.0))
-        if tensor.source not in self._failed and len(self._failed) == self._rule.num_sources:
+        known = self._failed.get(tensor.source)
+        is_other = known is None and len(self._failed) == self._rule.num_sources
+        if is_other or math.isnan(tensor.lowest):
             return None
         if claim.holds(tensor.lowest, tensor.highest):
             self._failed[tensor.source] = 0, 0.0
@@ -286,6 +285,7 @@ class _Monitor(Monitor):
         # Among more elements there may be one that is rare, among fewer there may be none.
         if claim.quantifier == "none" and tensor.size > 2 * size:
             return None
+        number, elements = known or (0, 0.0)
         number, elements = self._failed[tensor.source] = number + 1, elements + tensor.size
         if number < in_a_row or (claim.quantifier == "some" and elements < in_a_row * size):
             return None
