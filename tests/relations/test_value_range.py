@@ -61,7 +61,7 @@ def _batch(
     given: Range | None = None,
     loader: str = LOADER,
     stage: str = "training",
-    rows: int = 8,
+    shape: tuple[int, ...] = (8, 8),
     requires_grad: bool = False,
     shows: bool = True,
     **facts: float,
@@ -85,7 +85,7 @@ def _batch(
             run.frame("end", batch, **found)
             run.frame("end", names, value=[told[name] for name in LOADER_FACTS])
         seen = _values([given or (low, high)], size) if shows else {"value": size, "data": 1}
-        item = tensor("0", shape=(rows, 8), requires_grad=requires_grad)
+        item = tensor("0", shape=shape, requires_grad=requires_grad)
         with run.calling("lib.Net.forward", object=MODEL, inputs=[item]):
             if stage == "training":
                 run.frame("end", inputs, **seen)
@@ -154,7 +154,12 @@ def test_small_batches_take_more_of_them() -> None:
 
 @pytest.mark.parametrize(
     "computed",
-    [_batch(0, given=(-1, 1), rows=3), _batch(0, given=(-1, 1), requires_grad=True)],
+    [
+        _batch(0, given=(-1, 1), shape=(3, 8)),
+        _batch(0, given=(-1, 1), shape=(8, 3)),
+        _batch(0, given=(-1, 1), shape=()),
+        _batch(0, given=(-1, 1), requires_grad=True),
+    ],
 )
 def test_what_is_computed_is_not_judged(computed: Event) -> None:
     assert _held(_params("none", "negative", kind="input", name="Net.0"), *[computed] * 9) == []
@@ -162,7 +167,7 @@ def test_what_is_computed_is_not_judged(computed: Event) -> None:
 
 
 def test_what_is_made_of_a_batch_is_judged_by_itself() -> None:
-    scaled = _batch(0, 255, given=(0, 1))
+    scaled = _batch(0, 255, given=(0, 1), shape=(8, 2, 4))
     assert _held(_params("none", "large", 10.0, kind="input", name="Net.0"), scaled) == [True]
     assert _held(_params("none", "large", 10.0), *[scaled] * 3) == [False]
 

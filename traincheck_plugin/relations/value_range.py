@@ -86,8 +86,8 @@ class ValueRangeRelation(Relation):
     Nothing is claimed of data that nobody knows to be fixed: of a loader that does not shuffle and
     was never started again, whose number of samples changes or is not known, or in whose place
     another one comes, as with the experience of an agent; of what is computed with gradients, has
-    another number of rows than the batch, or is given to a second forward; nor of constants and of
-    few elements.
+    not as many rows and elements as a tensor of the batch, or is given to a second forward; nor of
+    constants and of few elements.
 
     Catches images that are not normalised, or twice, and tokens that are not masked in the labels.
     Cannot see values that are wrong and within the usual range, as labels that are shuffled.
@@ -226,12 +226,12 @@ def _tensors(
     ]
     if not found:
         return
-    # What is computed by another model, or made of several samples, is not data.
-    rows = {shape[0] for batch in batches for _, shape in batch.kinds}
+    # Noise, states of earlier steps and what another model computes are not data.
+    sizes = {(shape[0], math.prod(shape)) for batch in batches for _, shape in batch.kinds}
     given = {
         item.path
         for item in window.catalog.signature(int(window.calls.inputs[use.row]))
-        if item.shape and item.shape[0] in rows and not item.requires_grad
+        if item.shape and (item.shape[0], math.prod(item.shape)) in sizes and not item.requires_grad
     }
     source = (use.root, *sorted({batch.loader for batch in batches}))
     for name, path, numbers in found:
