@@ -630,6 +630,8 @@ ATTRIBUTES: Mapping[str, Any] = {
     "placement": np.int8,
     "ran": np.int32,
     "copy": np.uint64,
+    "lowest": np.float64,
+    "highest": np.float64,
 }
 """Attributes of variables and how a frame stores them.
 
@@ -645,7 +647,9 @@ elements of a batch or an input; a fact about a loader). placement: a `Placement
 its module in the order in which modules last ran with gradients since the optimizer's last step,
 counted from 0; else `NOT_RUN` or `RUN_WITHOUT_GRADIENTS`.
 copy: as data, of the parameter of the same name in copies of the model that no optimizer holds; in
-a frame of its own, with a row for each parameter of each copy.
+a frame of its own, with a row for each parameter of each copy. lowest, highest: smallest and
+largest finite value of a batch or an input (of large ones, of the slices that data is of); NaN
+where there is none.
 """
 
 

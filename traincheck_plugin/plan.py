@@ -152,8 +152,10 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     "clip": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
     "scaler": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
     "scheduler": _pairs(group="value"),
-    "forward": _pairs(module="value", buffer="data", input="data value", generator="data"),
-    "data": _pairs(batch="data value", loader="value"),
+    "forward": _pairs(
+        module="value", buffer="data", input="data value lowest highest", generator="data"
+    ),
+    "data": _pairs(batch="data value lowest highest", loader="value"),
     "mode": _pairs(module="value"),
     "checkpoint": _pairs(parameter="data", buffer="data", slot="data"),
 }

@@ -1,6 +1,7 @@
 """The Hugging Face Trainer trains a tiny GPT-2 with adapters and gradient accumulation.
 
-The adapters are low-rank; everything else is frozen but the norms and the embeddings.
+The adapters are low-rank; everything else is frozen but the norms and the embeddings. Sequences
+begin with a prompt, of which nothing is learned.
 """
 
 from __future__ import annotations
@@ -15,11 +16,14 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 from transformers.pytorch_utils import Conv1D
 
 LENGTH = 24
+PROMPT = 2
+MASKED = -100
 BUGS = {
     "adapters_after_optimizer": (0, "in no optimizer|not in .* optimizer"),
     "adapters_not_trainable": (0, "requires_grad|frozen"),
     "zero_grad_each_micro_batch": (0, "clear|zero_grad|zeroed"),
     "scheduler_constant": (1, r"schedul|\blr\b|learning rate"),
+    "labels_not_masked": (0, "masked"),
 }
 
 
@@ -48,16 +52,19 @@ def add_adapters(model, trainable=True):
 class Ramps(Dataset):
     """Sequences that count up from anywhere, by one, two or three."""
 
-    def __init__(self, count):
+    def __init__(self, count, masked=True):
         start = torch.randint(0, 32, (count, 1))
         pace = torch.randint(1, 4, (count, 1))
         self.tokens = (start + pace * torch.arange(LENGTH)) % 32
+        self.labels = self.tokens.clone()
+        if masked:
+            self.labels[:, :PROMPT] = MASKED
 
     def __len__(self):
         return len(self.tokens)
 
     def __getitem__(self, index):
-        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+        return {"input_ids": self.tokens[index], "labels": self.labels[index]}
 
 
 class TrainerWithBug(Trainer):
@@ -113,7 +120,7 @@ def main():
                 disable_tqdm=True,
                 seed=args.seed,
             ),
-            train_dataset=Ramps(384),
+            train_dataset=Ramps(384, masked=bug != "labels_not_masked"),
             optimizers=optimizers,
         )
         trainer.bug = bug

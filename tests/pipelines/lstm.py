@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from digits import load_digits
 from torch import nn, optim
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 MAX_NORM = 0.25
 BUGS = {
@@ -30,6 +30,7 @@ BUGS = {
     "left_in_eval": (20, r"\beval|train(ing)? mode|training(=| is |: )False"),
     "clip_before_backward": (0, "clip"),
     "softmax_before_loss": (0, "softmax|logits"),
+    "not_normalised": (0, "normali[sz]ed"),
 }
 
 
@@ -88,6 +89,8 @@ def main():
     torch.manual_seed(args.seed)
 
     train_set, test_set = load_digits(640, 128)
+    if args.bug == "not_normalised":
+        train_set = TensorDataset(train_set.tensors[0] * 255, train_set.tensors[1])
     train_loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     test_loader = DataLoader(test_set, batch_size=64)
 

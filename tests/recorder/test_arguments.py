@@ -18,9 +18,21 @@ from torch.utils.data import (
 from torch.utils.data.distributed import DistributedSampler
 
 from tests.recorder.recording import LIFECYCLE, record
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder import arguments
 from traincheck_plugin.recorder.arguments import MAX_BYTES, _part, _tensors
 from traincheck_plugin.recorder.columns import DeviceReader
+from traincheck_plugin.recorder.ranges import device_ranges, finished_ranges, host_range
 from traincheck_plugin.recorder.samplers import epoch_of, facts_of
+
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64, torch.float32, torch.float64)
+UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+SMALL = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+class Image(torch.Tensor):
+    pass
+
 
 DATA = TensorDataset(torch.arange(48.0).view(12, 4), torch.arange(12))
 
@@ -80,6 +92,76 @@ def test_what_is_on_a_device_is_read_there_and_arrives_later(monkeypatch):
     assert hashes == [int(given.columns["data"][0]) for _, given in inputs]
     assert len(set(hashes)) == 3
     assert all(hashes)
+
+
+_NAN = (math.nan, math.nan)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "expected"),
+    [
+        *((torch.tensor([[-3, 0], [2, 1]], dtype=dtype), (-3, 2)) for dtype in SIGNED),
+        *((torch.tensor([1, 0, 200], dtype=dtype), (0, 200)) for dtype in UNSIGNED),
+        *((torch.tensor([2.0, -1.5]).to(dtype), (-1.5, 2)) for dtype in SMALL),
+        (torch.tensor([True, False]), (0, 1)),
+        (torch.tensor(3), (3, 3)),
+        (torch.tensor([1.0, math.nan, math.inf, -2.0, -math.inf]), (-2, 1)),
+        (torch.tensor([1.0, math.nan]).bfloat16(), (1, 1)),
+        (torch.tensor([-math.inf, math.nan]), _NAN),
+        (torch.zeros(0, 3), _NAN),
+        (torch.ones(2, dtype=torch.complex64), _NAN),
+        (torch.eye(2).to_sparse(), _NAN),
+        (torch.arange(6.0).view(2, 3).t()[1:], (1, 5)),
+        (torch.ones(3, requires_grad=True), (1, 1)),
+        (torch._neg_view(torch.arange(3.0)), (-2, 0)),
+        (torch.arange(3.0).as_subclass(Image), (0, 2)),
+    ],
+)
+def test_the_smallest_and_the_largest_finite_value(tensor, expected):
+    assert host_range(tensor) == pytest.approx(expected, nan_ok=True)
+    (there,) = finished_ranges(device_ranges([tensor]).numpy())
+    assert tuple(there) == pytest.approx(expected, nan_ok=True)
+
+
+def test_of_what_cannot_be_read_there_is_no_range():
+    assert host_range(torch.zeros(2, device="meta")) == pytest.approx(_NAN, nan_ok=True)
+
+
+def test_of_large_tensors_the_slices_are_read_that_are_fingerprinted():
+    big = torch.arange(float(1 << 20))
+    lowest, highest = host_range(_part(big))
+    assert lowest == 0
+    assert (15 / 16) * len(big) <= highest < len(big)
+    assert finished_ranges(device_ranges([_part(big)]).numpy()).tolist() == [[lowest, highest]]
+
+
+@pytest.mark.parametrize("host", ["cpu", "none"])
+def test_values_are_told_with_batches_and_inputs(monkeypatch, host):
+    monkeypatch.setattr(DeviceReader, "HOST", host)
+
+    recording = record(lambda: train(DataLoader(DATA, batch_size=4)), LIFECYCLE)
+
+    told = [
+        (frame.columns["lowest"].tolist(), frame.columns["highest"].tolist())
+        for _, frame in frames(recording, "batch")
+    ]
+    assert told == [([0, 0], [15, 3]), ([16, 4], [31, 7]), ([32, 8], [47, 11])]
+    inputs = [frame.columns["highest"].tolist() for _, frame in frames(recording, "input")]
+    assert inputs == [[15], [31], [47]]
+
+
+@pytest.mark.parametrize("names", ["data value", "lowest highest", "value"])
+def test_only_what_the_plan_wants_is_read(monkeypatch, names):
+    for reader in ("hash_tensor",) * ("data" not in names) + ("host_range",) * ("low" not in names):
+        monkeypatch.setattr(arguments, reader, None)
+    wanted = frozenset(("batch", name) for name in names.split())
+    plan = Plan(functions=frozenset(), attributes={"data": wanted})
+
+    recording = record(lambda: train(DataLoader(DATA, batch_size=4)), plan)
+
+    assert {tuple(frame.columns) for _, frame in frames(recording, "batch")} == {
+        tuple(names.split())
+    }
 
 
 def test_a_loader_tells_where_it_is():

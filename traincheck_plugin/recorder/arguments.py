@@ -1,11 +1,12 @@
 """What passes through a training: batches, arguments of models, random states; as frames.
 
-Unlike parameters these are new objects each time: their fingerprints are all that is kept. Random
-states are only read. Nothing waits for a device.
+Unlike parameters these are new objects each time: their fingerprints, and the smallest and largest
+of their values, are all that is kept. Random states are only read. Nothing waits for a device.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -32,6 +33,12 @@ from traincheck_plugin.recorder.device_fingerprint import (
 from traincheck_plugin.recorder.fingerprint import hash_tensor, local
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.recorder.ranges import (
+    RANGE,
+    device_ranges,
+    finished_ranges,
+    host_range,
+)
 from traincheck_plugin.recorder.readings import DeviceReadings
 
 Tensor = torch.Tensor
@@ -67,7 +74,7 @@ class Arguments:
         self._problems = problems
         self._next = next_sequence
         self._hasher = DeviceHasher()
-        self._wants = {kind: bool(plan.wants(role, kind)) for role, kind in _ROLES}
+        self._wants = {kind: plan.wants(role, kind) for role, kind in _ROLES}
         self._codes: dict[tuple[str, str, str, type], int] = {}
         self._facts: dict[str, Array] = {}
 
@@ -124,33 +131,47 @@ class Arguments:
             return
         codes = [self._code(kind, owner, path, type(tensor)) for path, tensor in found]
         tensors = [local(tensor.detach()) for _, tensor in found]
-        yield self._frame(
-            call,
-            "end",
-            np.array(codes, np.int32),
-            data=self._hashes(tensors),
-            value=np.array([tensor.numel() for tensor in tensors], np.float64),
-        )
+        columns = self._read(tensors, self._wants[kind])
+        yield self._frame(call, "end", np.array(codes, np.int32), **columns)
 
-    def _hashes(self, tensors: list[Tensor]) -> Array:
-        values = np.zeros(len(tensors), np.uint64)
+    def _read(self, tensors: list[Tensor], names: frozenset[str]) -> dict[str, Array]:
+        """Return the columns among *names*; the numbers of a device arrive in them later."""
+        columns: dict[str, Array] = {}
+        if "data" in names:
+            columns["data"] = np.zeros(len(tensors), np.uint64)
+        if "value" in names:
+            columns["value"] = np.array([tensor.numel() for tensor in tensors], np.float64)
+        ranges = np.full((len(RANGE), len(tensors)), math.nan)
+        columns |= {name: row for name, row in zip(RANGE, ranges, strict=True) if name in names}
+        reads_ranges = not names.isdisjoint(RANGE)
         by_device: dict[torch.device, list[int]] = {}
         for place, tensor in enumerate(tensors):
             by_device.setdefault(tensor.device, []).append(place)
         for device, places in by_device.items():
-            parts = [_part(tensors[place]) for place in places]
-            if device.type == DeviceReader.HOST:
-                values[places] = [hash_tensor(part, self._problems) for part in parts]
-            elif device.type != "meta" and not (
+            if device.type == "meta" or (
                 device.type == "cuda" and torch.cuda.is_current_stream_capturing()
             ):
+                continue
+            parts = [_part(tensors[place]) for place in places]
+            is_host = device.type == DeviceReader.HOST
+            if "data" in names and is_host:
+                columns["data"][places] = [hash_tensor(part, self._problems) for part in parts]
+            elif "data" in names:
                 seeds = hash_seeds([tensors[place] for place in places])
 
-                def receive(sums: Array, at: list[int] = places, seeds: Array = seeds) -> None:
-                    values[at] = finished_hashes(sums, seeds)
+                def hashed(sums: Array, at: list[int] = places, seeds: Array = seeds) -> None:
+                    columns["data"][at] = finished_hashes(sums, seeds)
 
-                self._readings.add(self._hasher.hashes(parts), receive)
-        return values
+                self._readings.add(self._hasher.hashes(parts), hashed)
+            if reads_ranges and is_host:
+                ranges[:, places] = np.transpose([host_range(part) for part in parts])
+            elif reads_ranges:
+
+                def ranged(numbers: Array, at: list[int] = places) -> None:
+                    ranges[:, at] = finished_ranges(numbers).T
+
+                self._readings.add(device_ranges(parts), ranged)
+        return columns
 
     def _frame(self, call: OpenCall, phase: Phase, codes: Array, **columns: Array) -> Frame:
         return Frame(

@@ -18,7 +18,7 @@ from traincheck_plugin.invariants.model import (
     VarNameParam,
     VarTypeParam,
 )
-from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
     Cause,
@@ -32,6 +32,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.frames import place, positions_of, times_of
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import passing_plan
 from traincheck_plugin.relations.passing import (
     MIN_ELEMENTS,
     Beginnings,
@@ -117,14 +118,7 @@ class DistinctArgumentRelation(Relation):
         kinds: set[VariableKind] = {"generator"} if param == STATES else {"input"}
         if param in (FOLLOWING, ORDERS):
             kinds |= {"batch", "loader"}
-        roles = {
-            role: frozenset(pair for pair in FULL_ATTRIBUTES[role] if pair[0] in kinds)
-            for role in ("forward", "data")
-        }
-        return Plan(
-            functions=frozenset(),
-            attributes={role: pairs for role, pairs in roles.items() if pairs},  # type: ignore[misc]
-        )
+        return passing_plan(*kinds)
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"

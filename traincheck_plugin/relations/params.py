@@ -100,3 +100,26 @@ def gradient_plan(*roles: Role) -> Plan:
         {("parameter", "grad"), ("parameter", "optimizer")}
     )
     return Plan(functions=frozenset(), attributes=dict.fromkeys(roles, wanted))
+
+
+def passing_plan(*kinds: VariableKind, tensors: tuple[str, ...] = ("data", "value")) -> Plan:
+    """Return the plan that shows variables of these kinds, which pass through the training.
+
+    Args:
+        kinds: of the variables.
+        tensors: attributes of batches and inputs that are shown.
+    """
+    attributes: dict[Role, frozenset[tuple[VariableKind, str]]] = {}
+    for role in PASSING_ROLES:
+        wanted = {
+            (kind, name)
+            for kind, name in FULL_ATTRIBUTES[role]
+            if kind in kinds and (kind not in ("batch", "input") or name in tensors)
+        }
+        if wanted:
+            attributes[role] = frozenset(wanted)
+    return Plan(functions=frozenset(), attributes=attributes)
+
+
+PASSING_ROLES: tuple[Role, ...] = ("forward", "data")
+"""Roles of the calls at which it shows what passes through the training."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import attrgetter, itemgetter
@@ -13,7 +13,7 @@ import numpy as np
 from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int64, VariableKind, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.frames import place, positions_of, times_of
-from traincheck_plugin.relations.moments import by_stack
+from traincheck_plugin.relations.moments import Moments, by_stack
 
 MIN_ELEMENTS = 32
 """With fewer, two batches may be equal by chance."""
@@ -23,6 +23,24 @@ MAX_WAITING = 64
 
 Kind = tuple[str, tuple[int, ...]]
 """Dtype and shape of a tensor."""
+
+
+class Values(NamedTuple):
+    """What is known of the values of some tensors.
+
+    Attributes:
+        names: paths of the tensors, in the batch or among the arguments.
+        sizes: numbers of elements.
+        lowest, highest: smallest and largest finite value; NaN where there is none.
+    """
+
+    names: tuple[str, ...]
+    sizes: list[float]
+    lowest: list[float]
+    highest: list[float]
+
+
+NO_VALUES = Values((), [], [], [])
 
 
 class Input(NamedTuple):
@@ -36,6 +54,7 @@ class Input(NamedTuple):
         key: tells it from other inputs; empty where it is not known.
         num_elements: of all its tensors.
         kinds: of its tensors.
+        values: of its tensors.
     """
 
     row: int
@@ -45,6 +64,7 @@ class Input(NamedTuple):
     key: bytes
     num_elements: int
     kinds: frozenset[Kind]
+    values: Values
 
 
 class Delivery(NamedTuple):
@@ -52,7 +72,7 @@ class Delivery(NamedTuple):
 
     Attributes:
         loader: its label.
-        key, num_elements, kinds: as of an `Input`.
+        key, num_elements, kinds, values: as of an `Input`.
         facts: those of `LOADER_FACTS`, by name.
         end: when it was delivered.
     """
@@ -61,6 +81,7 @@ class Delivery(NamedTuple):
     key: bytes
     num_elements: int
     kinds: frozenset[Kind]
+    values: Values
     facts: dict[str, float]
     end: int
 
@@ -129,64 +150,89 @@ def frames_of(window: Window, kind: VariableKind) -> Iterator[tuple[int, Frame]]
             yield row, window.frames[position]
 
 
-def _tensors(window: Window, kind: VariableKind) -> tuple[Int64, list[str], list[bytes], list[int]]:
-    """Return of each frame that shows tensors the row of its call, an owner, a key and a size.
+class _Shown(NamedTuple):
+    """The tensors of one frame: the row of its call, and what an `Input` has besides."""
+
+    row: int
+    owner: str
+    key: bytes
+    num_elements: int
+    values: Values
+
+
+def _tensors(window: Window, kind: VariableKind) -> list[_Shown]:
+    """Return the tensors of each frame that shows some, in order.
 
     The key tells the tensors from others; it is empty where they are not known.
     """
-    positions = positions_of(window, VAR_TYPES[kind])
-    if not len(positions):
-        return positions, [], [], []
-    found: dict[int, tuple[int, str, bytes, int]] = {}
-    for indexes, shown in by_stack(window, positions):
-        if shown.has("data"):
-            owner = window.catalog.variables[int(shown.variables[0])].owner
-            data = shown.column("data")
-            size = data.shape[1] * data.itemsize
-            text = data.tobytes()
-            keys = [text[start : start + size] for start in range(0, len(text), size)]
-            for number in np.flatnonzero(~np.all(data, axis=1)).tolist():
-                keys[number] = b""
-            sizes = np.sum(shown.column("value"), axis=1).astype(np.int64).tolist()
-            several = zip(shown.calls.tolist(), repeat(owner), keys, sizes, strict=False)
-            found.update(zip(indexes.tolist(), several, strict=True))
-    ordered = [one for _, one in sorted(found.items()) if one[0] != NONE]
-    return (
-        np.array([row for row, *_ in ordered], np.int64),
-        [owner for _, owner, _, _ in ordered],
-        [key for _, _, key, _ in ordered],
-        [size for *_, size in ordered],
-    )
+    found: dict[int, _Shown] = {}
+    for indexes, shown in by_stack(window, positions_of(window, VAR_TYPES[kind])):
+        if not shown.has("value"):
+            continue
+        variables = [window.catalog.variables[code] for code in shown.variables.tolist()]
+        sizes = shown.column("value")
+        several = map(
+            _Shown,
+            shown.calls.tolist(),
+            repeat(variables[0].owner),
+            _keys(shown),
+            np.sum(sizes, axis=1).astype(np.int64).tolist(),
+            _values(shown, tuple(variable.name for variable in variables)),
+        )
+        found.update(zip(indexes.tolist(), several, strict=True))
+    return [one for _, one in sorted(found.items()) if one.row != NONE]
+
+
+def _keys(shown: Moments) -> Iterable[bytes]:
+    if not shown.has("data"):
+        return repeat(b"")
+    data = shown.column("data")
+    size = data.shape[1] * data.itemsize
+    text = data.tobytes()
+    keys = [text[start : start + size] for start in range(0, len(text), size)]
+    for number in np.flatnonzero(~np.all(data, axis=1)).tolist():
+        keys[number] = b""
+    return keys
+
+
+def _values(shown: Moments, names: tuple[str, ...]) -> Iterable[Values]:
+    columns = ("value", "lowest", "highest")
+    if not all(map(shown.has, columns)):
+        return repeat(NO_VALUES)
+    return map(Values, repeat(names), *(shown.column(name).tolist() for name in columns))
 
 
 def _inputs(window: Window) -> Iterator[tuple[int, Input]]:
     """Yield the inputs, and in which of the windows each is."""
-    rows, owners, keys, sizes = _tensors(window, "input")
-    if not len(rows):
+    shown = _tensors(window, "input")
+    if not shown:
         return iter(())
-    begins = window.calls.begin[rows]
-    kinds = map(window.catalog.kinds, window.calls.inputs[rows].tolist())
-    times = times_of(window, rows, begins).tolist()
-    several = map(Input, rows.tolist(), begins.tolist(), times, owners, keys, sizes, kinds)
-    return zip(window.position_of(rows).tolist(), several, strict=True)
+    rows, owners, keys, sizes, values = zip(*shown, strict=True)
+    at = np.array(rows, np.int64)
+    begins = window.calls.begin[at]
+    kinds = map(window.catalog.kinds, window.calls.inputs[at].tolist())
+    times = times_of(window, at, begins).tolist()
+    several = map(Input, rows, begins.tolist(), times, owners, keys, sizes, kinds, values)
+    return zip(window.position_of(at).tolist(), several, strict=True)
 
 
 def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
     """Yield the batches, and in which of the windows each was delivered."""
-    rows, owners, keys, sizes = _tensors(window, "batch")
-    if not len(rows):
+    shown = _tensors(window, "batch")
+    if not shown:
         return iter(())
     facts: dict[int, list[float]] = {}
-    for _, shown in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
-        facts.update(zip(shown.calls.tolist(), shown.column("value").tolist(), strict=True))
-    told = [
-        dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {}
-        for row in rows.tolist()
+    for _, told in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
+        facts.update(zip(told.calls.tolist(), told.column("value").tolist(), strict=True))
+    rows, owners, keys, sizes, values = zip(*shown, strict=True)
+    named = [
+        dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {} for row in rows
     ]
-    kinds = map(window.catalog.kinds, window.calls.outputs[rows].tolist())
-    ends = window.calls.end[rows].tolist()
-    several = map(Delivery, owners, keys, sizes, kinds, told, ends)
-    positions = window.position_of(rows).tolist()
+    at = np.array(rows, np.int64)
+    kinds = map(window.catalog.kinds, window.calls.outputs[at].tolist())
+    ends = window.calls.end[at].tolist()
+    several = map(Delivery, owners, keys, sizes, kinds, values, named, ends)
+    positions = window.position_of(at).tolist()
     return ((p, one) for p, one in zip(positions, several, strict=True) if one.facts)
 
 

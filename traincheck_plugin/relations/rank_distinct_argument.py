@@ -16,7 +16,7 @@ from traincheck_plugin.invariants.model import (
     VarNameParam,
     VarTypeParam,
 )
-from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
     Cause,
@@ -26,6 +26,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.params import passing_plan
 
 REPLICAS = VarTypeParam(
     var_type=VAR_TYPES["input"],
@@ -71,9 +72,7 @@ class RankDistinctArgumentRelation(Relation):
         return f"the {_NAMES[param.var_type]}{who} are not the same on all ranks"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        kind = _kind(_the(params))
-        pairs = frozenset(pair for pair in FULL_ATTRIBUTES["forward"] if pair[0] == kind)
-        return Plan(functions=frozenset(), attributes={"forward": pairs})
+        return passing_plan(_kind(_the(params)))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"

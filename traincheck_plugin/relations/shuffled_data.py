@@ -15,7 +15,7 @@ from traincheck_plugin.invariants.model import (
     Severity,
     VarNameParam,
 )
-from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
     Cause,
@@ -26,6 +26,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import passing_plan
 from traincheck_plugin.relations.passing import Deliveries, passing
 
 SHUFFLES = VarNameParam(var_name="shuffles", var_type=VAR_TYPES["loader"], attr_name="value")
@@ -57,11 +58,7 @@ class ShuffledDataRelation(Relation):
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         _check(params)
-        wanted = {
-            "forward": {pair for pair in FULL_ATTRIBUTES["forward"] if pair[0] == "input"},
-            "data": {pair for pair in FULL_ATTRIBUTES["data"] if pair[0] in ("batch", "loader")},
-        }
-        return Plan(functions=frozenset(), attributes={r: frozenset(p) for r, p in wanted.items()})  # type: ignore[misc]
+        return passing_plan("input", "batch", "loader")
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"

@@ -104,9 +104,11 @@ class VarPeriodicChangeRelation(Relation):
             wanted = FULL_ATTRIBUTES["step"] - {("parameter", "copy")}
             return Plan(functions=frozenset(), attributes={"step": wanted})
         roles: tuple[Role, ...] = ("forward", "backward") if variables == FIXED else ("forward",)
-        return Plan(
-            functions=frozenset(), attributes={role: FULL_ATTRIBUTES[role] for role in roles}
-        )
+        attributes = {
+            role: frozenset(p for p in FULL_ATTRIBUTES[role] if p[0] not in ("input", "generator"))
+            for role in roles
+        }
+        return Plan(functions=frozenset(), attributes=attributes)
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"

@@ -1,0 +1,92 @@
+"""The smallest and the largest finite value of tensors: at once on the CPU, or left on a device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from traincheck_plugin.events import Array
+
+Tensor = torch.Tensor
+
+RANGE = ("lowest", "highest")
+"""The attributes that tell them."""
+
+_WIDENED = {
+    torch.bool: torch.uint8,
+    torch.uint16: torch.int64,
+    torch.uint32: torch.int64,
+    torch.uint64: torch.float64,
+}
+"""Dtypes for which devices lack a minimum, and those that hold the same."""
+
+
+def host_range(tensor: Tensor) -> tuple[float, float]:
+    """Return that of a tensor on the CPU; NaN where there is none."""
+    try:
+        values = _ordered(tensor)
+        if values is None:
+            return math.nan, math.nan
+        # By NumPy: torch would wake its threads for it, which costs more than the work.
+        numbers = values.numpy()
+        with np.errstate(invalid="ignore"):
+            lowest, highest = float(numbers.min()), float(numbers.max())
+            if not (math.isfinite(lowest) and math.isfinite(highest)):
+                numbers = numbers[np.isfinite(numbers)]
+                if not numbers.size:
+                    return math.nan, math.nan
+                lowest, highest = float(numbers.min()), float(numbers.max())
+    except (RuntimeError, TypeError):
+        # Tensors that stand for others, and dtypes of which torch can do little.
+        return math.nan, math.nan
+    return lowest, highest
+
+
+def device_ranges(tensors: Sequence[Tensor]) -> Tensor:
+    """Return those of tensors on one device as a vector there, in turns, for `finished_ranges`."""
+    # Metal has no float64.
+    device = tensors[0].device
+    dtype = torch.float32 if device.type == "mps" else torch.float64
+    nothing = torch.full((2,), math.nan, dtype=dtype, device=device)
+    return torch.cat([_device_range(tensor, nothing) for tensor in tensors])
+
+
+def _device_range(tensor: Tensor, nothing: Tensor) -> Tensor:
+    try:
+        values = _ordered(tensor)
+        if values is None:
+            return nothing
+        lowest = highest = values
+        if values.is_floating_point():
+            is_finite = values.isfinite()
+            lowest = values.where(is_finite, math.inf)
+            highest = values.where(is_finite, -math.inf)
+        return torch.stack([lowest.amin(), highest.amax()]).to(nothing.dtype)
+    except (RuntimeError, TypeError):
+        return nothing
+
+
+def finished_ranges(numbers: Array) -> Array:
+    """Return a row for each tensor from what `device_ranges` computed."""
+    rows = numbers.astype(np.float64).reshape(-1, len(RANGE))
+    rows[~np.isfinite(rows)] = math.nan
+    return rows
+
+
+def _ordered(tensor: Tensor) -> Tensor | None:
+    """Return a tensor as one whose values can be compared; None where there are none."""
+    dtype = tensor.dtype
+    if (
+        tensor.layout is not torch.strided
+        or tensor.is_quantized
+        or dtype.is_complex
+        or not tensor.numel()
+    ):
+        return None
+    tensor = tensor.detach().resolve_neg()
+    if dtype.is_floating_point:
+        return tensor.float() if dtype.itemsize < torch.float32.itemsize else tensor
+    return tensor.to(_WIDENED.get(dtype, dtype))
