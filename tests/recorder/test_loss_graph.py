@@ -43,10 +43,10 @@ TARGET = torch.tensor([0, 1, 2, 0])
             CROSS_ENTROPY,
         ),
         (lambda o: functional.mse_loss(o, torch.zeros_like(o)), {"mse_loss<layer"}),
-        (lambda o: (o - 1).pow(2).mean(), {"mean<pow", "pow<sub", "sub<layer"}),
+        (lambda o: (o - 1).pow(2).mean(), {"mean[2d]<pow", "pow<sub", "sub<layer"}),
         (
             lambda o: functional.mse_loss(o, torch.zeros_like(o)) - o.abs().sum(),
-            {"sub<mse_loss", "sub<sum", "sum<abs", "abs<layer", "mse_loss<layer"},
+            {"sub<mse_loss", "sub<sum[2d]", "sum[2d]<abs", "abs<layer", "mse_loss<layer"},
         ),
     ],
 )
@@ -54,6 +54,12 @@ def test_operations_from_the_loss_to_the_last_layer(
     outputs: Tensor, loss: Callable[[Tensor], Tensor], expected: set[str]
 ) -> None:
     assert _pairs(loss(outputs)) == expected
+
+
+def test_predictions_and_targets_of_other_shapes_are_told() -> None:
+    predicted, target = nn.Linear(5, 1)(torch.randn(4, 5)), torch.randn(4)
+    assert "mean[1d]<pow" in _pairs((predicted.squeeze(1) - target).pow(2).mean())
+    assert "mean[2d]<pow" in _pairs((predicted - target).pow(2).mean())
 
 
 def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
@@ -69,7 +75,7 @@ def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
 
 def test_parameters_in_the_loss_are_layers() -> None:
     weight = nn.Parameter(torch.ones(3))
-    assert formula((weight * 2).sum().grad_fn) == f"sum<{LAYER}"
+    assert formula((weight * 2).sum().grad_fn) == f"sum[1d]<{LAYER}"
     assert formula(weight.sum().grad_fn) == ""
 
 

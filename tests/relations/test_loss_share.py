@@ -75,7 +75,49 @@ def test_what_the_reference_shows_is_proposed(words: str, totals: set[str]) -> N
     proposer = RELATION.proposer()
     for window in told("step " + words):
         proposer.observe(window)
-    assert {h.params[1].value for h in proposer.hypotheses()} == totals
+    assert {h.params[1].value for h in proposer.hypotheses() if len(h.params) == 2} == totals
+
+
+@pytest.mark.parametrize(("number", "is_proposed"), [(2, False), (3, True), (4, True)])
+def test_that_no_loss_is_divided_twice_is_proposed_where_there_are_many(
+    number: int, is_proposed: bool
+) -> None:
+    proposer = RELATION.proposer()
+    for window in told("step " + (f"backward/{number} " * number + "step zero ") * 3):
+        proposer.observe(window)
+    assert ((API,) in {h.params for h in proposer.hypotheses()}) == is_proposed
+
+
+@pytest.mark.parametrize(
+    ("number", "share", "expected"),
+    [
+        (4, 4, [True] * 3),
+        (4, 16, [True, False, False]),
+        (3, 9, [True, False, False]),
+        # A half of the loss for each of two may be a recipe.
+        (2, 4, []),
+        # Another part of the loss, the same in each.
+        (4, 8, [True] * 3),
+        (4, 1, []),
+    ],
+)
+def test_a_loss_that_is_divided_by_its_micro_batches_twice(
+    number: int, share: int, expected: list[bool]
+) -> None:
+    words = (f"backward/{share} " * number + "step zero ") * 3
+    assert holding(RELATION, (API,), "step " + words) == expected
+
+
+def test_a_shorter_window_is_no_loss_that_is_divided_twice() -> None:
+    full, short = "backward/16 " * 16 + "step zero ", "backward/16 " * 4 + "step zero "
+    assert holding(RELATION, (API,), "step " + (full + short) * 2) == [True] * 4
+
+
+def test_what_divides_twice_is_told() -> None:
+    told_ = failure(RELATION, (API,), "step " + ("backward/16 " * 4 + "step zero ") * 2)
+    assert told_.cause is not None
+    assert "the loss of each is divided by 16, twice by their number" in told_.cause.text
+    assert "divided by its micro-batches twice" in RELATION.describe((API,))
 
 
 def test_the_cause_is_told() -> None:

@@ -42,6 +42,9 @@ _PRODUCTS = frozenset(
 )
 """What ends a loss, though a frozen layer shows no parameters."""
 
+_REDUCTIONS = frozenset({"Mean", "Sum"})
+"""What tells of the shape that it is given: two shapes that do not fit are broadcast."""
+
 LAYER = "layer"
 """Stands for what has parameters, and for products."""
 
@@ -97,7 +100,8 @@ def formula(node: Any) -> str:
 
     Returns:
         ``operation<operation`` for each that takes what another returns, sorted, with spaces
-        between: ``log_softmax<layer nll_loss<log_softmax``. "" where compiled code hides it.
+        between: ``log_softmax<layer nll_loss<log_softmax``. A mean and a sum tell the number of
+        dimensions of what they are given: ``mean[2d]<pow``. "" where compiled code hides it.
     """
     pairs = set()
     known = {node: _operation(node)}
@@ -149,4 +153,7 @@ def _operation(node: Any) -> tuple[str, list[Any]]:
             if inner.name().endswith(_LEAF):
                 return LAYER, []
             inputs.append(inner)
+    if _kind(node.name()) in _REDUCTIONS:
+        sizes = getattr(node, "_saved_self_sym_sizes", None)
+        name = name if sizes is None else f"{name}[{len(sizes)}d]"
     return name, inputs

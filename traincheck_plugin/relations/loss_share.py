@@ -36,8 +36,11 @@ from traincheck_plugin.relations.lifecycle import (
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
-WHOLE, AT_MOST = "1", "at most 1"
-"""What the shares of a step add up to."""
+WHOLE, AT_MOST, ONCE = "1", "at most 1", "divided once"
+"""What the shares of a step add up to: `ONCE` says no more than that it is not 1/n for n shares."""
+
+MIN_SHARES = 3
+"""So many of 1/n each are no coincidence: a half of a half may be one, that of two losses."""
 
 MAX_PENDING = 1 << 12
 """Backwards before the first step that are kept."""
@@ -52,7 +55,9 @@ class LossShareRelation(Relation):
     between s and t whose gradients were not cleared. The factor is what divides a loss by the
     number of its micro-batches, read off the graph: 1/4 for each of four. A smaller sum is healthy
     once, as that of the last, shorter window of an epoch, but not twice in a row; with ``at most
-    1`` only the sums of several backwards are judged.
+    1`` only the sums of several backwards are judged. Of all pipelines, whatever part of the loss
+    they mean, ``not (factor(b) = 1 / n^2 for each of the n backwards b)`` twice in a row, for n of
+    at least `MIN_SHARES`.
 
     Catches a loss that is divided by the number of micro-batches twice. Cannot see a factor that is
     a tensor, as a number of tokens may be, or that is within the loss function: where no loss is
@@ -66,23 +71,34 @@ class LossShareRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        step, total = pair(self.name, params, APIParam, ConstantParam)
-        if total.value not in (WHOLE, AT_MOST):
-            raise InvariantError(f"{self.name} knows no sum {total.value!r}")
-        return _Monitor(step, total.value)
+        return _Monitor(*_claim(params))
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        step, total = pair(self.name, params, APIParam, ConstantParam)
-        return (
-            f"the shares of the loss that lead to a {short(step.api_full_name)} are {total.value}"
-        )
+        step, total = _claim(params)
+        name = short(step.api_full_name)
+        if total == ONCE:
+            return f"no loss that leads to a {name} is divided by its micro-batches twice"
+        return f"the shares of the loss that lead to a {name} are {total}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        step, _ = pair(self.name, params, APIParam, ConstantParam)
-        return api_plan(step)
+        return api_plan(_claim(params)[0])
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
+
+
+def _claim(params: tuple[Param, ...]) -> tuple[APIParam, str]:
+    """Return what steps, and what the shares add up to.
+
+    Raises:
+        InvariantError: it is no hypothesis of this relation.
+    """
+    if len(params) == 1 and isinstance(params[0], APIParam):
+        return params[0], ONCE
+    step, total = pair(LossShareRelation.name, params, APIParam, ConstantParam)
+    if total.value not in (WHOLE, AT_MOST):
+        raise InvariantError(f"{LossShareRelation.name} knows no sum {total.value!r}")
+    return step, total.value
 
 
 class _Shares:
@@ -169,6 +185,8 @@ class _Monitor(Monitor):
             self._was_less.clear()
             return NO_EXAMPLES
         found = [one for one in self._shares.observe(window) if _is_shared(one[1])]
+        if self._total == ONCE:
+            found = [one for one in found if len(one[1]) >= MIN_SHARES]
         if not found:
             return NO_EXAMPLES
         holds = [self._holds(int(window.calls.object[row]), factors) for row, factors in found]
@@ -184,11 +202,17 @@ class _Monitor(Monitor):
         total = sum(factors)
         if self._total == AT_MOST:
             return len(factors) == 1 or total <= 1 + _TOLERANCE
-        is_less = total < 1 - _TOLERANCE
+        is_once = self._total == ONCE
+        is_less = _is_divided_twice(factors) if is_once else total < 1 - _TOLERANCE
         was_less, self._was_less[target] = self._was_less.get(target, False), is_less
         if is_less:
             return not was_less
-        return total <= 1 + _TOLERANCE
+        return is_once or total <= 1 + _TOLERANCE
+
+
+def _is_divided_twice(factors: Sequence[float]) -> bool:
+    square = 1 / len(factors) ** 2
+    return all(math.isclose(factor, square, rel_tol=_TOLERANCE) for factor in factors)
 
 
 def _is_shared(factors: Sequence[float]) -> bool:
@@ -204,7 +228,8 @@ def _explain(name: str, factors: Sequence[float]) -> Explanation:
     number = len(factors)
     backwards = "one backward leads" if number == 1 else f"{number} backwards lead"
     if len(set(factors)) == 1:
-        how = f"the loss of each is divided by {1 / factors[0]:g}"
+        twice = ", twice by their number" * (number >= MIN_SHARES and _is_divided_twice(factors))
+        how = f"the loss of each is divided by {1 / factors[0]:g}{twice}"
     else:
         how = f"their losses are multiplied by {', '.join(f'{f:g}' for f in factors[:8])}"
     short_of = "too small" if sum(factors) < 1 else "too large"
@@ -228,6 +253,7 @@ class _Proposer(Proposer):
     def __init__(self) -> None:
         self._steps: dict[APIParam, _Shares] = {}
         self._sums: dict[APIParam, set[str]] = {}
+        self._with_many: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
         # What is new counts from the window on in which it is called first.
@@ -246,6 +272,8 @@ class _Proposer(Proposer):
             for _, factors in shares.observe(window, starts.get(param, 0)):
                 if not _is_shared(factors):
                     continue
+                if len(factors) >= MIN_SHARES:
+                    self._with_many[param] = None
                 total = sum(factors)
                 sums.add(
                     "more"
@@ -258,6 +286,8 @@ class _Proposer(Proposer):
                 )
 
     def hypotheses(self) -> Iterable[Hypothesis]:
+        for step in self._with_many:
+            yield Hypothesis(relation=LossShareRelation.name, params=(step,))
         for step, sums in self._sums.items():
             totals = []
             if "several" in sums and "more" not in sums:
