@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
 from traincheck_plugin.recorder.loss_graph import LAYER, MAX_NODES, formula
+from traincheck_plugin.recorder.probes import backward
 
 CROSS_ENTROPY = {"nll_loss<log_softmax", "log_softmax<layer"}
 
@@ -105,3 +107,32 @@ def test_the_graph_stays_as_it_was(outputs: Tensor) -> None:
     formula(loss.grad_fn)
     (after,) = torch.autograd.grad(loss, outputs)
     assert torch.equal(before, after)
+
+
+def _backwards(train: Callable[[], None]) -> list[str]:
+    """Return the formula that each backward tells, "" where it tells none."""
+    return [
+        next((str(item.value) for item in call.inputs if item.path == "formula"), "")
+        for call in record(train, CALLS_ONLY).of_role("backward")
+    ]
+
+
+def test_each_backward_tells_how_its_loss_is_computed() -> None:
+    def train() -> None:
+        for batch in batches(2):
+            (make_model()(batch).mean() / 4).backward()
+        output = make_model()(batches(1)[0])
+        output.backward(torch.ones_like(output))
+
+    assert _backwards(train) == ["mean[2d]<layer"] * 2 + [""]
+
+
+def test_formulas_that_never_repeat_are_not_told_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backward, "MAX_FORMULAS", 1)
+
+    def train() -> None:
+        output = make_model()(batches(1)[0])
+        for loss in (output.sum(), output.exp().sum(), output.sum()):
+            loss.backward(retain_graph=True)
+
+    assert _backwards(train) == ["sum[2d]<layer", "", "sum[2d]<layer"]

@@ -136,7 +136,9 @@ def _spelled(name: str) -> str:
 
 def _unshaped(node: Any) -> Any:
     """Return the operation whose result *node* gives another shape or dtype, if it does."""
-    while node is not None and _kind(node.name()) in _SHAPES:
+    for _ in range(MAX_NODES):
+        if node is None or _kind(node.name()) not in _SHAPES:
+            break
         node = node.next_functions[0][0]
     return node
 

@@ -14,6 +14,9 @@ from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 
+MAX_FORMULAS = 256
+"""Formulas that are told: a loss that has a new one in each step would fill the catalog."""
+
 
 class BackwardProbe:
     """Observes each backward pass once, under the name by which it was entered.
@@ -47,6 +50,8 @@ class BackwardProbe:
 def _recorded(
     tape: Tape, api: int, *, counts: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    formulas: set[str] = set()
+
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -61,7 +66,7 @@ def _recorded(
                 kwargs,
                 counts=counts,
                 is_summarised=True,
-                note=partial(_with_loss, tape, args, kwargs) if counts else None,
+                note=partial(_with_loss, tape, formulas, args, kwargs) if counts else None,
             )
 
         return wrapper
@@ -69,7 +74,13 @@ def _recorded(
     return make
 
 
-def _with_loss(tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], arguments: int) -> int:
+def _with_loss(
+    tape: Tape,
+    formulas: set[str],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    arguments: int,
+) -> int:
     """Return the code *arguments* with what there is to tell of the loss.
 
     ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
@@ -87,6 +98,8 @@ def _with_loss(tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], arg
     if all(gradient is None for gradient in given):
         if was_passed(node):
             arguments = extended(arguments, "again", "yes")
-        if computed := formula(node):
+        computed = formula(node)
+        if computed and (computed in formulas or len(formulas) < MAX_FORMULAS):
+            formulas.add(computed)
             arguments = extended(arguments, "formula", computed)
     return arguments
