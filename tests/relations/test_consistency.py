@@ -160,7 +160,18 @@ def test_what_once_differed_is_not_proposed() -> None:
         (returned.argument, given_.attribute)
         for given_, returned in _proposed(ConsistentInputOutputRelation(), [window])
     }
-    assert pairs == {("result:", "shape"), ("result:", "device")}
+    assert pairs == {("result:", "shape")}
+
+
+def test_the_first_of_several_arguments_alike_speaks_for_all() -> None:
+    run = RunBuilder()
+    run.call(
+        "torch.Tensor.sub",
+        inputs=[tensor("0"), tensor("1"), tensor("2", shape=(1, 3))],
+        outputs=[tensor("")],
+    )
+    given = {one.argument for one, _ in _proposed(ConsistentInputOutputRelation(), [run.window()])}
+    assert given == {"0"}
 
 
 def _argument(attribute: str, value: object, path: str = "0") -> tuple[APIParam, ConstantParam]:

@@ -38,7 +38,7 @@ class ConsistentArgumentRelation(Relation):
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return ConstantProposer(self.name, "inputs", ATTRIBUTES, _computes, _is_claimed)
+        return ConstantProposer(self.name, "inputs", ATTRIBUTES, _is_claimed)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         api, constant = pair(self.name, params, APIParam, ConstantParam)
@@ -59,15 +59,11 @@ class ConsistentArgumentRelation(Relation):
         return ("stage", "grad_enabled")
 
 
-def _computes(api: Api) -> bool:
-    """Return whether what *api* is given is part of what a model, or its loss, computes."""
-    is_layer = api.role == "function" and api.name.startswith(LAYERS)
-    return is_layer or api.role in ("forward", "instrumented")
-
-
-def _is_claimed(item: Item, attribute: str, value: object) -> bool:
+def _is_claimed(api: Api, item: Item, attribute: str, value: object) -> bool:
     """Return whether it matters that an argument is so; other relations tell of parameters."""
-    return item.type != PARAMETER and not (attribute == "requires_grad" and value is False)
+    is_layer = api.role == "function" and api.name.startswith(LAYERS)
+    computes = is_layer or api.role in ("forward", "instrumented")
+    return computes and item.type != PARAMETER and (attribute, value) != ("requires_grad", False)
 
 
 def _subject(api: APIParam) -> str:

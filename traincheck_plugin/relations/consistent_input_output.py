@@ -23,7 +23,8 @@ from traincheck_plugin.relations.distinct import Distinct, signatures
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
-ATTRIBUTES = ("dtype", "shape", "device")
+ATTRIBUTES = ("dtype", "shape")
+"""That a result is where the arguments are goes without saying: torch raises where it is not."""
 
 RESULT = "result:"
 """Begins the `argument` of the parameter that names a result."""
@@ -34,7 +35,8 @@ class ConsistentInputOutputRelation(Relation):
 
     ``forall calls a of A: attribute(result(a)[p]) = attribute(argument(a)[q])``.
 
-    Catches a layer that silently changes dtype or device. Cannot see what happens between calls.
+    Catches a layer that silently changes the dtype, operands that are broadcast against each other.
+    Cannot see what happens between calls.
     """
 
     name = "ConsistentInputOutputRelation"
@@ -119,7 +121,7 @@ class _Monitor(Monitor):
 
 
 class _Proposer(Proposer):
-    """Proposes what was equal in every call."""
+    """Proposes which argument each result was like in every call."""
 
     def __init__(self) -> None:
         self._seen = Distinct()
@@ -156,8 +158,12 @@ class _Proposer(Proposer):
                             self._equal[key] = self._equal.get(key, True) and same
 
     def hypotheses(self) -> Iterable[Hypothesis]:
+        # Where several arguments are alike, the first one speaks for all.
+        first: dict[APIParam, APIParam] = {}
+        for (given, returned), equal in self._equal.items():
+            if equal:
+                first.setdefault(returned, given)
         return [
-            Hypothesis(relation=ConsistentInputOutputRelation.name, params=key)
-            for key, equal in self._equal.items()
-            if equal
+            Hypothesis(relation=ConsistentInputOutputRelation.name, params=(given, returned))
+            for returned, given in first.items()
         ]

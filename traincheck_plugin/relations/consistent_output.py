@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Api, Item, Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Cause, Explanation, Monitor, Proposer, Relation
@@ -30,7 +30,7 @@ class ConsistentOutputRelation(Relation):
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return ConstantProposer(self.name, "outputs", ATTRIBUTES)
+        return ConstantProposer(self.name, "outputs", ATTRIBUTES, _is_claimed)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         api, constant = pair(self.name, params, APIParam, ConstantParam)
@@ -47,6 +47,11 @@ class ConsistentOutputRelation(Relation):
     def severity(self, params: tuple[Param, ...]) -> Severity:
         api, _ = pair(self.name, params, APIParam, ConstantParam)
         return "info" if api.role == "function" else "warning"
+
+
+def _is_claimed(api: Api, _: Item, attribute: str, value: object) -> bool:
+    """Return whether it matters that a result is so: of functions, many compute no gradients."""
+    return api.role != "function" or (attribute, value) != ("requires_grad", False)
 
 
 def result(api: APIParam) -> str:

@@ -83,8 +83,8 @@ class ConstantProposer(Proposer):
         relation: its name.
         column: whether to look at arguments or results.
         attributes: to look at.
-        is_wanted: which APIs to look at.
-        is_claimed: what to propose of an argument or result, given an attribute and its value.
+        is_claimed: what to propose of an API and one of its arguments or results, given an
+            attribute and its value.
     """
 
     def __init__(
@@ -92,13 +92,11 @@ class ConstantProposer(Proposer):
         relation: str,
         column: Column,
         attributes: Sequence[str],
-        is_wanted: Callable[[Api], bool] = lambda api: True,
-        is_claimed: Callable[[Item, str, Any], bool] = lambda item, attribute, value: True,
+        is_claimed: Callable[[Api, Item, str, Any], bool],
     ) -> None:
         self._relation = relation
         self._column = column
         self._attributes = attributes
-        self._is_wanted = is_wanted
         self._is_claimed = is_claimed
         self._seen = Distinct()
         self._names = ApiNames()
@@ -107,13 +105,13 @@ class ConstantProposer(Proposer):
     def observe(self, window: Window) -> None:
         for api_code, code in self._seen.new(window, "api", self._column):
             api = window.catalog.apis[api_code]
-            if code == NONE or not self._is_wanted(api):
+            if code == NONE:
                 continue
             for name in self._names.of(api):
                 for item in window.catalog.signature(code):
                     for attribute in self._attributes:
                         value = item.get(attribute)
-                        if value is not None and self._is_claimed(item, attribute, value):
+                        if value is not None and self._is_claimed(api, item, attribute, value):
                             param = APIParam(
                                 api_full_name=name,
                                 argument=item.path,
