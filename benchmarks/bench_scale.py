@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from traincheck_plugin.checker.ranks import Moment, State, StepBuilder
-from traincheck_plugin.events import Api, Context, Variable
 from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.session.comparison import Comparer
+from traincheck_plugin.vocabulary import Api, Context, Variable
 
 VARIABLES = (1_000, 10_000, 100_000)
 RANKS = (2, 16, 128, 1024, 4096)

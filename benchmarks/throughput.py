@@ -10,9 +10,11 @@ from typing import Any
 
 from benchmarks.measure import bytes_of, run, tool
 from benchmarks.tutorial import SCRIPT
-from traincheck_plugin.events import CALL_COLUMNS, NONE, Calls, Catalog, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import CALL_COLUMNS, Calls, Window
 from traincheck_plugin.trace.reader import open_run
 from traincheck_plugin.trace.writer import TraceWriter
+from traincheck_plugin.vocabulary import NONE
 
 SIZES = (1, 10, 100)
 

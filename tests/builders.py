@@ -23,14 +23,12 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import (
-    ATTRIBUTES,
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import ATTRIBUTES, Calls, Frame, Window
+from traincheck_plugin.vocabulary import (
     NONE,
     Api,
-    Calls,
-    Catalog,
     Context,
-    Frame,
     GradState,
     Int32,
     Item,
@@ -38,7 +36,6 @@ from traincheck_plugin.events import (
     Role,
     Variable,
     VariableKind,
-    Window,
     encode_signature,
 )
 

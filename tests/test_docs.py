@@ -23,7 +23,6 @@ from traincheck_plugin import config
 from traincheck_plugin.cli import check as check_command
 from traincheck_plugin.cli import infer as infer_command
 from traincheck_plugin.cli.collect_options import build_parser as collect_parser
-from traincheck_plugin.events import Role, VariableKind
 from traincheck_plugin.invariants import codec
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.jsonl import load_invariants
@@ -35,6 +34,7 @@ from traincheck_plugin.report.results import write_results
 from traincheck_plugin.session.options import WatchOptions
 from traincheck_plugin.trace import schema
 from traincheck_plugin.trace.manifest import End, Manifest
+from traincheck_plugin.vocabulary import Role, VariableKind
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 
-from traincheck_plugin.events import KEPT_CONTEXTS, Context, Contexts, Interner
+from traincheck_plugin.catalog import KEPT_CONTEXTS, Contexts, Interner
+from traincheck_plugin.vocabulary import Context
 
 
 def test_threads_never_get_one_code_for_two_values():

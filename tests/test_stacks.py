@@ -13,8 +13,9 @@ from tests.builders import RunBuilder, training_run
 from tests.trace.sameness import assert_same_window, assert_same_windows
 from tests.trace.strategies import runs
 from traincheck_plugin import stacks
-from traincheck_plugin.events import NONE, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.stacks import Frames, frames_of, join, row_of_frames, stretches
+from traincheck_plugin.vocabulary import NONE
 
 
 @given(runs())

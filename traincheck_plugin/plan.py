@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from traincheck_plugin.events import ATTRIBUTES, Role, VariableKind
+from traincheck_plugin.events import ATTRIBUTES
+from traincheck_plugin.vocabulary import Role, VariableKind
 
 CHANGE = "change"
 """In place of ``data``: whether it is another one at the end of a call than at its begin.

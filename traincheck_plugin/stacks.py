@@ -13,18 +13,8 @@ from typing import overload
 
 import numpy as np
 
-from traincheck_plugin.events import (
-    NONE,
-    Array,
-    Bool,
-    Calls,
-    Frame,
-    Int32,
-    Int64,
-    Joint,
-    Phase,
-    Window,
-)
+from traincheck_plugin.events import Calls, Frame, Joint, Window
+from traincheck_plugin.vocabulary import NONE, Array, Bool, Int32, Int64, Phase
 
 MAX_CALLS = 32768
 """Calls of a stretch: enough that what is done once for all of them costs little for each."""

@@ -11,7 +11,7 @@ from tests.builders import RunBuilder, training_run
 from tests.traces import recorded
 from traincheck_plugin.checker.check import CheckResult, check
 from traincheck_plugin.engine import LocalEngine
-from traincheck_plugin.events import GradState, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import (
     NO_CORPUS,
     bundled_corpus,
@@ -22,6 +22,7 @@ from traincheck_plugin.inference.infer import InferenceResult, infer
 from traincheck_plugin.invariants.model import APIParam, Invariant
 from traincheck_plugin.relations.registry import choose
 from traincheck_plugin.trace.reader import Run
+from traincheck_plugin.vocabulary import GradState
 
 HEALTHY = {"num_functions": 3}
 

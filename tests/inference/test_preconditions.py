@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import RunBuilder
-from traincheck_plugin.events import Context
 from traincheck_plugin.inference.preconditions import learn
 from traincheck_plugin.inference.tally import Kinds, Tally
 from traincheck_plugin.relations.base import Examples, no_explanation
+from traincheck_plugin.vocabulary import Context
 
 Labelled = Sequence[tuple[Context, bool, bool]]
 

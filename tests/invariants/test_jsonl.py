@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Role
 from traincheck_plugin.invariants.codec import SCHEMA_VERSION, decode_invariant, encode_invariant
 from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.invariants.model import (
@@ -23,6 +22,7 @@ from traincheck_plugin.invariants.model import (
     VarTypeParam,
 )
 from traincheck_plugin.invariants.precondition import ALWAYS, Clause, Precondition
+from traincheck_plugin.vocabulary import Role
 
 UPSTREAM = (
     '{"relation": "APIContainRelation", "params": [{"param_type": "APIParam", "api_full_name": '

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from traincheck_plugin.events import Context
 from traincheck_plugin.invariants.codec_preconditions import decode_precondition
 from traincheck_plugin.invariants.precondition import GENERAL_VALUES, Clause
+from traincheck_plugin.vocabulary import Context
 
 # What `META_VARS.update(phase="warm up", level=1, ratio=0.5, frozen=True, teacher=None)` leaves.
 CONTEXT = Context(

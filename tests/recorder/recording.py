@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from traincheck_plugin.events import NONE, Context, Frame, Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 from traincheck_plugin.recorder import Recorder
+from traincheck_plugin.vocabulary import NONE, Context
 
 LIFECYCLE = Plan(functions=frozenset(), attributes=dict(FULL_ATTRIBUTES))
 """Everything but functions."""

@@ -15,7 +15,6 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from traincheck_plugin.events import GradState
 from traincheck_plugin.recorder.batches import MIN_PACKED, Batch
 from traincheck_plugin.recorder.columns import DeviceReader, HostReader
 from traincheck_plugin.recorder.device_fingerprint import (
@@ -35,6 +34,7 @@ from traincheck_plugin.recorder.fingerprint import (
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.vocabulary import GradState
 
 
 def on_host(tensor):

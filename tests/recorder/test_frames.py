@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from tests.recorder.recording import batches, make_model, record
-from traincheck_plugin.events import ATTRIBUTES, NONE, GradState
+from traincheck_plugin.events import ATTRIBUTES
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
 from traincheck_plugin.recorder import Selection
+from traincheck_plugin.vocabulary import NONE, GradState
 
 NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
 

@@ -13,8 +13,8 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from traincheck_plugin.events import Placement
 from traincheck_plugin.recorder.placement import placements
+from traincheck_plugin.vocabulary import Placement
 
 
 @pytest.fixture

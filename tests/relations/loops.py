@@ -8,9 +8,10 @@ from typing import Any
 
 from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels
-from traincheck_plugin.events import GradState, Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Param
 from traincheck_plugin.relations.base import Explanation, Relation
+from traincheck_plugin.vocabulary import GradState, Item
 
 FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"
 MODEL = "__main__.Net#0"

@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, VarNameParam
 from traincheck_plugin.relations.base import Relation
 from traincheck_plugin.relations.consistency import WITHIN, ConsistencyRelation
 from traincheck_plugin.relations.consistent_argument import ConsistentArgumentRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
+from traincheck_plugin.vocabulary import Item
 
 dtypes = st.sampled_from(["torch.float32", "torch.bfloat16"])
 

@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.model import Hypothesis, Invariant, VarTypeParam
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.between_steps import AFTER_LOADS, FROZEN, HELD, SAME_OBJECT
 from traincheck_plugin.relations.continuity import PARAMETER, RULES, SLOT, ContinuityRelation
+from traincheck_plugin.vocabulary import Item
 
 RELATION = ContinuityRelation()
 NAMES = ("a", "b", "c")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from tests.builders import RunBuilder
-from traincheck_plugin.events import GradState, Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.eventual_call import MIN_BACKWARDS, EventualCallRelation
+from traincheck_plugin.vocabulary import GradState, Item
 
 RELATION = EventualCallRelation()
 SCHEDULERS = (

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NOT_RUN, GradState, Window
+from traincheck_plugin.events import NOT_RUN, Window
 from traincheck_plugin.invariants.model import ConstantParam, Param
 from traincheck_plugin.relations.eventual_change import CHANGED, EventualChangeRelation
+from traincheck_plugin.vocabulary import GradState
 
 RELATION = EventualChangeRelation()
 OPTIMIZER = "torch.optim.SGD#0"

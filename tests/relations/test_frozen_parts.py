@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import ConstantParam, Param
 from traincheck_plugin.relations.frozen_parts import (
     LEFT_ALONE,
@@ -19,6 +19,7 @@ from traincheck_plugin.relations.frozen_parts import (
     MIN_STEPS,
     FrozenPartsRelation,
 )
+from traincheck_plugin.vocabulary import Item
 
 RELATION = FrozenPartsRelation()
 NAMES = ("stem.0.weight", "stem.0.bias", "stem.2.weight", "head.weight", "head.bias")

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import GradState
 from traincheck_plugin.invariants.model import ConstantParam
 from traincheck_plugin.relations.gradient_flow import (
     FLOWING,
@@ -19,6 +18,7 @@ from traincheck_plugin.relations.gradient_flow import (
     MIN_STEPS,
     GradientFlowRelation,
 )
+from traincheck_plugin.vocabulary import GradState
 
 RELATION = GradientFlowRelation()
 FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"

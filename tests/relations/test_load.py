@@ -7,11 +7,12 @@ import pytest
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import is_general
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.relations.load import LOADS, LoadRelation
+from traincheck_plugin.vocabulary import Item
 
 RELATION = LoadRelation()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.loss_formula import (
@@ -21,6 +21,7 @@ from traincheck_plugin.relations.loss_formula import (
     MIN_BACKWARDS,
     LossFormulaRelation,
 )
+from traincheck_plugin.vocabulary import Item
 
 RELATION = LossFormulaRelation()
 ENTROPY = "log_softmax<layer nll_loss<log_softmax"

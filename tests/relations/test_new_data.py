@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import LOADER_FACTS, Variable, Window
+from traincheck_plugin.events import LOADER_FACTS, Window
 from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
 from traincheck_plugin.relations.new_data import MIN_STEPS, NewDataRelation
 from traincheck_plugin.relations.passing import MIN_ELEMENTS
+from traincheck_plugin.vocabulary import Variable
 
 RELATION = NewDataRelation()
 LOADER, MODEL = "torch.utils.data.DataLoader#0", "__main__.Net#0"

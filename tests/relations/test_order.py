@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
-from traincheck_plugin.events import Item
 from traincheck_plugin.invariants.model import APIParam
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.function_cover import FunctionCoverRelation
 from traincheck_plugin.relations.function_lead import FunctionLeadRelation
+from traincheck_plugin.vocabulary import Item
 
 A, B, C = (f"package.{name}" for name in "abc")
 PARAMS = (APIParam(api_full_name=A), APIParam(api_full_name=B))

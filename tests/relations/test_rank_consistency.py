@@ -9,13 +9,13 @@ import pytest
 from tests.builders import RunBuilder
 from traincheck_plugin.checker.ranks import StepMerger
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Placement
 from traincheck_plugin.invariants.model import VAR_TYPES, VarNameParam, VarTypeParam
 from traincheck_plugin.relations.rank_consistency import (
     EQUAL_BEFORE,
     REPLICATED,
     RankConsistencyRelation,
 )
+from traincheck_plugin.vocabulary import Placement
 
 RELATION = RankConsistencyRelation()
 EVERY = VarTypeParam(var_type=VAR_TYPES["parameter"], attr_name="data", quantifier="every")

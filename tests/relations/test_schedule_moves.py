@@ -8,9 +8,10 @@ import pytest
 
 from tests.builders import RunBuilder
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
 from traincheck_plugin.relations.schedule_moves import MIN_CALLS, ScheduleMovesRelation
+from traincheck_plugin.vocabulary import Item
 
 RELATION = ScheduleMovesRelation()
 API = APIParam(api_full_name="torch.optim.lr_scheduler.LRScheduler.step", role="scheduler")

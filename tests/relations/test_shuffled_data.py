@@ -9,8 +9,9 @@ import pytest
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import LOADER_FACTS, Variable, Window
+from traincheck_plugin.events import LOADER_FACTS, Window
 from traincheck_plugin.relations.shuffled_data import SHUFFLES, ShuffledDataRelation
+from traincheck_plugin.vocabulary import Variable
 
 RELATION = ShuffledDataRelation()
 PARAMS = (SHUFFLES,)

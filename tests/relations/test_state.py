@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, training_run
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import GradState, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.stacks import join
+from traincheck_plugin.vocabulary import GradState
 
 RELATION = APIContainRelation()
 STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")

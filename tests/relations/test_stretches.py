@@ -11,11 +11,12 @@ import pytest
 
 from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels
-from traincheck_plugin.events import Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Hypothesis
 from traincheck_plugin.relations.base import Relation
 from traincheck_plugin.relations.registry import BUILT_IN
 from traincheck_plugin.stacks import join, stretches
+from traincheck_plugin.vocabulary import Item
 
 TAKING = [r for r in BUILT_IN if r.takes_stretches and not r.is_across_ranks]
 OPTIMIZERS = ("torch.optim.Adam#0", "torch.optim.SGD#0")

@@ -14,9 +14,9 @@ from tests.builders import RunBuilder
 from tests.recorder.recording import LIFECYCLE, record
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Item
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
 from traincheck_plugin.relations.threshold import AT_LEAST, AT_MOST, ThresholdRelation
+from traincheck_plugin.vocabulary import Item
 
 RELATION = ThresholdRelation()
 NAME = "package.generate"

@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import LOADER_FACTS, Variable
+from traincheck_plugin.events import LOADER_FACTS
 from traincheck_plugin.invariants.codec_params import decode_param, encode_param
 from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.value_range import MIN_OCCURRENCES, ValueRangeRelation, _in_a_row
+from traincheck_plugin.vocabulary import Variable
 
 RELATION = ValueRangeRelation()
 LOADER, OTHER, MODEL = "torch.utils.data.DataLoader#0", "torch.utils.data.DataLoader#1", "lib.Net#0"

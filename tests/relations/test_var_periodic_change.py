@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, training_run
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NOT_RUN, GradState, Window
+from traincheck_plugin.events import NOT_RUN, Window
 from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.invariants.model import (
     APIParam,
@@ -33,6 +33,7 @@ from traincheck_plugin.relations.var_periodic_change import (
     UPDATED,
     VarPeriodicChangeRelation,
 )
+from traincheck_plugin.vocabulary import GradState
 
 RELATION = VarPeriodicChangeRelation()
 FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NOT_RUN, RUN_WITHOUT_GRADIENTS, GradState, Window
+from traincheck_plugin.events import NOT_RUN, RUN_WITHOUT_GRADIENTS, Window
 from traincheck_plugin.invariants.jsonl import dump_invariants, load_invariants
 from traincheck_plugin.invariants.model import (
     APIParam,
@@ -47,6 +47,7 @@ from traincheck_plugin.relations.var_state import (
     WOVEN,
     VarStateRelation,
 )
+from traincheck_plugin.vocabulary import GradState
 
 RELATION = VarStateRelation()
 STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from tests.builders import RunBuilder, tensor
-from traincheck_plugin.events import ATTRIBUTES, Item, Variable, Window
+from traincheck_plugin.events import ATTRIBUTES, Window
+from traincheck_plugin.vocabulary import Item, Variable
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
 names = st.sampled_from(["torch.optim.Adam.step", "torch.relu", "größe.λ.⚙", "a\nb\0c"])

@@ -13,17 +13,10 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder, tensor, training_run
 from tests.trace.sameness import assert_same_windows
 from tests.trace.strategies import runs
-from traincheck_plugin.events import (
-    ATTRIBUTES,
-    CALL_COLUMNS,
-    Api,
-    Context,
-    Frame,
-    Variable,
-    Window,
-)
+from traincheck_plugin.events import ATTRIBUTES, CALL_COLUMNS, Frame, Window
 from traincheck_plugin.trace import Manifest, Outcome, TraceWriter, open_run
 from traincheck_plugin.trace.schema import STREAMS
+from traincheck_plugin.vocabulary import Api, Context, Variable
 
 
 def write(directory: Path, windows: list[Window], rank: int = 0, **options: float) -> None:

@@ -10,24 +10,17 @@ from functools import partial
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog, Contexts
 from traincheck_plugin.checker.violation import Outcome, Violation
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import (
-    CONTEXT_PROPERTIES,
-    NONE,
-    Bool,
-    Catalog,
-    Contexts,
-    Int32,
-    Int64,
-    Window,
-)
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Invariant
 from traincheck_plugin.invariants.precondition import Precondition
 from traincheck_plugin.invariants.similarity import SAME_PIPELINE, pipeline_of, similarity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Examples, Relation
 from traincheck_plugin.relations.registry import relations as known_relations
+from traincheck_plugin.vocabulary import CONTEXT_PROPERTIES, NONE, Bool, Int32, Int64
 
 FEW = 32
 """Contexts that are looked at one by one: to sort so few takes longer."""

@@ -14,22 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import xxhash
 
-from traincheck_plugin.events import (
-    NONE,
-    Api,
-    Array,
-    Calls,
-    Catalog,
-    Context,
-    Frame,
-    Int32,
-    Int64,
-    Phase,
-    Variable,
-    Window,
-)
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Calls, Frame, Window
 from traincheck_plugin.relations.passing import MIN_ELEMENTS, frames_of, inputs_of
 from traincheck_plugin.trace.reader import RankTrace
+from traincheck_plugin.vocabulary import NONE, Api, Array, Context, Int32, Int64, Phase, Variable
 
 MAX_WAITING = 256
 """Steps that wait for a rank that is behind; a rank that died must not hold up the others."""

@@ -15,10 +15,10 @@ from traincheck_plugin.config import Settings
 from traincheck_plugin.errors import ConfigError, TraceError, TrainCheckError
 
 if TYPE_CHECKING:
-    from traincheck_plugin.events import Role
     from traincheck_plugin.plan import Plan
     from traincheck_plugin.session.session import Session
     from traincheck_plugin.trace.manifest import Outcome
+    from traincheck_plugin.vocabulary import Role
 
 
 class Recording:

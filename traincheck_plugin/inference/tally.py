@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import CONTEXT_NUMBERS, Array, Bool, Context, Contexts, Int32, Int64
+from traincheck_plugin.catalog import Contexts
 from traincheck_plugin.relations.base import Examples
+from traincheck_plugin.vocabulary import CONTEXT_NUMBERS, Array, Bool, Context, Int32, Int64
 
 PROPERTIES = (
     "steps_since_clear",

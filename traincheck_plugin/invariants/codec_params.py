@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
-from traincheck_plugin.events import Role
 from traincheck_plugin.invariants.json_fields import (
     MalformedError,
     UnsupportedError,
@@ -22,6 +21,7 @@ from traincheck_plugin.invariants.model import (
     VarNameParam,
     VarTypeParam,
 )
+from traincheck_plugin.vocabulary import Role
 
 UPSTREAM_VALUES = {"anything": ANY, "non_none": "not_null"}
 """TrainCheck's names of values that are called otherwise here."""

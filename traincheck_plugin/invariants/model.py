@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from traincheck_plugin.events import Role, VariableKind
 from traincheck_plugin.invariants.precondition import ALWAYS, Precondition
+from traincheck_plugin.vocabulary import Role, VariableKind
 
 Severity = Literal["info", "warning", "critical"]
 SEVERITIES: tuple[Severity, ...] = ("info", "warning", "critical")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from traincheck_plugin.events import Context
+from traincheck_plugin.vocabulary import Context
 
 ClauseType = Literal["constant", "consistent", "unequal", "exist"]
 

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 
 import xxhash
 
-from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Pipeline
 
 SKETCH_SIZE = 32

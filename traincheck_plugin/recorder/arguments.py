@@ -13,15 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import (
-    LOADER_FACTS,
-    Array,
-    Catalog,
-    Frame,
-    Phase,
-    Variable,
-    VariableKind,
-)
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import LOADER_FACTS, Frame
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
@@ -40,6 +33,7 @@ from traincheck_plugin.recorder.ranges import (
     host_range,
 )
 from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
 

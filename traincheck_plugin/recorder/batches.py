@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from traincheck_plugin.events import Array, Bool, GradState
 from traincheck_plugin.recorder import fingerprint
 from traincheck_plugin.recorder.fingerprint import Memory
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.vocabulary import Array, Bool, GradState
 
 Tensor = torch.Tensor
 Float64 = npt.NDArray[np.float64]

@@ -6,8 +6,8 @@ import threading
 from types import CodeType, FrameType
 from typing import Any
 
-from traincheck_plugin.events import NONE, Role
 from traincheck_plugin.recorder.sources import is_running
+from traincheck_plugin.vocabulary import NONE, Role
 
 TRANSPARENT: frozenset[Role] = frozenset({"framework", "instrumented"})
 """Roles whose calls may span several batches: what they contain counts as outermost."""

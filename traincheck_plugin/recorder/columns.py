@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array, Frame, GradState, Int64
+from traincheck_plugin.events import Frame
 from traincheck_plugin.recorder import device_fingerprint, fingerprint
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.vocabulary import Array, GradState, Int64
 
 Tensor = torch.Tensor
 Columns = dict[str, Array]

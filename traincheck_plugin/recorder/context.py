@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from traincheck_plugin.annotations import META_VARS, STAGE
-from traincheck_plugin.events import NONE, Catalog, Context
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.recorder.layout import UNKNOWN, read_layout
+from traincheck_plugin.vocabulary import NONE, Context
 
 _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array, GradState
 from traincheck_plugin.recorder.fingerprint import dense_values, seed_of, stacked
+from traincheck_plugin.vocabulary import Array, GradState
 
 Tensor = torch.Tensor
 

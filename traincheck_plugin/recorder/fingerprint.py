@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import xxhash
 
-from traincheck_plugin.events import GradState
 from traincheck_plugin.recorder.problems import Problems
+from traincheck_plugin.vocabulary import GradState
 
 Tensor = torch.Tensor
 

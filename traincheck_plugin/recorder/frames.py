@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from traincheck_plugin.events import ATTRIBUTES, NONE, Array, Catalog, Frame, Phase, Role
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import ATTRIBUTES, Frame
 from traincheck_plugin.plan import CHANGE, Plan
 from traincheck_plugin.recorder.arguments import PASSING
 from traincheck_plugin.recorder.columns import (
@@ -26,6 +27,7 @@ from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.recorder.variables import Variables
+from traincheck_plugin.vocabulary import NONE, Array, Phase, Role
 
 Tensor = torch.Tensor
 

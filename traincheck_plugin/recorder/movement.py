@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array, Bool
 from traincheck_plugin.recorder.fingerprint import hash_bytes, hash_tensor
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.vocabulary import Array, Bool
 
 Tensor = torch.Tensor
 

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from traincheck_plugin.events import Api, Catalog, Interner, Role
+from traincheck_plugin.catalog import Catalog, Interner
+from traincheck_plugin.vocabulary import Api, Role
 
 
 def class_path(cls: type) -> str:

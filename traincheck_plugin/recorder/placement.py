@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array, Placement
 from traincheck_plugin.recorder.layout import DDP, FSDP, alive, read_layout
+from traincheck_plugin.vocabulary import Array, Placement
 
 _AVERAGERS = (
     "torch.distributed.algorithms.model_averaging.averagers.ModelAverager",

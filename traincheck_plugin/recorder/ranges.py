@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array
+from traincheck_plugin.vocabulary import Array
 
 Tensor = torch.Tensor
 

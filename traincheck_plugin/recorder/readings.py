@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Array
+from traincheck_plugin.vocabulary import Array
 
 Tensor = torch.Tensor
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import ConfigError
-from traincheck_plugin.events import Catalog, Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.compiler import hide_from_compiler
 from traincheck_plugin.recorder.patching import Patches
@@ -30,6 +31,7 @@ from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.sampling import Sampling
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.variables import Selection
+from traincheck_plugin.vocabulary import Role
 
 _active: set[Recorder] = set()
 

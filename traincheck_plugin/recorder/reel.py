@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from traincheck_plugin.events import Calls, Catalog, Frame, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Calls, Frame, Window
 from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings

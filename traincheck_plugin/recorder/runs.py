@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import NOT_RUN, RUN_WITHOUT_GRADIENTS, Int32
+from traincheck_plugin.events import NOT_RUN, RUN_WITHOUT_GRADIENTS
+from traincheck_plugin.vocabulary import Int32
 
 MAX_MODULES = 1 << 20
 """Modules that are made and thrown away in every step must not fill the memory."""

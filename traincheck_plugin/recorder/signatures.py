@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from traincheck_plugin.events import NONE, Interner, Item, decode_signature, encode_signature
+from traincheck_plugin.catalog import Interner
 from traincheck_plugin.recorder.naming import class_path
+from traincheck_plugin.vocabulary import NONE, Item, decode_signature, encode_signature
 
 MAX_ELEMENTS = 32
 """Elements of one container that are described; the rest is left out."""

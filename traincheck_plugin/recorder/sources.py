@@ -10,7 +10,8 @@ from types import CodeType, FrameType
 
 import torch
 
-from traincheck_plugin.events import NONE, Interner
+from traincheck_plugin.catalog import Interner
+from traincheck_plugin.vocabulary import NONE
 
 _USER, _LIBRARY, _INTERNAL = 0, 1, 2
 

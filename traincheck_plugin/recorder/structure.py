@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from traincheck_plugin.events import NONE, Array, Bool, Int32, Int64
 from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.vocabulary import NONE, Array, Bool, Int32, Int64
 
 Float64 = npt.NDArray[np.float64]
 

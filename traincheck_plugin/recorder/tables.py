@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Bool, Int32, Int64
 from traincheck_plugin.recorder.batches import Batch
+from traincheck_plugin.vocabulary import Bool, Int32, Int64
 
 Tensor = torch.Tensor
 

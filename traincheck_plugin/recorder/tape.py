@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from traincheck_plugin.events import NONE, Catalog, Frame, Role, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.arguments import Arguments
 from traincheck_plugin.recorder.calls import (
@@ -35,6 +36,7 @@ from traincheck_plugin.recorder.signatures import Signatures
 from traincheck_plugin.recorder.sources import Sources
 from traincheck_plugin.recorder.variables import Selection, Variables
 from traincheck_plugin.recorder.windows import Segmenter
+from traincheck_plugin.vocabulary import NONE, Role
 
 Outcome = Callable[[tuple[Any, ...], Mapping[str, Any], Any], int]
 """Gives the code of the signature that says what a call came to, from arguments and result."""

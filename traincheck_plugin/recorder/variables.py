@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from traincheck_plugin.events import Catalog, Variable, VariableKind
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.recorder.discovery import (
     Garbage,
     ModulesAlive,
@@ -28,6 +28,7 @@ from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.signatures import sizes
 from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.vocabulary import Variable, VariableKind
 
 Module = torch.nn.Module
 Optimizer = torch.optim.Optimizer

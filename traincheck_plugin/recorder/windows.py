@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from traincheck_plugin.events import Role
+from traincheck_plugin.vocabulary import Role
 
 MAX_CALLS = 4096
 """Calls of a window outside training steps."""

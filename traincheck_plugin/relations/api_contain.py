@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Api, Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -26,6 +26,7 @@ from traincheck_plugin.relations.cycles import CycleMonitor
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, variable_plan
 from traincheck_plugin.stacks import row_of_frames
+from traincheck_plugin.vocabulary import Api, Role
 
 PARAMETER = VAR_TYPES["parameter"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from traincheck_plugin.events import Api
+from traincheck_plugin.vocabulary import Api
 
 
 class ApiNames:

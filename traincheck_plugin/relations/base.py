@@ -13,9 +13,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from traincheck_plugin.events import Bool, Int32, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.vocabulary import Bool, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.frames import frames_at, place, times_of
 from traincheck_plugin.relations.loads import MODULE_LOAD, Load, loads_in
+from traincheck_plugin.vocabulary import NONE, Bool, Int64
 
 HELD, FROZEN = (("held", True),), (("requires_grad", False), ("in_model", True))
 SAME_OBJECT = ("same_object", True)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Int32, Int64, Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     APIParam,
     ConstantParam,
@@ -34,6 +34,7 @@ from traincheck_plugin.relations.lifecycle import (
 )
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
+from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64, Role
 
 FIXED: frozenset[Role] = frozenset({"clip", "scheduler"})
 """Roles whose number for each step is that of the reference."""

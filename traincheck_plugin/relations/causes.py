@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Int32, Variable, Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.relations.base import Cause
 from traincheck_plugin.relations.naming import MAX_NAMED, describe_variables, place, short
+from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState, Int32, Variable
 
 
 @dataclass(frozen=True, slots=True)

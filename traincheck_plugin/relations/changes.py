@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import Bool, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import find_cause
@@ -15,6 +15,7 @@ from traincheck_plugin.relations.lifecycle import Backwards, Patience, Searches,
 from traincheck_plugin.relations.moments import Moments, Pair, inert, pairs_of_calls
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.values import matches
+from traincheck_plugin.vocabulary import Bool, Int64
 
 __all__ = ["ChangeMonitor", "inert", "verbs"]
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Array, Bool, Catalog, Int32, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     Hypothesis,
@@ -30,6 +31,7 @@ from traincheck_plugin.relations.frames import place
 from traincheck_plugin.relations.moments import moments
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import attribute_plan, pair
+from traincheck_plugin.vocabulary import NONE, Array, Bool, Int32, Int64
 
 PARAMETER = VAR_TYPES["parameter"]
 

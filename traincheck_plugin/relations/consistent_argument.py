@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from traincheck_plugin.events import Api, Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Cause, Explanation, Monitor, Proposer, Relation
@@ -12,6 +12,7 @@ from traincheck_plugin.relations.causes import frozen_parameters
 from traincheck_plugin.relations.constants import ConstantMonitor, ConstantProposer
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.vocabulary import Api, Item
 
 ATTRIBUTES = ("requires_grad", "ndim", "value")
 """Where autocast is at work, the dtype of what is computed tells the same as that of a result."""

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Catalog, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.api_names import ApiNames
@@ -22,6 +23,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.distinct import Distinct, signatures
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.vocabulary import NONE
 
 ATTRIBUTES = ("dtype", "shape")
 """That a result is where the arguments are goes without saying: torch raises where it is not."""

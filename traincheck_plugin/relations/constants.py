@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Api, Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Hypothesis
 from traincheck_plugin.relations.api_names import ApiNames
 from traincheck_plugin.relations.base import (
@@ -19,6 +19,7 @@ from traincheck_plugin.relations.base import (
     no_explanation,
 )
 from traincheck_plugin.relations.distinct import Distinct, signatures
+from traincheck_plugin.vocabulary import NONE, Api, Item
 
 MAX_VALUES = 3
 """What takes more values than this is no constant under any condition."""

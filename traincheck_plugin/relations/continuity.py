@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, Hypothesis, Param, Severity, VarTypeParam
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import Monitor, Proposer, Relation

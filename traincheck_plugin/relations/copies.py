@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Array, Bool, Frame, Int32, Int64, Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -30,6 +30,7 @@ from traincheck_plugin.relations.frames import compare, frames_at
 from traincheck_plugin.relations.lifecycle import completed, first_of_each
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.vocabulary import NONE, Array, Bool, Int32, Int64
 
 PARAMETER = VAR_TYPES["parameter"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Int32, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
 from traincheck_plugin.relations.base import NO_EXAMPLES, Examples, Explanation, Monitor
 from traincheck_plugin.relations.causes import accumulation, find_cause
@@ -16,6 +16,7 @@ from traincheck_plugin.relations.frames import is_backward, is_named
 from traincheck_plugin.relations.lifecycle import previous
 from traincheck_plugin.relations.moments import Moments, moments
 from traincheck_plugin.relations.naming import short
+from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64
 
 MAX_CELLS = 1 << 20
 """Frames times variables that are looked at at once."""

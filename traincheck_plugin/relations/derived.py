@@ -10,20 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import (
-    NONE,
-    RUN_WITHOUT_GRADIENTS,
-    Array,
-    Bool,
-    GradState,
-    Int64,
-    Variable,
-    VariableKind,
-    Window,
-)
+from traincheck_plugin.events import RUN_WITHOUT_GRADIENTS, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.moments import Moments, by_stack
+from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState, Int64, Variable, VariableKind
 
 _NULL = int(GradState.NULL)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Catalog, Int64, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Window
+from traincheck_plugin.vocabulary import NONE, Array, Int64
 
 Row = tuple[int, ...]
 

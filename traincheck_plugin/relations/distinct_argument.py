@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, VariableKind, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     Hypothesis,
@@ -41,6 +41,7 @@ from traincheck_plugin.relations.passing import (
     Input,
     passing,
 )
+from traincheck_plugin.vocabulary import NONE, VariableKind
 
 MAX_STATES = 1 << 14
 """Random states that are kept for each model: the first ones, where a repetition would begin."""

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, GradState, Int32, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -32,6 +32,7 @@ from traincheck_plugin.relations.lifecycle import (
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, gradient_plan, pair
+from traincheck_plugin.vocabulary import NONE, GradState, Int32, Int64
 
 PARAMETER = VAR_TYPES["parameter"]
 

@@ -7,20 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import (
-    NONE,
-    NOT_RUN,
-    Array,
-    Bool,
-    Catalog,
-    Frame,
-    GradState,
-    Int32,
-    Int64,
-    Variable,
-    Window,
-)
+from traincheck_plugin.events import NOT_RUN, Frame, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -47,6 +36,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import attribute_plan, three
+from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState, Int32, Int64, Variable
 
 PARAMETER = VAR_TYPES["parameter"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -29,6 +29,7 @@ from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
 from traincheck_plugin.relations.role_proposer import RoleProposer
+from traincheck_plugin.vocabulary import NONE, Bool, Int64
 
 CHANGED = VarTypeParam(
     var_type=VAR_TYPES["parameter"],

@@ -6,10 +6,11 @@ from collections.abc import Container
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Int32, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD
 from traincheck_plugin.stacks import frames_of, row_of_frames
+from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64
 
 
 def is_named(window: Window, name: str) -> Bool:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -24,6 +24,7 @@ from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD, completed, tell
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.order import Gaps, PairProposer
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.vocabulary import NONE, Array
 
 TELLING = frozenset(
     {("backward", "clip"), ("scaler", "clip"), ("clip", "step"), ("forward", "backward")}

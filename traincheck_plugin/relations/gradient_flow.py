@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Catalog, GradState, Int64, Variable, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -33,6 +34,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int64, Variable
 
 PARAMETER = VAR_TYPES["parameter"]
 HELD = (("held", True),)

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Int64, Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -32,6 +32,7 @@ from traincheck_plugin.relations.moments import Moments, by_stack
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
+from traincheck_plugin.vocabulary import NONE, Int64, Role
 
 IN_A_ROW = 3
 """Steps that lack the gradients of a batch until that is no coincidence: a loop may throw those

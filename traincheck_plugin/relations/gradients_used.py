@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Int32, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -33,6 +33,7 @@ from traincheck_plugin.relations.lifecycle import completed, previous, skipped_s
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import gradient_plan, pair, three
+from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64
 
 PARAMETER = VAR_TYPES["parameter"]
 

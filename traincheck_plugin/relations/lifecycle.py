@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Bool, Int32, Int64, Role, Window
+from traincheck_plugin.events import Window
+from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64, Role
 
 SCALER_STEP = "torch.amp.GradScaler.step"
 

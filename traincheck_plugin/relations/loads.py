@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from traincheck_plugin.events import NONE, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.relations.naming import place, short
+from traincheck_plugin.vocabulary import NONE
 
 MODULE_LOAD = "torch.nn.Module.load_state_dict"
 OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Catalog, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -23,6 +24,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.params import api_plan
+from traincheck_plugin.vocabulary import NONE
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 

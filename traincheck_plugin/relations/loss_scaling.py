@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Bool, Int64, Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -20,6 +20,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.role_proposer import RoleProposer
+from traincheck_plugin.vocabulary import NONE, Bool, Int64, Role
 
 JUDGED: frozenset[Role] = frozenset({"clip", "step"})
 

@@ -11,17 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from traincheck_plugin.events import (
-    NONE,
-    Array,
-    Bool,
-    Catalog,
-    Frame,
-    GradState,
-    Int32,
-    Int64,
-    Window,
-)
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import VarTypeParam
 from traincheck_plugin.relations.frames import (
     frames_at,
@@ -32,6 +23,7 @@ from traincheck_plugin.relations.frames import (
 )
 from traincheck_plugin.relations.values import matches
 from traincheck_plugin.stacks import frames_of, row_of_frames
+from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState, Int32, Int64
 
 _MOBILITY = ("grad", "lr", "grad_norm", "data_norm", "dtype")
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from traincheck_plugin.events import Bool, Catalog, Variable
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.invariants.model import VAR_TYPES
+from traincheck_plugin.vocabulary import Bool, Variable
 
 
 class Named:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import takewhile
 
-from traincheck_plugin.events import NONE, Variable, Window
+from traincheck_plugin.events import Window
+from traincheck_plugin.vocabulary import NONE, Variable
 
 
 def short(api_name: str) -> str:

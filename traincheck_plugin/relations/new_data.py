@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Catalog, VariableKind, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -29,6 +30,7 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import MIN_ELEMENTS, Deliveries, passing
+from traincheck_plugin.vocabulary import VariableKind
 
 MIN_STEPS = 10
 """Steps with new data that show that data is always new."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Int32, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -30,6 +30,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
+from traincheck_plugin.vocabulary import NONE, Array, Int32
 
 PARAMETER = VAR_TYPES["parameter"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.events import Bool, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -28,6 +28,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
+from traincheck_plugin.vocabulary import Bool, Int64
 
 PARAMETER = VAR_TYPES["parameter"]
 GRADIENTS = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero")

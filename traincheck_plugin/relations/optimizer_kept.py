@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -30,6 +30,7 @@ from traincheck_plugin.relations.lifecycle import completed, previous, rows_of_r
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.vocabulary import NONE, Int64
 
 IN_A_ROW = 3
 """Optimizers that make a single step each until that is no coincidence: folds, stages and tasks

@@ -8,10 +8,11 @@ from typing import Literal
 
 import numpy as np
 
-from traincheck_plugin.events import Bool, Int64, Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Hypothesis
 from traincheck_plugin.relations.base import Proposer
 from traincheck_plugin.relations.lifecycle import AUTOGRAD_GRAD
+from traincheck_plugin.vocabulary import Bool, Int64, Role
 
 ORDERED: frozenset[Role] = frozenset(
     {

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from typing import TypeVar
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Role, VariableKind
 from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Param, VarTypeParam
 from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.vocabulary import Role, VariableKind
 
 P = TypeVar("P", bound=Param)
 Q = TypeVar("Q", bound=Param)

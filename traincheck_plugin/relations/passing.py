@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.events import LOADER_FACTS, NONE, Frame, Int64, VariableKind, Window
+from traincheck_plugin.events import LOADER_FACTS, Frame, Window
 from traincheck_plugin.invariants.model import VAR_TYPES
 from traincheck_plugin.relations.frames import place, positions_of, times_of
 from traincheck_plugin.relations.moments import Moments, by_stack
+from traincheck_plugin.vocabulary import NONE, Int64, VariableKind
 
 MIN_ELEMENTS = 32
 """With fewer, two batches may be equal by chance."""

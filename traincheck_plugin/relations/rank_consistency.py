@@ -9,18 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import (
-    NONE,
-    Array,
-    Bool,
-    Catalog,
-    Frame,
-    Placement,
-    Variable,
-    VariableKind,
-    Window,
-)
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     Hypothesis,
@@ -40,6 +31,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.naming import describe_variables, short
+from traincheck_plugin.vocabulary import NONE, Array, Bool, Placement, Variable, VariableKind
 
 COMPARED: Mapping[VariableKind, str] = {
     "parameter": "data",

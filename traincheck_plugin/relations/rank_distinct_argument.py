@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Frame, VariableKind, Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     Hypothesis,
@@ -27,6 +27,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.params import passing_plan
+from traincheck_plugin.vocabulary import VariableKind
 
 REPLICAS = VarTypeParam(
     var_type=VAR_TYPES["input"],

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from traincheck_plugin.events import Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param
 from traincheck_plugin.relations.base import Proposer
+from traincheck_plugin.vocabulary import Role
 
 
 class RoleProposer(Proposer):

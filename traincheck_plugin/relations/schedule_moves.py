@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
@@ -31,6 +31,7 @@ from traincheck_plugin.relations.lifecycle import completed, is_placed, label
 from traincheck_plugin.relations.moments import pairs
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.vocabulary import Int64
 
 PATIENCE = 2
 """How many times as many calls as in the reference may come before the first change."""

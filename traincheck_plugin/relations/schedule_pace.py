@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Int64, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     APIParam,
     ConstantParam,
@@ -36,6 +36,7 @@ from traincheck_plugin.relations.lifecycle import (
 )
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
+from traincheck_plugin.vocabulary import NONE, Int64
 
 IN_A_ROW = 3
 """Steps before which a scheduler moved too often until that is no coincidence: a loop that skips a

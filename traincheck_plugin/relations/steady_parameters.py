@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Bool, Catalog, Int32, Int64, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VarTypeParam
 from traincheck_plugin.relations.base import Cause, Explanation, no_explanation
 from traincheck_plugin.relations.between_steps import (
@@ -23,6 +24,7 @@ from traincheck_plugin.relations.frames import stacks_of
 from traincheck_plugin.relations.loads import MODULE_LOAD, Load
 from traincheck_plugin.relations.moments import Moments
 from traincheck_plugin.relations.naming import describe_variables, short
+from traincheck_plugin.vocabulary import NONE, Array, Bool, Int32, Int64
 
 
 @dataclass(frozen=True, slots=True)

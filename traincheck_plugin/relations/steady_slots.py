@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from traincheck_plugin.events import NONE, Array, Catalog, Frame, Int32, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import VarTypeParam
 from traincheck_plugin.relations.base import Cause, Explanation
 from traincheck_plugin.relations.between_steps import Judged, SteadyMonitor, Steps, class_of
@@ -15,6 +16,7 @@ from traincheck_plugin.relations.frames import compare
 from traincheck_plugin.relations.lifecycle import previous
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD
 from traincheck_plugin.relations.naming import short
+from traincheck_plugin.vocabulary import NONE, Array, Int32
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Catalog, Item, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     APIParam,
     ConstantParam,
@@ -30,6 +31,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.distinct import Distinct, signatures
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, three
+from traincheck_plugin.vocabulary import NONE, Item
 
 RESULT = "result:"
 """Begins the `argument` of the parameter that names a result."""

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import NONE, Array, Bool, Frame, GradState, Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import ANY, VAR_TYPES, VarTypeParam
+from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState
 
 # Looking a member of an enumeration up takes longer than comparing a small frame with it.
 _NULL, _ZERO = int(GradState.NULL), int(GradState.ZERO)

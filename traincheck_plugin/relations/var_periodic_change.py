@@ -8,18 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import (
-    NONE,
-    NOT_RUN,
-    Bool,
-    Catalog,
-    Int32,
-    Int64,
-    Role,
-    Variable,
-    Window,
-)
+from traincheck_plugin.events import NOT_RUN, Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     ConstantParam,
@@ -45,6 +36,7 @@ from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.stacks import frames_of
+from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64, Role, Variable
 
 PARAMETER, BUFFER = VAR_TYPES["parameter"], VAR_TYPES["buffer"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Array, Bool, Frame, Int64, Role, Variable, Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import (
     ANY,
     VAR_TYPES,
@@ -40,6 +40,7 @@ from traincheck_plugin.relations.lifecycle import (
 from traincheck_plugin.relations.moments import Moments, moments_at_begin
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
+from traincheck_plugin.vocabulary import Array, Bool, Int64, Role, Variable
 
 PARAMETER, MODULE = VAR_TYPES["parameter"], VAR_TYPES["module"]
 

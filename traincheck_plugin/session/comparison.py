@@ -16,11 +16,13 @@ import numpy as np
 import torch.distributed as dist
 import xxhash
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.checker.ranks import Moment, MomentReader, State, StepBuilder
-from traincheck_plugin.events import Array, Bool, Catalog, Int64, Placement, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.recorder.layout import read_layout
 from traincheck_plugin.recorder.sampling import Sampling, first_compared, next_compared
 from traincheck_plugin.session.peers import Peers, are_there
+from traincheck_plugin.vocabulary import Array, Bool, Int64, Placement
 
 CLOSE_SECONDS = 10.0
 """How long the end of a run may wait for the last comparisons."""

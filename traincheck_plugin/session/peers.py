@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from traincheck_plugin.events import Array, Int64
+from traincheck_plugin.vocabulary import Array, Int64
 
 _TIMEOUT = timedelta(minutes=30)
 """How long a process may keep the others waiting: it may evaluate or save meanwhile."""

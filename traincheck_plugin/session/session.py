@@ -12,13 +12,14 @@ from typing import Any, Protocol, Self
 import torch
 
 from traincheck_plugin.errors import TrainCheckError
-from traincheck_plugin.events import Role, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.recorder import Recorder
 from traincheck_plugin.recorder.sampling import Sampling
 from traincheck_plugin.recorder.variables import Selection
 from traincheck_plugin.trace.manifest import Manifest, Outcome
 from traincheck_plugin.trace.writer import TraceWriter
+from traincheck_plugin.vocabulary import Role
 
 _NO_STEP = (
     "gradients were computed and no optimizer step was seen: steps inside compiled code, and "

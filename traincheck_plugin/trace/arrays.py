@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from traincheck_plugin.events import Array, Bool
+from traincheck_plugin.vocabulary import Array, Bool
 
 
 def array_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:

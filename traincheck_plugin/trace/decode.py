@@ -10,24 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from traincheck_plugin.events import (
-    ATTRIBUTES,
-    CALL_COLUMNS,
-    CONTEXT_NUMBERS,
-    NONE,
-    Api,
-    Array,
-    Bool,
-    Calls,
-    Catalog,
-    Context,
-    Int32,
-    Int64,
-    Interner,
-    Joint,
-    Variable,
-    Window,
-)
+from traincheck_plugin.catalog import Catalog, Interner
+from traincheck_plugin.events import ATTRIBUTES, CALL_COLUMNS, Calls, Joint, Window
 from traincheck_plugin.stacks import Frames, Stack
 from traincheck_plugin.trace.arrays import valid_of, values_of
 from traincheck_plugin.trace.schema import (
@@ -35,6 +19,17 @@ from traincheck_plugin.trace.schema import (
     CATALOG_OF_CALLS,
     STREAMS,
     WINDOWS_KEY,
+)
+from traincheck_plugin.vocabulary import (
+    CONTEXT_NUMBERS,
+    NONE,
+    Api,
+    Array,
+    Bool,
+    Context,
+    Int32,
+    Int64,
+    Variable,
 )
 
 ENTRIES: Mapping[str, Any] = {"apis": Api, "variables": Variable}

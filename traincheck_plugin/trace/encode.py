@@ -11,16 +11,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from traincheck_plugin.events import (
-    ATTRIBUTES,
-    CALL_COLUMNS,
-    Array,
-    Calls,
-    Catalog,
-    Frame,
-    Interner,
-    Window,
-)
+from traincheck_plugin.catalog import Catalog, Interner
+from traincheck_plugin.events import ATTRIBUTES, CALL_COLUMNS, Calls, Frame, Window
 from traincheck_plugin.trace.arrays import array_of, lists_of, numbers
 from traincheck_plugin.trace.schema import (
     CATALOG_OF_ATTRIBUTES,
@@ -28,6 +20,7 @@ from traincheck_plugin.trace.schema import (
     STREAMS,
     WINDOWS_KEY,
 )
+from traincheck_plugin.vocabulary import Array
 
 CATALOG_STREAMS = ("apis", "variables", "contexts")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import TraceError
-from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.events import Window
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.stacks import stretches
 from traincheck_plugin.trace.decode import decode

@@ -9,7 +9,7 @@ flush: their codes are their row numbers. All other texts are dictionary-encoded
 brings the dictionary that it needs.
 
 ``frames`` has one row per frame, with lists over its variables: a null list is an attribute that
-the frame does not have, a null inside a list is `events.NONE`.
+the frame does not have, a null inside a list is `vocabulary.NONE`.
 
 Each batch of ``calls`` says in its metadata which windows the flush consists of, so that windows
 without calls are kept; see `traincheck_plugin.trace.encode`.

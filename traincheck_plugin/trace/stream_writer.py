@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from traincheck_plugin.events import Catalog, Window
+from traincheck_plugin.catalog import Catalog
+from traincheck_plugin.events import Window
 from traincheck_plugin.trace.encode import CatalogSize, encode
 from traincheck_plugin.trace.schema import STREAMS, file_name
 from traincheck_plugin.trace.storage import Place

@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from traincheck_plugin.events import Role
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Outcome, Tape
 from traincheck_plugin.recorder.tracing import is_traced
+from traincheck_plugin.vocabulary import Role
 
 
 class Probe(Protocol):

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from traincheck_plugin.events import NONE, Item, encode_signature
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
+from traincheck_plugin.vocabulary import NONE, Item, encode_signature
 
 Module = torch.nn.Module
 Optimizer = torch.optim.Optimizer

@@ -10,12 +10,12 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
-from traincheck_plugin.events import NONE
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.samplers import epoch_of, facts_of
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
+from traincheck_plugin.vocabulary import NONE
 
 
 class _Place:

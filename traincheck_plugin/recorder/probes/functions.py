@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 
-from traincheck_plugin.events import NONE, Api
 from traincheck_plugin.recorder.calls import Silencer
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 from traincheck_plugin.recorder.windows import MAX_CALLS
+from traincheck_plugin.vocabulary import NONE, Api
 
 _UNKNOWN = -2
 _clock = time.perf_counter_ns

@@ -16,7 +16,6 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from traincheck_plugin.events import NONE, Role
 from traincheck_plugin.recorder.calls import Doorbell, ThreadState
 from traincheck_plugin.recorder.compiler import has_compiled
 from traincheck_plugin.recorder.discovery import ModulesAlive
@@ -24,6 +23,7 @@ from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced, is_transformed
+from traincheck_plugin.vocabulary import NONE, Role
 
 Module = torch.nn.Module
 is_compiling: Callable[[], bool] = torch.compiler.is_compiling
