@@ -18,6 +18,7 @@ BUGS = {
     "tie_lost": (24, r"\btied|untie|share|same (storage|tensor|memory)|alias"),
     "optimizer_not_loaded": (24, "optimizer|state|load|moment|reset"),
     "evaluation_left_on": (24, r"\beval|train(ing)? mode|training(=| is |: )False"),
+    "order_repeated": (24, "same (data|order|batch)|again|repeat"),
 }
 
 
@@ -88,6 +89,7 @@ def main():
     test_loader = DataLoader(TensorDataset(rows[1536:], labels[1536:]), batch_size=128)
 
     model, optimizer, schedule = build()
+    random_state = torch.get_rng_state()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.pt"
         for epoch in range(1, args.epochs + 1):
@@ -114,6 +116,8 @@ def main():
                 torch.save(state, path)
                 model, optimizer, schedule = build(args.bug)
                 load(path, model, optimizer, schedule, args.bug)
+                if args.bug == "order_repeated":
+                    torch.set_rng_state(random_state)
 
 
 if __name__ == "__main__":
