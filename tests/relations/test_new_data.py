@@ -75,7 +75,7 @@ def test_steps_are_judged_as_the_formula_says(steps: list[list[int]]) -> None:
     for number, data in enumerate(steps):
         if not data or number - first >= MIN_STEPS:
             continue
-        held = not any(one in earlier for one in data for earlier in steps[:number])
+        held = not any(one in earlier for one in data for earlier in steps[: max(0, number - 1)])
         if held or has_failed:
             expected.append(held)
         has_failed = not held
@@ -85,8 +85,9 @@ def test_steps_are_judged_as_the_formula_says(steps: list[list[int]]) -> None:
 
 
 def test_what_is_not_judged() -> None:
-    same = [[7]] * 4
-    assert _held(INPUTS, _windows(same)) == [True, False, False]
+    same = [[7]] * 5
+    # What is used in two steps in a row may be meant for two optimizers.
+    assert _held(INPUTS, _windows(same)) == [True, True, False, False]
     assert _held(INPUTS, _windows(same, size=MIN_ELEMENTS - 1)) == []
     assert _held(INPUTS, _windows([[0]] * 4)) == []
     assert _held(_of("input", "Critic"), _windows(same)) == []
@@ -127,11 +128,11 @@ def test_each_run_of_a_reference_begins_anew() -> None:
 
 
 def test_the_cause_is_told() -> None:
-    windows = _windows([[7]] * 3)
+    windows = _windows([[7]] * 4)
     monitor = RELATION.monitor(BATCHES)
     examples = [monitor.observe(one) for one in windows][-1]
     explanation = examples.explain(0)
-    assert explanation.message == "DataLoader#0 delivered the same data as in an earlier step"
+    assert explanation.message == "DataLoader#0 delivered the same data as long before"
     assert explanation.cause is not None
     assert "a generator was seeded anew" in explanation.cause.text
 

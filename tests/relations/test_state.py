@@ -371,3 +371,35 @@ def test_parameters_of_another_relation_are_refused() -> None:
         RELATION.monitor((STEP,))
     with pytest.raises(InvariantError, match="expected a var_type that is one of"):
         RELATION.monitor((STEP, VarTypeParam(var_type="numpy.ndarray", attr_name="data")))
+
+
+@pytest.mark.parametrize(
+    ("end", "changes", "expected"),
+    [
+        (["a", "b"], [], [False]),
+        (["a", "b"], [1], [True]),
+        # State that the step made: another part of the model had its turn.
+        (["a", "b", "c"], [], [True]),
+    ],
+)
+def test_a_step_that_makes_state_has_done_something(
+    end: list[str], changes: list[int], expected: list[bool]
+) -> None:
+    run = RunBuilder()
+    optimizer = "torch.optim.Adam#0"
+    names = {"kind": "slot", "owner": optimizer}
+    param = VarTypeParam(
+        var_type="torch.optim.Optimizer.state",
+        attr_name="data",
+        post_value="changed",
+        where=(("owned", True),),
+    )
+    windows = []
+    for _ in range(2):
+        run.call("torch.Tensor.backward")
+        with run.calling("torch.optim.Adam.step", object=optimizer):
+            run.frame("begin", run.parameters("a", "b", **names), data=[1, 2])
+            data = [9 if number in changes else number + 1 for number in range(len(end))]
+            run.frame("end", run.parameters(*end, **names), data=data)
+        windows.append(run.window())
+    assert [h for _, h in labels(RELATION, (STEP, param), windows)][-1:] == expected

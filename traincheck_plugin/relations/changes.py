@@ -20,6 +20,8 @@ from traincheck_plugin.vocabulary import Bool, Int64
 __all__ = ["ChangeMonitor", "inert", "verbs"]
 
 
+SLOT = VAR_TYPES["slot"]
+
 # What `np.any` comes to, without the way there: it takes longer than a small array.
 _ANY = np.logical_or.reduce
 
@@ -126,6 +128,9 @@ class ChangeMonitor(Monitor):
             holds: Bool = ~_ANY(failing, axis=1)
         else:
             holds = _ANY(did, axis=1)
+            if pair.common is not None and param.var_type == SLOT and moved:
+                # State that a step made is what it did: another part of the model had its turn.
+                holds = holds | (len(pair.end.variables) > len(pair.common[1]))
             if moved and not holds.all():
                 judged &= holds | ~(subject & begin.inert(normalised=True)).any(axis=1)
         if not judged.any():

@@ -42,11 +42,12 @@ _BATCH, _INPUT = VAR_TYPES["batch"], VAR_TYPES["input"]
 
 
 class NewDataRelation(Relation):
-    """A model is never given what it was given in an earlier step; no loader repeats itself.
+    """A model is never given what it was given long before; no loader repeats itself.
 
-    ``forall of the first n steps s < t: data(s) and data(t) have nothing in common``, with n the
-    number of steps of the reference; the first failure in a row is excused. The data are the
-    inputs of the models of one class in training, or the batches of one loader for training.
+    ``forall of the first n steps s, t with s + 1 < t: data(s) and data(t) have nothing in common``,
+    with n the number of steps of the reference; the first failure in a row is excused. The data are
+    the inputs of the models of one class in training, or the batches of one loader for training.
+    What is used in two steps in a row is another rule's business: two optimizers may share it.
 
     Catches an order that is repeated after a resumption, batches that were not skipped then, and a
     loader that is started anew for each step. Cannot see samples that come again in other batches.
@@ -166,15 +167,14 @@ class _Seen:
 
     def __init__(self) -> None:
         self._keys: set[bytes] = set()
-        self._last: tuple[int, frozenset[bytes]] = (-1, frozenset())
+        # The last steps, of which those after them may use the data again.
+        self._recent: list[tuple[int, frozenset[bytes]]] = []
 
     def has(self, data: _Data) -> bool:
-        """Return whether some of *data* was there in an earlier step, and remember it."""
-        number, keys = self._last
-        if data.number != number:
-            self._keys |= keys
-            keys = frozenset()
-        self._last = data.number, keys | data.keys
+        """Return whether some of *data* was there before the last step, and remember it."""
+        while self._recent and self._recent[0][0] < data.number - 1:
+            self._keys |= self._recent.pop(0)[1]
+        self._recent.append((data.number, data.keys))
         return not self._keys.isdisjoint(data.keys)
 
 
@@ -211,7 +211,7 @@ class _Monitor(Monitor):
         kind, name = self._source
         did = "was given" if kind == _INPUT else "delivered"
         return Explanation(
-            message=f"{name} {did} the same data as in an earlier step",
+            message=f"{name} {did} the same data as long before",
             cause=Cause(
                 fact="data comes again",
                 subjects=("data",),

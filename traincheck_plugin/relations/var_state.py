@@ -113,9 +113,9 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
 }
 """What may hold of variables when a call of the role begins."""
 
-PATIENT = frozenset({LEARNING, SOME_LEARNING, REACHED, RECORDED})
+PATIENT = frozenset({LEARNING, SOME_LEARNING, USED, REACHED, RECORDED})
 """What may fail once, but not twice in a row: a warm-up may start at a learning rate of 0, and what
-alternates leaves a part out now and then."""
+alternates leaves a part out now and then, or has yet to run."""
 
 LED = frozenset({REACHED, RECORDED})
 """What is asked of steps that a backward led to: gradients may be estimated without any."""
