@@ -17,6 +17,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, VarTypeParam
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Explanation
+from traincheck_plugin.relations.moments import inert
 from traincheck_plugin.stacks import join
 from traincheck_plugin.vocabulary import GradState
 
@@ -403,3 +404,31 @@ def test_a_step_that_makes_state_has_done_something(
             run.frame("end", run.parameters(*end, **names), data=data)
         windows.append(run.window())
     assert [h for _, h in labels(RELATION, (STEP, param), windows)][-1:] == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "rate", "is_inert"),
+    [
+        # The end of an annealing: one element may stay, and many do not.
+        (1, 3e-6, True),
+        (64, 3e-6, False),
+        (64, 3e-9, True),
+        (4, 1e-2, False),
+    ],
+)
+def test_few_elements_may_stay_by_chance(size: int, rate: float, is_inert: bool) -> None:
+    run = RunBuilder()
+    with run.calling("torch.optim.Adam.step", object="torch.optim.Adam#0"):
+        run.frame(
+            "begin",
+            run.parameters("p", shape=(size,)),
+            grad=GradState.NON_ZERO,
+            grad_norm=0.3,
+            data_norm=0.05 * size**0.5,
+            lr=rate,
+            dtype="torch.float32",
+        )
+    window = run.window()
+    assert inert(window, window.frames[0], normalised=False).tolist() == [is_inert]
+    # Where all of an optimizer is concerned, chance excuses nobody.
+    assert inert(window, window.frames[0], normalised=True).tolist() == [rate < 1e-8]

@@ -39,6 +39,12 @@ NOISE = 16
 """How many times smaller than a gradient an update may be: those of a bias before a softmax are but
 rounding errors, and momentum adds up what cancels out."""
 
+CHANCE = 1e-6
+"""What comes by chance less often than this does not come by chance."""
+
+MAX_SIZE = 64
+"""So many elements never stay by chance."""
+
 
 class Moments:
     """Frames that show the same attributes of the same variables.
@@ -359,7 +365,8 @@ def inert(window: Window, frame: Frame, *, normalised: bool) -> Bool:
 
     The size of an update is bounded with the learning rate and the gradient norm, as it is in
     plain gradient descent; *normalised* takes the larger bound of optimizers that scale gradients
-    to about 1, so that fewer parameters are excused.
+    to about 1, so that fewer parameters are excused. Without it a parameter of a few elements is
+    excused as well where all of them may stay by chance: momentum passes through 0 now and then.
     """
     return _inert(window.catalog, frame.variables, frame.columns, (len(frame),), normalised)
 
@@ -387,7 +394,10 @@ def _inert(
         gradient = columns["grad_norm"]
         gradient = np.maximum(gradient, 1.0) if normalised else gradient / NOISE
         typical = columns["data_norm"] / np.sqrt(np.maximum(sizes, 1))
-        with np.errstate(invalid="ignore"):
-            below = columns["lr"] * gradient < resolution[columns["dtype"]] * typical
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = resolution[columns["dtype"]] * typical / (columns["lr"] * gradient)
+            # Each element stays where it is about as often as the resolution is of the update.
+            chance = share if normalised else share ** np.minimum(sizes, MAX_SIZE)
+            below = chance > (1.0 if normalised else CHANCE)
         inert |= below & (columns["grad"] == GradState.NON_ZERO)
     return inert
