@@ -50,7 +50,9 @@ class NewGradientsRelation(Relation):
 
     ``forall consecutive steps s, t of one optimizer: exists backward between s and t, or
     exists v it holds: |grad(v, begin(s))| != |grad(v, begin(t))|``. Gradients that are set by
-    hand, or computed by functions, are others. Steps without any gradient are no examples.
+    hand, or computed by functions, are others. Steps without any gradient are no examples, nor is
+    the first failure of an optimizer: where weights are averaged, Lightning ends with a pass over
+    the data without backward, and steps once.
 
     Catches an `optimizer.step()` beside that of the gradient scaler. Cannot see a backward that
     adds to old gradients.
@@ -97,6 +99,7 @@ class _Monitor(Monitor):
         self._step = step.api_full_name
         self._num_backwards = 0
         self._last: dict[int, _Step] = {}
+        self._has_failed: set[int] = set()
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
@@ -136,6 +139,9 @@ class _Monitor(Monitor):
             self._last.pop(target, None)
             if is_met[index]:
                 self._last[target] = met(index)
+        for index in np.flatnonzero(is_judged & ~holds).tolist():
+            is_judged[index] = int(objects[index]) in self._has_failed
+            self._has_failed.add(int(objects[index]))
         rows, holds = rows[is_judged], holds[is_judged]
         if not len(rows):
             return NO_EXAMPLES
