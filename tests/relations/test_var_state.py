@@ -123,7 +123,7 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
             rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN) or (row[0] and row[1])
         ),
         lambda at, row: rule != THAWED or at in frozen,
-        lambda at, row: rule != BESIDE_FROZEN or (row[4] != GradState.NULL and _is_meant(met)),
+        lambda at, row: rule != BESIDE_FROZEN or (_gets(row) and _is_meant(met)),
         lambda at, row: rule != WOVEN or _is_woven(met, row),
         # The rows are parameters of one module.
         lambda at, row: rule != WHOLE or any(other[2] for other in met),
@@ -132,12 +132,17 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
     return [row for at, row in enumerate(met) if all(c(at, row) for c in conditions)]
 
 
+def _gets(row: Row) -> bool:
+    """Return whether the module of a row ran, and it has a gradient."""
+    return row[4] != GradState.NULL and row[5] >= 0
+
+
 def _is_woven(met: Sequence[Row], row: Row) -> bool:
     """Return whether a row is among those that the groups of the first optimizer are made of.
 
     Each row is a part of the model for itself.
     """
-    learning = [other for other in met if other[0] and other[4] != GradState.NULL]
+    learning = [other for other in met if other[0] and _gets(other)]
     held = [other for other in learning if other[2] == FIRST]
     is_majority = 2 * len(held) > len(learning)
     return row in learning and is_majority and (row[2] == FIRST or len(held) > 1)
@@ -385,7 +390,13 @@ def test_groups_that_leave_a_parameter_out() -> None:
     assert explanation.cause.fact == "in no optimizer"
     # One group is that of a part, as a head is; so are groups of the lesser part of a model.
     other: Row = (True, True, SECOND, 0.1, GradState.NON_ZERO, 0, FLOAT)
-    for met in ([other, other, left_out], [GOOD, left_out], [GOOD, GOOD, *[left_out] * 2]):
+    left_over = (*left_out[:5], NOT_RUN, FLOAT)
+    for met in (
+        [other, other, left_out],
+        [GOOD, left_out],
+        [GOOD, GOOD, *[left_out] * 2],
+        [GOOD, GOOD, left_over],
+    ):
         assert all(holds for _, holds in labels(RELATION, rule, told([_step(FIRST, met)], [])))
 
 

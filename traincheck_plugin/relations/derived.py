@@ -59,6 +59,12 @@ def _module_held(window: Window, shown: Moments) -> Array:
     return _any_of(held, module_of, len(window.catalog.modules))[:, module_of]
 
 
+def _gets(shown: Moments) -> Bool:
+    """Return which parameters have a gradient that is not left over from what is done by now."""
+    gets: Bool = (shown.column("grad") > _NULL) & (shown.column("ran") >= 0)
+    return gets
+
+
 def _beside_frozen(window: Window, shown: Moments) -> Array:
     owners, size = window.catalog.owners.of(shown.variables), len(window.catalog.owners)
     held, frozen = shown.column("optimizer") != NONE, ~shown.column("requires_grad")
@@ -68,13 +74,13 @@ def _beside_frozen(window: Window, shown: Moments) -> Array:
     is_frozen = np.where(frozen, 1, -1) @ weights > 0
     meant = _any_of(held & frozen, owners, size) | (is_frozen & _any_of(held, owners, size))
     beside: Bool = meant[:, owners]
-    return beside & (shown.column("grad") > _NULL)
+    return beside & _gets(shown)
 
 
 def _woven(window: Window, shown: Moments) -> Array:
     catalog, holders = window.catalog, shown.column("optimizer")
     codes = [code for code in np.unique(holders).tolist() if _has_groups(window, code)]
-    learns = shown.column("requires_grad") & (shown.column("grad") > _NULL)
+    learns = shown.column("requires_grad") & _gets(shown)
     if not codes:
         return np.zeros_like(learns)
     held = np.isin(holders, codes) & learns
@@ -150,9 +156,14 @@ DERIVED: Mapping[str, _Derived] = {
     "used": _Derived("parameter", ("in_model", "grad"), _used),
     "accounted": _Derived("parameter", ("in_model", "grad", "optimizer"), _accounted),
     "module_held": _Derived("parameter", ("optimizer",), _module_held),
-    "beside_frozen": _Derived("parameter", ("requires_grad", "grad", "optimizer"), _beside_frozen),
+    "beside_frozen": _Derived(
+        "parameter", ("requires_grad", "grad", "ran", "optimizer"), _beside_frozen
+    ),
     "woven": _Derived(
-        "parameter", ("requires_grad", "grad", "optimizer"), _woven, also=(("group", "value"),)
+        "parameter",
+        ("requires_grad", "grad", "ran", "optimizer"),
+        _woven,
+        also=(("group", "value"),),
     ),
     "is_first": _Derived("parameter", ("ran", "requires_grad", "optimizer"), _is_first),
     "ran_with_gradients": _Derived("parameter", ("ran",), _ran_with_gradients),
@@ -163,12 +174,13 @@ DERIVED: Mapping[str, _Derived] = {
 
 used: a model that ran has the parameter, or it has a gradient. accounted: it has no gradient, or
 belongs to a model that ran or to an optimizer. module_held: an optimizer holds it or another
-parameter of its module. beside_frozen: it has a gradient, and an optimizer holds parameters of its
-model that are frozen, or trains a model that is frozen for the greater part. woven: it has a
-gradient, in a model of which an optimizer with several groups holds most of those that have one,
-and some of its part or of several others. is_first: its module ran first of all that the optimizer
-trains. ran_with_gradients: its module did not run under `no_grad` only. wide: its dtype is none of
-`NARROW`. learns: the module is part of a model of which an optimizer trains something.
+parameter of its module. beside_frozen: its module ran and it has a gradient, and an optimizer holds
+parameters of its model that are frozen, or trains a model that is frozen for the greater part.
+woven: its module ran and it has a gradient, in a model of which an optimizer with several groups
+holds most of those that have one, and some of its part or of several others. is_first: its module
+ran first of all that the optimizer trains. ran_with_gradients: its module did not run under
+`no_grad` only. wide: its dtype is none of `NARROW`. learns: the module is part of a model of which
+an optimizer trains something.
 """
 
 
