@@ -104,6 +104,11 @@ def _is_training(batch: Batch) -> bool:
     return any(isinstance(event, Step) and not event.fails for event in batch)
 
 
+def _takes_part(step: Step) -> bool:
+    """Return whether something of the model, which all rows are of, has to do with training."""
+    return any(row.optimizer or row.grad > GradState.NULL for row in step.rows)
+
+
 def _parameters(batch: Batch, *, with_idle: bool = False) -> dict[str, bool]:
     """Return of each parameter that some step of *batch* shows, whether it changes.
 
@@ -117,13 +122,17 @@ def _parameters(batch: Batch, *, with_idle: bool = False) -> dict[str, bool]:
             could_move = row.grad != GradState.ZERO and row.lr != 0
             if row.ran == NOT_RUN and not row.changes and not with_idle:
                 continue
-            if row.optimizer == "" or (row.optimizer == event.optimizer and could_move):
+            is_left_out = row.optimizer == "" and _takes_part(event)
+            if is_left_out or (row.optimizer == event.optimizer and could_move):
                 found[name] = found.get(name, False) or row.changes
     return found
 
 
 def _buffers(batch: Batch) -> dict[str, bool]:
     """Return of each buffer that some training forward shows, whether it changes."""
+    steps = [event for event in batch if isinstance(event, Step) and not event.fails]
+    if steps and not _takes_part(steps[-1]):
+        return {}
     found: dict[str, bool] = {}
     for event in batch:
         if isinstance(event, Forward) and event.grad_enabled:

@@ -122,6 +122,7 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
         lambda at, row: (
             rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN) or (row[0] and row[1])
         ),
+        lambda at, row: rule != OPTIMIZED or any(o[2] or o[4] != GradState.NULL for o in met),
         lambda at, row: rule != THAWED or at in frozen,
         lambda at, row: rule != BESIDE_FROZEN or (_gets(row) and _is_meant(met)),
         lambda at, row: rule != WOVEN or _is_woven(met, row),
@@ -197,6 +198,8 @@ def _backward(flags: Sequence[bool], grads: Sequence[GradState]) -> Callable[[Ru
         with run.calling("torch.Tensor.backward"):
             run.frame("begin", modules, value=list(flags))
             run.frame("begin", parameters, grad=list(grads))
+            # Something of the same model learns.
+            run.frame("begin", run.parameters("held"), optimizer=FIRST, requires_grad=True)
             run.frame("end", parameters, grad=GradState.NON_ZERO)
 
     return tell
@@ -219,8 +222,8 @@ STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO, 0, FLOAT)
 
 def test_the_place_is_the_call() -> None:
     windows = told([_backward([True], []), _step(FIRST, [GOOD])], [])
-    # The backward takes a begin, three frames and an end, that which leads to the step two.
-    assert labels(RELATION, (STEP, FINITE), windows) == [(8, True)]
+    # The backward takes a begin, four frames and an end, that which leads to the step two.
+    assert labels(RELATION, (STEP, FINITE), windows) == [(9, True)]
 
 
 def test_a_learning_rate_may_be_0_for_one_step_of_each_optimizer() -> None:
@@ -258,7 +261,8 @@ def test_a_frame_that_cannot_tell_is_no_example() -> None:
         run.frame("end", parameters, optimizer=FIRST, grad=GradState.NON_FINITE)
     windows = [run.window()]
     assert labels(RELATION, (STEP, FINITE), windows) == []
-    assert [h for _, h in labels(RELATION, (STEP, OPTIMIZED), windows)] == [True]
+    assert labels(RELATION, (STEP, OPTIMIZED), windows) == []
+    assert [h for _, h in labels(RELATION, (STEP, WHOLE), windows)] == [True]
 
 
 def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) -> Explanation:
@@ -365,7 +369,8 @@ def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:
 def test_what_learns_beside_frozen_parameters_is_to_be_in_an_optimizer() -> None:
     frozen: Row = (False, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
     added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
-    explanation = _explained((STEP, BESIDE_FROZEN), _step(FIRST, [GOOD, frozen, added]))
+    # Where a phase begins, gradients may be left from the last one.
+    explanation = _explained((STEP, BESIDE_FROZEN), *[_step(FIRST, [GOOD, frozen, added])] * 2)
     assert explanation.message == (
         "`p2` gets gradients and is in no optimizer, in a model that is frozen in part"
     )
@@ -376,13 +381,13 @@ def test_what_learns_in_a_model_that_is_frozen_for_the_greater_part_is_to_be_in_
     added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
     rule, few, many = (STEP, BESIDE_FROZEN), [GOOD, frozen, added], [GOOD, *[frozen] * 3, added]
     assert not labels(RELATION, rule, told([_step(FIRST, few)], []))
-    assert "`p4` gets gradients" in _explained(rule, _step(FIRST, many)).message
+    assert "`p4` gets gradients" in _explained(rule, *[_step(FIRST, many)] * 2).message
 
 
 def test_groups_that_leave_a_parameter_out() -> None:
     left_out: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT)
     rule = (STEP, WOVEN)
-    explanation = _explained(rule, _step(FIRST, [GOOD, GOOD, left_out]))
+    explanation = _explained(rule, *[_step(FIRST, [GOOD, GOOD, left_out])] * 2)
     assert explanation.message == (
         "`p2` gets gradients and is in no group of an optimizer that trains most of the model"
     )
@@ -453,7 +458,9 @@ def test_several_parameters_in_no_optimizer() -> None:
 
 def test_modules_in_eval_mode_are_named_or_counted() -> None:
     explanation = _explained((BACKWARD, TRAIN_MODE), _backward([True, False], []))
-    assert explanation.message == "1 of 2 modules are in eval mode when Tensor.backward runs"
+    assert explanation.message == (
+        "1 of 2 modules of what is trained are in eval mode when Tensor.backward runs"
+    )
     assert explanation.cause is not None
     assert (explanation.cause.fact, explanation.cause.subjects) == ("in eval mode", ("m1",))
     assert explanation.cause.text.startswith("`m1` is in eval mode while training")
@@ -506,7 +513,10 @@ def test_what_held_once_in_a_backward_is_proposed(
     trains = any(flags and all(flags) for flags, _ in run)
     assert {h.params for h in _proposed(windows)} == {
         (BACKWARD, rule)
-        for rule, holds in ((TRAIN_MODE, trains), (ACCUMULATED, accumulates))
+        for rule, holds in (
+            (TRAIN_MODE, trains),
+            (ACCUMULATED, accumulates),
+        )
         if holds
     }
 

@@ -53,6 +53,20 @@ def _accounted(window: Window, shown: Moments) -> Array:
     )
 
 
+def owners_taking_part(window: Window, shown: Moments) -> Bool:
+    """Return of which owners an optimizer holds a parameter, or one has a gradient, in each moment.
+
+    The others only run to be looked at, as an average of the weights does in an evaluation.
+    """
+    owners, size = window.catalog.owners.of(shown.variables), len(window.catalog.owners)
+    takes_part = (shown.column("optimizer") != NONE) | (shown.column("grad") > _NULL)
+    return _any_of(takes_part, owners, size)
+
+
+def _takes_part(window: Window, shown: Moments) -> Array:
+    return owners_taking_part(window, shown)[:, window.catalog.owners.of(shown.variables)]
+
+
 def _module_held(window: Window, shown: Moments) -> Array:
     module_of = window.catalog.modules.of(shown.variables)
     held = shown.column("optimizer") != NONE
@@ -155,6 +169,7 @@ def _wide(window: Window, shown: Moments) -> Array:
 DERIVED: Mapping[str, _Derived] = {
     "used": _Derived("parameter", ("in_model", "grad"), _used),
     "accounted": _Derived("parameter", ("in_model", "grad", "optimizer"), _accounted),
+    "takes_part": _Derived("parameter", ("optimizer", "grad"), _takes_part),
     "module_held": _Derived("parameter", ("optimizer",), _module_held),
     "beside_frozen": _Derived(
         "parameter", ("requires_grad", "grad", "ran", "optimizer"), _beside_frozen
@@ -173,7 +188,8 @@ DERIVED: Mapping[str, _Derived] = {
 """By name.
 
 used: a model that ran has the parameter, or it has a gradient. accounted: it has no gradient, or
-belongs to a model that ran or to an optimizer. module_held: an optimizer holds it or another
+belongs to a model that ran or to an optimizer. takes_part: an optimizer holds a parameter of its
+model, or one has a gradient. module_held: an optimizer holds it or another
 parameter of its module. beside_frozen: its module ran and it has a gradient, and an optimizer holds
 parameters of its model that are frozen, or trains a model that is frozen for the greater part.
 woven: its module ran and it has a gradient, in a model of which an optimizer with several groups

@@ -30,6 +30,8 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.causes import find_cause
+from traincheck_plugin.relations.derived import has, owners_taking_part
+from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.lifecycle import completed, last_of_each
 from traincheck_plugin.relations.moments import Pair, by_stack, changes, fold, pairs
 from traincheck_plugin.relations.named import Named
@@ -56,7 +58,8 @@ class VarPeriodicChangeRelation(Relation):
     ``forall windows w with a step, v in names: x(v) changes (or does not) in w``, in the steps for
     parameters and in the forward passes for buffers. A parameter that a step cannot move is not
     judged, nor are the parameters of a module that did not run, as an expert to which no sample is
-    routed, nor are variables that the run does not have.
+    routed, nor are variables that the run does not have, and those of a model of which no optimizer
+    holds a parameter and none has a gradient, as an average that is only looked at.
 
     Catches a part of a model that learned in the reference and is frozen, detached or left out
     now, and normalisation layers that an `eval()` stopped. Cannot see a change that is wrong.
@@ -151,13 +154,23 @@ def _looked(window: Window, var_type: str) -> _Seen:
     codes = np.unique(np.concatenate([np.empty(0, np.int64), *shown]))
     state = np.zeros((len(steps), len(codes)), np.int8)
     for one in found:
-        variables, changed = _states(one)
+        variables, changed = _states(window, one)
         where = np.searchsorted(positions, window.position_of(one.begin.calls))
         fold(np.maximum, state, where, np.searchsorted(codes, variables), changed)
     return _Seen(positions, steps, codes, state, found)
 
 
-def _states(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
+def _take_part(window: Window, seen: _Seen) -> Bool:
+    """Return which variables belong to what takes part in the training, as far as steps tell."""
+    owners = window.catalog.owners.of(seen.codes.astype(np.int32))
+    found = np.ones(seen.state.shape, np.bool_)
+    shown = frames_at(window, seen.rows, PARAMETER, ("optimizer", "grad"), is_begin=True)
+    for indexes, moments in by_stack(window, shown):
+        found[indexes] = owners_taking_part(window, moments)[:, owners]
+    return found
+
+
+def _states(window: Window, both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
     """Return what calls did to which variables, between their frames."""
     begin = both.begin
     variables, changed = changes(both)
@@ -168,6 +181,8 @@ def _states(both: Pair) -> tuple[Int32, npt.NDArray[np.int8]]:
         is_shown = begin.column("optimizer") == NONE
         if held is not None:
             is_shown = is_shown | (held & ~begin.inert(normalised=False))
+        if has(window, begin, "takes_part"):
+            is_shown = is_shown & begin.column("takes_part")
         first = slice(None) if both.common is None else both.common[0]
         if begin.has("ran"):
             state[(begin.column("ran")[:, first] == NOT_RUN) & ~changed] = IDLE
@@ -288,6 +303,8 @@ class _Monitor(Monitor):
         judged = (seen.state > IDLE) & self._named.among(window.catalog)[seen.codes]
         if self._variables == FIXED:
             judged &= self._frozen.among(window, seen)
+        elif self._variables == TRACKING:
+            judged &= _take_part(window, seen)
         chosen = judged.any(axis=1)
         if not chosen.any():
             return NO_EXAMPLES
@@ -368,6 +385,8 @@ class _Proposer(Proposer):
             is_known = seen.state != UNKNOWN
             if param == FIXED:
                 is_known &= self._frozen.among(window, seen)
+            elif param == TRACKING:
+                is_known &= _take_part(window, seen)
             wanted = CHANGED if param.post_value == "changed" else UNCHANGED
             fails = (is_known & (seen.state != wanted)).any(axis=0)
             variables = window.catalog.variables

@@ -52,7 +52,7 @@ OPTIMIZED = VarTypeParam(
     attr_name="optimizer",
     pre_value="not_null",
     quantifier="every",
-    where=TRAINABLE,
+    where=(*TRAINABLE, ("takes_part", True)),
 )
 LEARNING = VarTypeParam(
     var_type=PARAMETER, attr_name="lr", pre_value="non_zero", quantifier="every", where=HELD
@@ -87,10 +87,10 @@ RECORDED = VarTypeParam(
 WIDE = VarTypeParam(
     var_type=PARAMETER, attr_name="wide", pre_value=True, quantifier="every", where=HELD
 )
-TRAIN_MODE = VarTypeParam(var_type=MODULE, attr_name="value", pre_value=True, quantifier="every")
 SOME_TRAIN_MODE = VarTypeParam(
     var_type=MODULE, attr_name="value", pre_value=True, where=(("learns", True),)
 )
+TRAIN_MODE = replace(SOME_TRAIN_MODE, quantifier="every")
 ACCUMULATED = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero")
 
 STATES: dict[Role, tuple[VarTypeParam, ...]] = {
@@ -113,9 +113,10 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
 }
 """What may hold of variables when a call of the role begins."""
 
-PATIENT = frozenset({LEARNING, SOME_LEARNING, USED, REACHED, RECORDED})
-"""What may fail once, but not twice in a row: a warm-up may start at a learning rate of 0, and what
-alternates leaves a part out now and then, or has yet to run."""
+PATIENT = frozenset({LEARNING, SOME_LEARNING, USED, BESIDE_FROZEN, WOVEN, REACHED, RECORDED})
+"""What may fail once, but not twice in a row: a warm-up may start at a learning rate of 0, what
+alternates leaves a part out now and then, or has yet to run, and where another phase begins there
+are gradients left from the last one."""
 
 LED = frozenset({REACHED, RECORDED})
 """What is asked of steps that a backward led to: gradients may be estimated without any."""
@@ -180,8 +181,8 @@ _SENTENCES = {
         "{count} of {total} parameters that {name} holds are in half precision",
     ),
     TRAIN_MODE: (
-        "every module is in training mode when {name} runs",
-        "{count} of {total} modules are in eval mode when {name} runs",
+        "every module of what is trained is in training mode when {name} runs",
+        "{count} of {total} modules of what is trained are in eval mode when {name} runs",
     ),
     SOME_TRAIN_MODE: (
         "some module of what is trained is in training mode when {name} runs",
