@@ -394,7 +394,7 @@ def _inert(
         gradient = columns["grad_norm"]
         gradient = np.maximum(gradient, 1.0) if normalised else gradient / NOISE
         typical = columns["data_norm"] / np.sqrt(np.maximum(sizes, 1))
-        with np.errstate(invalid="ignore", divide="ignore"):
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
             share = resolution[columns["dtype"]] * typical / (columns["lr"] * gradient)
             # Each element stays where it is about as often as the resolution is of the update.
             chance = share if normalised else share ** np.minimum(sizes, MAX_SIZE)
