@@ -51,8 +51,8 @@ class NewGradientsRelation(Relation):
     ``forall consecutive steps s, t of one optimizer: exists backward between s and t, or
     exists v it holds: |grad(v, begin(s))| != |grad(v, begin(t))|``. Gradients that are set by
     hand, or computed by functions, are others. Steps without any gradient are no examples, nor is
-    the first failure of an optimizer: where weights are averaged, Lightning ends with a pass over
-    the data without backward, and steps once.
+    the first failure of an optimizer where a model ran since the last step: where weights are
+    averaged, Lightning ends with a pass over the data without backward, and steps once.
 
     Catches an `optimizer.step()` beside that of the gradient scaler. Cannot see a backward that
     adds to old gradients.
@@ -84,9 +84,14 @@ class NewGradientsRelation(Relation):
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """What a step met: the parameters that its optimizer holds, and the norms of gradients."""
+    """What a step met: the parameters that its optimizer holds, and the norms of gradients.
+
+    Attributes:
+        num_backwards, num_forwards: how many there were before it.
+    """
 
     num_backwards: int
+    num_forwards: int
     codes: Int32
     norms: Array
 
@@ -97,7 +102,7 @@ class _Step:
 class _Monitor(Monitor):
     def __init__(self, step: APIParam) -> None:
         self._step = step.api_full_name
-        self._num_backwards = 0
+        self._num_backwards = self._num_forwards = 0
         self._last: dict[int, _Step] = {}
         self._has_failed: set[int] = set()
 
@@ -110,6 +115,9 @@ class _Monitor(Monitor):
         rows = completed(window, window.rows_of_name(self._step))
         numbers = self._num_backwards + np.searchsorted(backwards, calls.end[rows])
         self._num_backwards += len(backwards)
+        forwards = calls.end[window.rows_of_role("forward")]
+        num_forwards = self._num_forwards + np.searchsorted(forwards, calls.end[rows])
+        self._num_forwards += len(forwards)
         if not len(rows):
             return NO_EXAMPLES
         shown = frames_at(window, rows, PARAMETER, _SHOWN, is_begin=True)
@@ -121,12 +129,15 @@ class _Monitor(Monitor):
             frame = window.frames[int(shown[index])]
             held = frame.columns["optimizer"] == calls.object[rows[index]]
             norms = frame.columns["grad_norm"][held]
-            return _Step(int(numbers[index]), frame.variables[held], norms)
+            return _Step(
+                int(numbers[index]), int(num_forwards[index]), frame.variables[held], norms
+            )
 
         objects = calls.object[rows]
         last = previous(objects)
         is_judged = is_met & is_met[last] & (last != NONE)
         holds = numbers > numbers[last]
+        ran = num_forwards > num_forwards[last]
         for index in np.flatnonzero(is_judged & ~holds).tolist():
             holds[index] = not met(index).is_same(met(int(last[index])))
         for index in np.flatnonzero(is_met & (last == NONE)).tolist():
@@ -135,11 +146,12 @@ class _Monitor(Monitor):
                 is_judged[index] = True
                 is_more = bool(numbers[index] > before.num_backwards)
                 holds[index] = is_more or not met(index).is_same(before)
+                ran[index] = num_forwards[index] > before.num_forwards
         for target, index in dict(zip(objects.tolist(), range(len(rows)), strict=True)).items():
             self._last.pop(target, None)
             if is_met[index]:
                 self._last[target] = met(index)
-        for index in np.flatnonzero(is_judged & ~holds).tolist():
+        for index in np.flatnonzero(is_judged & ~holds & ran).tolist():
             is_judged[index] = int(objects[index]) in self._has_failed
             self._has_failed.add(int(objects[index]))
         rows, holds = rows[is_judged], holds[is_judged]

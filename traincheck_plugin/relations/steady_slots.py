@@ -172,7 +172,7 @@ class SlotMonitor(SteadyMonitor):
         if lost:
             what = f"the optimizer state of {who} begins anew"
             text = (
-                self._why_new(what, self._loads)
+                self._why_new(f"{owner} is a new optimizer, and {what}", self._loads)
                 if is_new
                 else f"{what}: it was cleared between two steps"
             )

@@ -347,7 +347,7 @@ class _Monitor(Monitor):
                     fact="in eval mode",
                     subjects=labels,
                     text=f"{_buffers(names)} did not follow the data: their modules are in eval "
-                    "mode, or were not run",
+                    "mode, ran without gradients, or were not run",
                 ),
             )
         return Explanation(
