@@ -38,6 +38,7 @@ def _backward(run: RunBuilder, formula: str, model: str = "Net") -> None:
     run.call(f"__main__.{model}.forward", object=f"__main__.{model}#0")
     items = [Item(path="formula", type="str", value=formula)] * bool(formula)
     run.call("torch.Tensor.backward", inputs=items)
+    run.at(step=run.context.step + 1)
 
 
 def _windows(formulas: Sequence[str], cuts: Sequence[int] = ()) -> list[Window]:
@@ -84,6 +85,19 @@ def test_only_the_first_losses_of_each_run_are_judged() -> None:
     for _ in range(2):
         [window] = _windows([ENTROPY] * (FIRST + 1))
         assert len(monitor.observe(window)) == FIRST
+
+
+@pytest.mark.parametrize(("outcome", "expected"), [("all", [True]), ("none", [True, False])])
+def test_what_goes_on_from_a_loaded_state_is_not_judged(outcome: str, expected: list[bool]) -> None:
+    run = RunBuilder()
+    _backward(run, ENTROPY)
+    outputs = [Item(path="loaded", type="str", value=outcome)]
+    run.call("torch.optim.Adam.load_state_dict", object="torch.optim.Adam#0", outputs=outputs)
+    windows = [run.window()]
+    for _ in range(2):
+        _backward(run, SQUARES)
+        windows.append(run.window())
+    assert [holds for _, holds in labels(RELATION, _known(ENTROPY), windows)] == expected
 
 
 def test_losses_after_other_models_are_others() -> None:

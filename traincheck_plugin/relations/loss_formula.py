@@ -23,14 +23,15 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed
+from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.vocabulary import NONE
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 
 FIRST = 100
-"""Backwards after forwards of one class that are judged. A term that joins the loss later may do
-so after the end of the reference."""
+"""Training steps, from the first loss after a class on, that are judged. A term that joins the loss
+later may do so after the end of the reference."""
 
 MIN_BACKWARDS = 10
 """So many show how a loss is computed."""
@@ -53,11 +54,12 @@ Pairs = frozenset[tuple[str, str]]
 class LossFormulaRelation(Relation):
     """The loss is computed by the operations of the reference, and squashes nothing twice.
 
-    Of one pipeline, ``forall of the first `FIRST` backwards b after a forward of C: formula(b) in
-    formulas``; the first failure in a row is excused. Of all pipelines, ``forall backwards b of a
-    loss that squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a
-    sigmoid)``. A formula is the pairs of operations in the autograd graph of which one takes the
-    result of the other, from the loss to the last layers; shapes and casts do not count.
+    Of one pipeline, ``forall backwards b after a forward of C, in the first `FIRST` steps that have
+    one: formula(b) in formulas``; the first failure in a row is excused, and nothing is said once a
+    state was loaded into an optimizer. Of all pipelines, ``forall backwards b of a loss that
+    squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``. A
+    formula is the pairs of operations in the autograd graph of which one takes the result of the
+    other, from the loss to the last layers; shapes and casts do not count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, one that was left out, a
     loss of another kind. Cannot see another constant, nor a target that is wrong.
@@ -122,11 +124,13 @@ class _Loss(NamedTuple):
 
     Attributes:
         row: of the backward.
+        step: the training step that it leads to.
         after: class of the last root module that ran before; "" where none did.
         formula: its text.
     """
 
     row: int
+    step: int
     after: str
     formula: str
 
@@ -139,12 +143,16 @@ def _losses(window: Window) -> list[_Loss]:
         rows = rows[is_backward(window)[rows]]
         catalog, calls = window.catalog, window.calls
         forwards = np.concatenate([[NONE], window.rows_of_role("forward")])
-        last = forwards[np.searchsorted(forwards, rows) - 1].tolist()
+        several = zip(
+            rows.tolist(),
+            catalog.contexts.column("step")[calls.context[rows]].tolist(),
+            calls.inputs[rows].tolist(),
+            forwards[np.searchsorted(forwards, rows) - 1].tolist(),
+            strict=True,
+        )
         found = window.cache[_losses] = [
-            _Loss(row, _class_of(window, forward), formula)
-            for row, code, forward in zip(
-                rows.tolist(), calls.inputs[rows].tolist(), last, strict=True
-            )
+            _Loss(row, step, _class_of(window, forward), formula)
+            for row, step, code, forward in several
             if (formula := _formula(catalog, code))
         ]
     return found
@@ -163,19 +171,27 @@ def _class_of(window: Window, row: int) -> str:
 
 
 class _Early:
-    """Tells the first losses after each class from later ones, in each run."""
+    """Tells the losses of the first steps after each class from later ones, in each run.
+
+    Where an optimizer goes on from a loaded state, all are later ones.
+    """
 
     def __init__(self) -> None:
         self._catalog: Catalog | None = None
-        self._num_seen: dict[str, int] = {}
+        self._first: dict[str, int] = {}
+        self._is_resumed = False
 
     def of(self, window: Window) -> Iterator[_Loss]:
         if window.catalog is not self._catalog:
             self._catalog = window.catalog
-            self._num_seen.clear()
+            self._first.clear()
+            self._is_resumed = False
+        loads = [one.row for one in loads_in(window, OPTIMIZER_LOAD) if one.outcome != "none"]
+        until = -1 if self._is_resumed else min(loads, default=len(window.calls))
+        self._is_resumed |= bool(loads)
         for loss in _losses(window):
-            seen = self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
-            if seen <= FIRST:
+            early = loss.step - self._first.setdefault(loss.after, loss.step) < FIRST
+            if early and loss.row < until:
                 yield loss
 
 

@@ -134,6 +134,10 @@ class _Steps:
             self._catalog = window.catalog
             self._deliveries = Deliveries()
             self._first.clear()
+        if not window.observed:
+            # Nobody knows what the batches that are left were for.
+            self._deliveries = Deliveries()
+            return
         steps = window.catalog.contexts.column("step")
         context = window.calls.context
         for passed in passing(window):
