@@ -293,7 +293,7 @@ def test_a_full_disk_stops_the_trace_and_not_the_training(tmp_path):
     script = (
         """
 import resource
-resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 """
         + TRAIN
         + "train(40)\n"

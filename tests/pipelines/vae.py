@@ -29,8 +29,7 @@ BUGS = {
     "lr_zero": (0, r"\blr\b|learning rate"),
     "same_batch": (1, "batch|same data|same input|repeat"),
     "optimizer_every_step": (1, "(new|created|constructed|every).*optimizer|state.*(reset|lost)"),
-    "reduction_mean": (0, "reduction"),
-    "divergence_subtracted": (0, "another loss"),
+    "log_variance_subtracted": (0, "another loss"),
 }
 
 
@@ -72,12 +71,9 @@ class VAE(nn.Module):
 
 
 def loss_function(logits, x, mean, log_variance, bug=None):
-    reduction = "mean" if bug == "reduction_mean" else "sum"
-    target = x.flatten(1)
-    reconstruction = F.binary_cross_entropy_with_logits(logits, target, reduction=reduction)
-    divergence = -0.5 * torch.sum(1 + log_variance - mean.pow(2) - log_variance.exp())
-    if bug == "divergence_subtracted":
-        return (reconstruction - divergence) / len(x)
+    reconstruction = F.binary_cross_entropy_with_logits(logits, x.flatten(1), reduction="sum")
+    shift = 1 - log_variance if bug == "log_variance_subtracted" else 1 + log_variance
+    divergence = -0.5 * torch.sum(shift - mean.pow(2) - log_variance.exp())
     return (reconstruction + divergence) / len(x)
 
 

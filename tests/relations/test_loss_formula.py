@@ -19,6 +19,7 @@ from traincheck_plugin.relations.loss_formula import (
     FIRST,
     MAX_FORMULAS,
     MIN_BACKWARDS,
+    SIGNED,
     LossFormulaRelation,
 )
 from traincheck_plugin.vocabulary import Item
@@ -75,6 +76,28 @@ def test_another_loss_is_told_when_it_comes_twice(formulas: list[str]) -> None:
 def test_what_is_squashed_twice(formulas: list[str]) -> None:
     expected = [formula != SQUASHED for formula in formulas if formula not in (SQUARES, "")]
     assert _held((BACKWARD,), formulas) == expected
+
+
+TERMS = "add<log add<mul log<layer mul<layer sum[1d]<add"
+
+
+@pytest.mark.parametrize(
+    ("formula", "is_alike"),
+    [
+        (TERMS.replace("add", "sub"), True),
+        (TERMS.replace("1d", "2d"), True),
+        (TERMS.replace("add<log", "add<neg neg<log"), True),
+        (f"neg<sum[1d] {TERMS}", True),
+        (TERMS.replace("log", "exp"), False),
+        (f"{TERMS} add<abs abs<layer", False),
+    ],
+)
+def test_signs_and_dimensions_are_no_matter_of_taste(formula: str, is_alike: bool) -> None:
+    signed = SIGNED, _known(TERMS)[1]
+    assert _held(signed, [TERMS, formula, formula]) == [True, False][: 1 + is_alike]
+    assert _held(_known(TERMS), [TERMS, formula, formula]) == [True, False]
+    assert RELATION.severity(signed) == RELATION.severity((BACKWARD,)) == "warning"
+    assert RELATION.severity(_known(TERMS)) == "info"
 
 
 def test_only_the_first_losses_of_each_run_are_judged() -> None:
@@ -147,9 +170,10 @@ def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
 
 def test_what_a_reference_shows_is_proposed() -> None:
     formulas = [ENTROPY, SQUARES] * (MIN_BACKWARDS // 2)
-    assert _proposed(_windows(formulas)) == {(BACKWARD,), _known(ENTROPY, SQUARES)}
+    known, squares = _known(ENTROPY, SQUARES), _known(SQUARES)
+    assert _proposed(_windows(formulas)) == {(BACKWARD,), known, (SIGNED, known[1])}
     assert _proposed(_windows(formulas[1:])) == {(BACKWARD,)}
-    assert _proposed(_windows([SQUARES] * MIN_BACKWARDS)) == {_known(SQUARES)}
+    assert _proposed(_windows([SQUARES] * MIN_BACKWARDS)) == {squares, (SIGNED, squares[1])}
     many = [f"add<{number}" for number in range(MAX_FORMULAS + 1)]
     assert _proposed(_windows(many * 2)) == set()
 
@@ -173,4 +197,5 @@ def test_the_rule_is_a_sentence() -> None:
         "the loss after Net is computed by log_softmax, nll_loss"
     )
     assert RELATION.describe(_known(ENTROPY, SQUARES)).endswith("nll_loss, or in 1 other ways")
+    assert RELATION.describe((SIGNED, _known(ENTROPY)[1])).endswith("keep their signs")
     assert "to the result of another" in RELATION.describe((BACKWARD,))

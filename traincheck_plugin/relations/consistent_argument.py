@@ -31,8 +31,8 @@ class ConsistentArgumentRelation(Relation):
     *path*; one that is None has no attributes. A is a model, or a function of `torch.nn`.
 
     Catches dropout that stays on in evaluation, features that are detached on their way to a head,
-    predictions and targets that are broadcast against each other because one has a dimension more,
-    a loss with another reduction. Cannot see that the values are wrong.
+    predictions and targets that are broadcast against each other because one has a dimension more.
+    Cannot see that the values are wrong.
     """
 
     name = "ConsistentArgumentRelation"
@@ -53,7 +53,9 @@ class ConsistentArgumentRelation(Relation):
         return api_plan(pair(self.name, params, APIParam, ConstantParam)[0])
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
-        return "warning"
+        _, constant = pair(self.name, params, APIParam, ConstantParam)
+        # Texts are settings: trainers choose a reduction by how they count micro-batches.
+        return "info" if isinstance(constant.value, str) else "warning"
 
     def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
         # Where no graph is built, nothing requires a gradient: a layer may be computed twice.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -28,6 +30,8 @@ from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.vocabulary import NONE
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
+SIGNED = replace(BACKWARD, attribute="sign")
+"""Speaks of losses that are like one of the reference but for signs and numbers of dimensions."""
 
 FIRST = 100
 """Training steps, from the first loss after a class on, that are judged. A term that joins the loss
@@ -47,6 +51,9 @@ SQUASHED = frozenset({"softmax", "sigmoid"})
 
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
+_ADDING = frozenset({"sub", "rsub"})
+_NEGATION = "neg"
+
 Pairs = frozenset[tuple[str, str]]
 """Operations, each with one whose result it takes."""
 
@@ -56,13 +63,15 @@ class LossFormulaRelation(Relation):
 
     Of one pipeline, ``forall backwards b after a forward of C, in the first `FIRST` steps that have
     one: formula(b) in formulas``; the first failure in a row is excused, and nothing is said once a
-    state was loaded into an optimizer. Of all pipelines, ``forall backwards b of a loss that
-    squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``. A
-    formula is the pairs of operations in the autograd graph of which one takes the result of the
-    other, from the loss to the last layers; shapes and casts do not count.
+    state was loaded into an optimizer. That is told as `info`, for losses are changed on purpose;
+    as `warning` where b has the formula of the reference but for signs and the numbers of
+    dimensions of what is summed up. Of all pipelines, ``forall backwards b of a loss that squashes,
+    forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``. A formula is
+    the pairs of operations in the autograd graph of which one takes the result of the other, from
+    the loss to the last layers; shapes and casts do not count.
 
-    Catches a softmax before `cross_entropy`, a term with the wrong sign, one that was left out, a
-    loss of another kind. Cannot see another constant, nor a target that is wrong.
+    Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
+    that are broadcast against each other. Cannot see another constant, nor a target that is wrong.
     """
 
     name = "LossFormulaRelation"
@@ -73,7 +82,9 @@ class LossFormulaRelation(Relation):
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         known = _known(params)
-        return _Squashing() if known is None else _Known(*known)
+        if known is None:
+            return _Squashing()
+        return _Known(*known, only_alike=params[0] == SIGNED)
 
     def describe(self, params: tuple[Param, ...]) -> str:
         known = _known(params)
@@ -83,13 +94,17 @@ class LossFormulaRelation(Relation):
         shown = ", ".join(sorted(_operations(formulas[0])))
         after = f" after {name}" if name else ""
         ways = f", or in {len(formulas) - 1} other ways" if len(formulas) > 1 else ""
+        if params[0] == SIGNED:
+            return (
+                f"the terms of the loss{after} that is computed by {shown}{ways} keep their signs"
+            )
         return f"the loss{after} is computed by {shown}{ways}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return api_plan(BACKWARD)
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
-        return "warning"
+        return "info" if params[0] == BACKWARD and len(params) == 2 else "warning"
 
 
 def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
@@ -100,7 +115,8 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
     """
     if params == (BACKWARD,):
         return None
-    if len(params) == 2 and params[0] == BACKWARD and isinstance(params[1], ConstantParam):
+    is_known = len(params) == 2 and params[0] in (BACKWARD, SIGNED)
+    if is_known and isinstance(params[1], ConstantParam):
         texts = params[1].value
         if isinstance(texts, tuple) and len(texts) > 1 and all(isinstance(t, str) for t in texts):
             return texts[0], tuple(map(_parse, texts[1:]))
@@ -113,6 +129,19 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
 def _parse(formula: str) -> Pairs:
     pairs = (pair.partition("<") for pair in formula.split())
     return frozenset((outer, inner) for outer, _, inner in pairs)
+
+
+def _unsigned(pairs: Pairs) -> Pairs:
+    """Return what is left of a formula without signs and numbers of dimensions."""
+    plain = {(_plain(outer), _plain(inner)) for outer, inner in pairs}
+    takers = {outer for outer, inner in plain if inner == _NEGATION} - {_NEGATION}
+    taken = {inner for outer, inner in plain if outer == _NEGATION} - {_NEGATION}
+    kept = {pair for pair in plain if _NEGATION not in pair}
+    return frozenset({*kept, *product(takers, taken)})
+
+
+def _plain(name: str) -> str:
+    return "add" if name in _ADDING else name.partition("[")[0]
 
 
 def _operations(pairs: Pairs) -> frozenset[str]:
@@ -196,11 +225,12 @@ class _Early:
 
 
 class _Known(Monitor):
-    """Judges the formulas of the losses after one class."""
+    """Judges the formulas of the losses after one class, or of those that are alike."""
 
-    def __init__(self, after: str, formulas: tuple[Pairs, ...]) -> None:
+    def __init__(self, after: str, formulas: tuple[Pairs, ...], *, only_alike: bool) -> None:
         self._after = after
         self._formulas = formulas
+        self._alike = frozenset(map(_unsigned, formulas)) if only_alike else None
         self._early = _Early()
         self._has_failed = False
 
@@ -210,6 +240,8 @@ class _Known(Monitor):
             if loss.after != self._after:
                 continue
             pairs = _parse(loss.formula)
+            if self._alike is not None and _unsigned(pairs) not in self._alike:
+                continue
             held = pairs in self._formulas
             if held or self._has_failed:
                 rows.append(loss.row)
@@ -299,5 +331,6 @@ class _Proposer(Proposer):
             yield Hypothesis(relation=name, params=(BACKWARD,))
         for after, formulas in self._formulas.items():
             if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_FORMULAS:
-                value = (after, *sorted(formulas))
-                yield Hypothesis(relation=name, params=(BACKWARD, ConstantParam(value=value)))
+                value = ConstantParam(value=(after, *sorted(formulas)))
+                for backward in (BACKWARD, SIGNED):
+                    yield Hypothesis(relation=name, params=(backward, value))
