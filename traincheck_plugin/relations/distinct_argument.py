@@ -30,7 +30,7 @@ from traincheck_plugin.relations.base import (
     no_explanation,
 )
 from traincheck_plugin.relations.frames import place, positions_of, times_of
-from traincheck_plugin.relations.moments import by_stack
+from traincheck_plugin.relations.moments import CHANCE, by_stack
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import passing_plan
 from traincheck_plugin.relations.passing import (
@@ -50,9 +50,6 @@ MAX_BATCHES = 16
 """Batches of each start of a loader that are compared with those of earlier starts."""
 
 MAX_STARTS = 8
-
-CHANCE = 1e-6
-"""An order that comes again by chance less often than this does not come again by chance."""
 
 
 def _of(kind: VariableKind, between: str) -> VarTypeParam:

@@ -33,7 +33,7 @@ from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
-from traincheck_plugin.relations.naming import describe_variables, short
+from traincheck_plugin.relations.naming import class_name, describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.vocabulary import NONE, Bool, Int64, Variable
 
@@ -120,8 +120,7 @@ def _claim(params: tuple[Param, ...]) -> _Claim:
 
 def _name(variable: Variable) -> str:
     """Return the name under which a parameter is found again in another run."""
-    # The module that defines the class of a model may be another one when a script is imported.
-    return f"{variable.owner.partition('#')[0].rpartition('.')[2]}.{variable.name}"
+    return f"{class_name(variable.owner)}.{variable.name}"
 
 
 def _beginnings(name: str) -> Iterator[str]:

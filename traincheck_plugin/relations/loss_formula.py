@@ -26,6 +26,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
+from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.vocabulary import NONE
 
@@ -194,9 +195,7 @@ def _formula(catalog: Catalog, code: int) -> str:
 
 def _class_of(window: Window, row: int) -> str:
     code = int(window.calls.object[row]) if row != NONE else NONE
-    label = window.catalog.objects[code] if code != NONE else ""
-    # The module that defines a class may be another one when a script is imported.
-    return label.partition("#")[0].rpartition(".")[2]
+    return class_name(window.catalog.objects[code]) if code != NONE else ""
 
 
 class _Early:

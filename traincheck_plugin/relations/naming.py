@@ -17,6 +17,14 @@ def short(api_name: str) -> str:
     return parts[-1]
 
 
+def class_name(owner: str) -> str:
+    """Return ``Net`` for ``__main__.Net#0``.
+
+    The module that defines a class may be another one when a script is imported.
+    """
+    return owner.partition("#")[0].rpartition(".")[2]
+
+
 MAX_NAMED = 3
 
 

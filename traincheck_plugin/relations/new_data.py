@@ -18,7 +18,7 @@ from traincheck_plugin.invariants.model import (
     Severity,
     VarNameParam,
 )
-from traincheck_plugin.plan import FULL_ATTRIBUTES, Plan
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
     Cause,
@@ -28,9 +28,9 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.naming import class_name
+from traincheck_plugin.relations.params import pair, passing_plan
 from traincheck_plugin.relations.passing import MIN_ELEMENTS, Deliveries, passing
-from traincheck_plugin.vocabulary import VariableKind
 
 MIN_STEPS = 10
 """Steps with new data that show that data is always new."""
@@ -71,17 +71,7 @@ class NewDataRelation(Relation):
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         source, _ = _source(params)
-        kinds: set[VariableKind] = {"input"}
-        if source.var_type == _BATCH:
-            kinds |= {"batch", "loader"}
-        attributes = {
-            role: frozenset(pair for pair in FULL_ATTRIBUTES[role] if pair[0] in kinds)
-            for role in ("forward", "data")
-        }
-        return Plan(
-            functions=frozenset(),
-            attributes={role: pairs for role, pairs in attributes.items() if pairs},  # type: ignore[misc]
-        )
+        return passing_plan("input", *(("batch", "loader") if source.var_type == _BATCH else ()))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
@@ -144,9 +134,8 @@ class _Steps:
             found: dict[tuple[str, str], list[tuple[int, bytes, bool]]] = {}
             for one in passed.inputs:
                 if one.key and one.num_elements >= MIN_ELEMENTS:
-                    # The module that defines a class may be another one when a script is imported.
-                    root = one.root.partition("#")[0].rpartition(".")[2]
-                    found.setdefault((_INPUT, root), []).append((one.row, one.key, False))
+                    source = _INPUT, class_name(one.root)
+                    found.setdefault(source, []).append((one.row, one.key, False))
             for use, batches in self._deliveries.observe(passed):
                 for batch in batches:
                     if batch.key and batch.num_elements >= MIN_ELEMENTS:

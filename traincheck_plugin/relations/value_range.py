@@ -33,7 +33,8 @@ from traincheck_plugin.relations.base import (
     Relation,
     no_explanation,
 )
-from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.moments import CHANCE
+from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import passing_plan, three
 from traincheck_plugin.relations.passing import MIN_ELEMENTS, Deliveries, Delivery, Input, passing
 
@@ -42,9 +43,6 @@ MARGIN = 10
 
 MIN_OCCURRENCES = 10
 """Tensors of the reference that show how one is."""
-
-CHANCE = 1e-6
-"""What comes by chance less often than this does not come by chance."""
 
 MIN_IN_A_ROW = 3
 
@@ -239,14 +237,9 @@ def _tensors(
             yield _Tensor(kind, name, source, use.row, path, *numbers)
 
 
-def _class(owner: str) -> str:
-    """Return the name of a class, which may be of another module when a script is imported."""
-    return short(owner.partition("#")[0])
-
-
 @lru_cache(maxsize=1024)
 def _name(owner: str, path: str) -> str:
-    return f"{_class(owner)}.{path}" if path else _class(owner)
+    return f"{class_name(owner)}.{path}" if path else class_name(owner)
 
 
 class _Monitor(Monitor):
@@ -305,7 +298,7 @@ _CAUSES = {
 def _explain(rule: _Rule, tensor: _Tensor, number: int, batches: list[Delivery]) -> Explanation:
     if not number:
         return no_explanation(number)
-    claim, owner = rule.claim, _class(tensor.source[0])
+    claim, owner = rule.claim, class_name(tensor.source[0])
     who = "the batches" if rule.kind == "batch" else f"the inputs of {owner}"
     what = f"`{tensor.path}` of {who}" if tensor.path else who
     is_some = claim.quantifier == "some"
