@@ -154,9 +154,12 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     "scaler": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
     "scheduler": _pairs(group="value"),
     "forward": _pairs(
-        module="value", buffer="data", input="data value lowest highest", generator="data"
+        module="value",
+        buffer="data",
+        input="data value lowest highest negative",
+        generator="data",
     ),
-    "data": _pairs(batch="data value lowest highest", loader="value"),
+    "data": _pairs(batch="data value lowest highest negative", loader="value"),
     "mode": _pairs(module="value"),
     "checkpoint": _pairs(parameter="data", buffer="data", slot="data"),
 }

@@ -94,30 +94,30 @@ def test_what_is_on_a_device_is_read_there_and_arrives_later(monkeypatch):
     assert all(hashes)
 
 
-_NAN = (math.nan, math.nan)
+_NAN = (math.nan, math.nan, math.nan)
 
 
 @pytest.mark.parametrize(
     ("tensor", "expected"),
     [
-        *((torch.tensor([[-3, 0], [2, 1]], dtype=dtype), (-3, 2)) for dtype in SIGNED),
-        *((torch.tensor([1, 0, 200], dtype=dtype), (0, 200)) for dtype in UNSIGNED),
-        *((torch.tensor([2.0, -1.5]).to(dtype), (-1.5, 2)) for dtype in SMALL),
-        (torch.tensor([True, False]), (0, 1)),
-        (torch.tensor(3), (3, 3)),
-        (torch.tensor([1.0, math.nan, math.inf, -2.0, -math.inf]), (-2, 1)),
-        (torch.tensor([1.0, math.nan]).bfloat16(), (1, 1)),
+        *((torch.tensor([[-3, 0], [2, 1]], dtype=dtype), (-3, 2, 0.25)) for dtype in SIGNED),
+        *((torch.tensor([1, 0, 200], dtype=dtype), (0, 200, 0)) for dtype in UNSIGNED),
+        *((torch.tensor([2.0, -1.5]).to(dtype), (-1.5, 2, 0.5)) for dtype in SMALL),
+        (torch.tensor([True, False]), (0, 1, 0)),
+        (torch.tensor(3), (3, 3, 0)),
+        (torch.tensor([1.0, math.nan, math.inf, -2.0, -math.inf]), (-2, 1, 0.5)),
+        (torch.tensor([1.0, math.nan]).bfloat16(), (1, 1, 0)),
         (torch.tensor([-math.inf, math.nan]), _NAN),
         (torch.zeros(0, 3), _NAN),
         (torch.ones(2, dtype=torch.complex64), _NAN),
         (torch.eye(2).to_sparse(), _NAN),
-        (torch.arange(6.0).view(2, 3).t()[1:], (1, 5)),
-        (torch.ones(3, requires_grad=True), (1, 1)),
-        (torch._neg_view(torch.arange(3.0)), (-2, 0)),
-        (torch.arange(3.0).as_subclass(Image), (0, 2)),
+        (torch.arange(6.0).view(2, 3).t()[1:], (1, 5, 0)),
+        (torch.ones(3, requires_grad=True), (1, 1, 0)),
+        (torch._neg_view(torch.arange(3.0)), (-2, 0, 2 / 3)),
+        (torch.arange(3.0).as_subclass(Image), (0, 2, 0)),
     ],
 )
-def test_the_smallest_and_the_largest_finite_value(tensor, expected):
+def test_the_range_of_the_finite_values(tensor, expected):
     assert host_range(tensor) == pytest.approx(expected, nan_ok=True)
     (there,) = finished_ranges(device_ranges([tensor]).numpy())
     assert tuple(there) == pytest.approx(expected, nan_ok=True)
@@ -129,10 +129,11 @@ def test_of_what_cannot_be_read_there_is_no_range():
 
 def test_of_large_tensors_the_slices_are_read_that_are_fingerprinted():
     big = torch.arange(float(1 << 20))
-    lowest, highest = host_range(_part(big))
-    assert lowest == 0
+    lowest, highest, negative = host_range(_part(big))
+    assert lowest == negative == 0
     assert (15 / 16) * len(big) <= highest < len(big)
-    assert finished_ranges(device_ranges([_part(big)]).numpy()).tolist() == [[lowest, highest]]
+    there = finished_ranges(device_ranges([_part(big)]).numpy())
+    assert there.tolist() == [[lowest, highest, negative]]
 
 
 @pytest.mark.parametrize("host", ["cpu", "none"])

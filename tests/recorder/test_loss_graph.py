@@ -44,11 +44,17 @@ TARGET = torch.tensor([0, 1, 2, 0])
             lambda o: functional.cross_entropy(o.unsqueeze(0).flatten(0, 1).double(), TARGET),
             CROSS_ENTROPY,
         ),
-        (lambda o: functional.mse_loss(o, torch.zeros_like(o)), {"mse_loss<layer"}),
-        (lambda o: (o - 1).pow(2).mean(), {"mean[2d]<pow", "pow<sub", "sub<layer"}),
+        (
+            lambda o: functional.mse_loss(o, torch.zeros_like(o)),
+            {"mse_loss<layer", "mse_loss<constant"},
+        ),
+        (lambda o: (o - 1).pow(2).mean(), {"mean[2d]<pow", "pow<sub", "sub<layer", "sub<constant"}),
         (
             lambda o: functional.mse_loss(o, torch.zeros_like(o)) - o.abs().sum(),
-            {"sub<mse_loss", "sub<sum[2d]", "sum[2d]<abs", "abs<layer", "mse_loss<layer"},
+            {
+                *("sub<mse_loss", "sub<sum[2d]", "sum[2d]<abs", "abs<layer"),
+                *("mse_loss<layer", "mse_loss<constant"),
+            },
         ),
     ],
 )

@@ -55,6 +55,21 @@ def test_parameters_tell_when_their_module_ran():
         assert ran["quiet.weight"] == -2
 
 
+def test_what_ran_before_an_optimizer_was_made_does_not_lead_to_its_steps():
+    model = Late()
+    head = nn.Linear(1, 1)
+
+    def train():
+        _train(model, torch.optim.SGD(model.parameters(), lr=0.1), steps=1)
+        second = torch.optim.SGD([*model.parameters(), *head.parameters()], lr=0.1)
+        _train(head, second, lambda x: head(x[:, :1]), steps=1)
+
+    first, last = _at_steps(record(train), "ran")
+    assert first["last.weight"] == 1
+    assert last["last.weight"] == -1
+    assert last["weight"] == 0
+
+
 def test_what_a_checkpoint_runs_again_ran_with_gradients():
     model = make_model()
 

@@ -46,11 +46,12 @@ def _params(
 SOME_NEGATIVE, NONE_NEGATIVE = _params("some", "negative"), _params("none", "negative")
 
 
-def _values(ranges: Sequence[Range], size: float) -> dict[str, Any]:
+def _values(ranges: Sequence[Range], size: float, negative: float = 0.1) -> dict[str, Any]:
     return {
         "value": size,
         "lowest": [low for low, _ in ranges],
         "highest": [high for _, high in ranges],
+        "negative": [negative if low < 0 else 0.0 for low, _ in ranges],
     }
 
 
@@ -59,6 +60,7 @@ def _batch(
     high: float = 1.0,
     *,
     size: float = SIZE,
+    negative: float = 0.1,
     given: Range | None = None,
     loader: str = LOADER,
     stage: str = "training",
@@ -77,7 +79,7 @@ def _batch(
         names = run.variables(*(Variable(kind="loader", name=n, **owned) for n in LOADER_FACTS))
         batch = run.variables(Variable(kind="batch", name="x", **owned))
         inputs = run.variables(Variable(kind="input", name="0", owner=MODEL, type="torch.Tensor"))
-        found = _values([(low, high)], size) if shows else {"value": size, "data": 1}
+        found = _values([(low, high)], size, negative) if shows else {"value": size, "data": 1}
         with run.calling(
             "torch.utils.data.DataLoader.__next__",
             object=loader,
@@ -85,7 +87,9 @@ def _batch(
         ):
             run.frame("end", batch, **found)
             run.frame("end", names, value=[told[name] for name in LOADER_FACTS])
-        seen = _values([given or (low, high)], size) if shows else {"value": size, "data": 1}
+        seen = (
+            _values([given or (low, high)], size, negative) if shows else {"value": size, "data": 1}
+        )
         item = tensor("0", shape=shape, requires_grad=requires_grad)
         with run.calling("lib.Net.forward", object=MODEL, inputs=[item]):
             if stage == "training":
@@ -255,6 +259,26 @@ def _proposed(*runs: Sequence[Event], cuts: Sequence[int] = ()) -> set[tuple[Par
             proposer.observe(window)
         found |= {hypothesis.params for hypothesis in proposer.hypotheses()}
     return found
+
+
+def test_fewer_negative_values_are_told() -> None:
+    claim = _params("some", "negative", 0.3)
+    run = [_batch(-1, negative=0.6), *[_batch(-1, negative=0.25)] * 3]
+    assert _held(claim, *run) == [True, False]
+    assert _explanation(claim, *run).message == (
+        "of `x` of the batches 25% was negative, and in the last 3 batches no more than 30%; "
+        "in the reference at least twice as much"
+    )
+    assert RELATION.describe(claim) == (
+        "of the tensors `DataLoader.x` for training each has more than 30% negative values"
+    )
+
+
+def test_half_of_a_large_share_of_negative_values_is_proposed() -> None:
+    for shares, bound in [((0.7, 0.6), 0.3), ((0.7, 0.19), 0.0)]:
+        run = [_batch(-1, negative=share) for share in shares] * MIN_OCCURRENCES
+        claims = {params[1].value for params in _proposed(run)}
+        assert {claim[2] for claim in claims if claim[:2] == ("some", "negative")} == {bound}
 
 
 ENOUGH = [_batch(-1 - n / 100, 2, size=100) for n in range(MIN_OCCURRENCES)]

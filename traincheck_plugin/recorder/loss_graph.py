@@ -48,6 +48,9 @@ _REDUCTIONS = frozenset({"Mean", "Sum"})
 LAYER = "layer"
 """Stands for what has parameters, and for products."""
 
+CONSTANT = "constant"
+"""Stands for what no gradient goes to: a number, a target, what was detached."""
+
 _VERSION = re.compile(r"Backward\d*$")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -101,7 +104,8 @@ def formula(node: Any) -> str:
     Returns:
         ``operation<operation`` for each that takes what another returns, sorted, with spaces
         between: ``log_softmax<layer nll_loss<log_softmax``. A mean and a sum tell the number of
-        dimensions of what they are given: ``mean[2d]<pow``. "" where compiled code hides it.
+        dimensions of what they are given: ``mean[2d]<pow``. What is given no gradient is
+        `CONSTANT`. "" where compiled code hides the formula.
     """
     pairs = set()
     known = {node: _operation(node)}
@@ -109,6 +113,9 @@ def formula(node: Any) -> str:
     while waiting:
         name, inputs = known[waiting.popleft()]
         for inner in inputs:
+            if inner is None:
+                pairs.add(f"{name}<{CONSTANT}")
+                continue
             if inner not in known:
                 if len(known) == MAX_NODES:
                     continue
@@ -144,15 +151,13 @@ def _unshaped(node: Any) -> Any:
 
 
 def _operation(node: Any) -> tuple[str, list[Any]]:
-    """Return the name of an operation, and the operations whose results it takes."""
+    """Return the name of an operation, and those whose results it takes; None is a constant."""
     inputs = []
     name = _spelled(node.name())
     if name is not LAYER:
         for inner, _ in node.next_functions[:MAX_INPUTS]:
             inner = _unshaped(inner)
-            if inner is None:
-                continue
-            if inner.name().endswith(_LEAF):
+            if inner is not None and inner.name().endswith(_LEAF):
                 return LAYER, []
             inputs.append(inner)
     if _kind(node.name()) in _REDUCTIONS:

@@ -1,4 +1,4 @@
-"""The smallest and the largest finite value of tensors: at once on the CPU, or left on a device."""
+"""The range of the finite values of tensors: at once on the CPU, or left on a device."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from traincheck_plugin.vocabulary import Array
 
 Tensor = torch.Tensor
 
-RANGE = ("lowest", "highest")
-"""The attributes that tell them."""
+RANGE = ("lowest", "highest", "negative")
+"""The attributes that tell it: smallest and largest value, and the share that is below zero."""
 
 _WIDENED = {
     torch.bool: torch.uint8,
@@ -24,12 +24,15 @@ _WIDENED = {
 """Dtypes for which devices lack a minimum, and those that hold the same."""
 
 
-def host_range(tensor: Tensor) -> tuple[float, float]:
-    """Return that of a tensor on the CPU; NaN where there is none."""
+_NONE = (math.nan, math.nan, math.nan)
+
+
+def host_range(tensor: Tensor) -> tuple[float, float, float]:
+    """Return that of a tensor on the CPU, as in `RANGE`; NaN where there is none."""
     try:
         values = _ordered(tensor)
         if values is None:
-            return math.nan, math.nan
+            return _NONE
         # By NumPy: torch would wake its threads for it, which costs more than the work.
         numbers = values.numpy()
         with np.errstate(invalid="ignore"):
@@ -37,12 +40,13 @@ def host_range(tensor: Tensor) -> tuple[float, float]:
             if not (math.isfinite(lowest) and math.isfinite(highest)):
                 numbers = numbers[np.isfinite(numbers)]
                 if not numbers.size:
-                    return math.nan, math.nan
+                    return _NONE
                 lowest, highest = float(numbers.min()), float(numbers.max())
+        negative = np.count_nonzero(numbers < 0) / numbers.size if lowest < 0 else 0.0
     except (RuntimeError, TypeError):
         # Tensors that stand for others, and dtypes of which torch can do little.
-        return math.nan, math.nan
-    return lowest, highest
+        return _NONE
+    return lowest, highest, negative
 
 
 def device_ranges(tensors: Sequence[Tensor]) -> Tensor:
@@ -50,7 +54,7 @@ def device_ranges(tensors: Sequence[Tensor]) -> Tensor:
     # Metal has no float64.
     device = tensors[0].device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    nothing = torch.full((2,), math.nan, dtype=dtype, device=device)
+    nothing = torch.full((len(RANGE),), math.nan, dtype=dtype, device=device)
     return torch.cat([_device_range(tensor, nothing) for tensor in tensors])
 
 
@@ -60,11 +64,15 @@ def _device_range(tensor: Tensor, nothing: Tensor) -> Tensor:
         if values is None:
             return nothing
         lowest = highest = values
+        number: Tensor | int = values.numel()
         if values.is_floating_point():
             is_finite = values.isfinite()
             lowest = values.where(is_finite, math.inf)
             highest = values.where(is_finite, -math.inf)
-        return torch.stack([lowest.amin(), highest.amax()]).to(nothing.dtype)
+            number = is_finite.sum()
+        negative = ((lowest < 0).sum() / number).to(nothing.dtype)
+        found = [lowest.amin().to(nothing.dtype), highest.amax().to(nothing.dtype), negative]
+        return torch.stack(found)
     except (RuntimeError, TypeError):
         return nothing
 

@@ -29,11 +29,16 @@ class ModuleRuns:
         self._next = itertools.count(1).__next__
         self._with_gradients: dict[int, int] = {}
         self._without: dict[int, int] = {}
+        # Of an optimizer that did not step yet, when it was made.
         self._at_last_step: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def note(self, key: int) -> None:
         """Note that the module with this id runs."""
         (self._with_gradients if _is_grad_enabled() else self._without)[key] = self._next()
+
+    def made(self, optimizer: Any) -> None:
+        """Note that *optimizer* was made: what ran before led to the steps of others."""
+        self._at_last_step[optimizer] = self._next()
 
     def stepped(self, optimizer: Any) -> None:
         """Note that *optimizer* completed a step: what runs from now on leads to its next one."""
@@ -43,7 +48,7 @@ class ModuleRuns:
             self._without.clear()
 
     def since_step(self, optimizer: Any | None, keys: Sequence[int]) -> Int32:
-        """Return for each module how it ran since the last step of *optimizer*.
+        """Return for each module how it ran since *optimizer* stepped last, or was made.
 
         Args:
             optimizer: whose step; since the beginning, for None.

@@ -33,15 +33,17 @@ class Values(NamedTuple):
         names: paths of the tensors, in the batch or among the arguments.
         sizes: numbers of elements.
         lowest, highest: smallest and largest finite value; NaN where there is none.
+        negative: share of values below zero.
     """
 
     names: tuple[str, ...]
     sizes: list[float]
     lowest: list[float]
     highest: list[float]
+    negative: list[float]
 
 
-NO_VALUES = Values((), [], [], [])
+NO_VALUES = Values((), [], [], [], [])
 
 
 class Input(NamedTuple):
@@ -197,7 +199,7 @@ def _keys(shown: Moments) -> Iterable[bytes]:
 
 
 def _values(shown: Moments, names: tuple[str, ...]) -> Iterable[Values]:
-    columns = ("value", "lowest", "highest")
+    columns = ("value", "lowest", "highest", "negative")
     if not all(map(shown.has, columns)):
         return repeat(NO_VALUES)
     return map(Values, repeat(names), *(shown.column(name).tolist() for name in columns))

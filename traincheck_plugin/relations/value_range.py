@@ -41,12 +41,15 @@ from traincheck_plugin.relations.passing import MIN_ELEMENTS, Deliveries, Delive
 MARGIN = 10
 """How many times as large, or as small, as in the reference values may be."""
 
+MIN_SHARE = 0.2
+"""Of negative values, from which half of it is no coincidence."""
+
 MIN_OCCURRENCES = 10
 """Tensors of the reference that show how one is."""
 
 MIN_IN_A_ROW = 3
 
-SHOWN = ("value", "lowest", "highest")
+SHOWN = ("value", "lowest", "highest", "negative")
 
 _Kind = Literal["batch", "input"]
 _KINDS: dict[str, _Kind] = {VAR_TYPES["batch"]: "batch", VAR_TYPES["input"]: "input"}
@@ -57,7 +60,8 @@ class Claim(NamedTuple):
 
     Attributes:
         quantifier: ``some``: each has such a value; ``none``: none has.
-        what: ``negative`` or ``positive`` values; ``large``: the absolute value is above *bound*.
+        what: ``negative``: a share of negative values above *bound*; ``large``: an absolute value
+            above it; ``positive`` values.
         bound: 0 for signs.
     """
 
@@ -65,9 +69,13 @@ class Claim(NamedTuple):
     what: str
     bound: float = 0.0
 
-    def holds(self, lowest: float, highest: float) -> bool:
-        """Return whether a tensor with such values fulfils it."""
-        most = {"negative": -lowest, "positive": highest, "large": max(-lowest, highest)}
+    def holds(self, tensor: _Tensor) -> bool:
+        """Return whether a tensor fulfils it."""
+        most = {
+            "negative": tensor.negative,
+            "positive": tensor.highest,
+            "large": max(-tensor.lowest, tensor.highest),
+        }
         return (most[self.what] > self.bound) == (self.quantifier == "some")
 
 
@@ -76,10 +84,11 @@ class ValueRangeRelation(Relation):
 
     ``forall tensors x of that name, in the batches that are delivered for a forward in training or
     among what this forward is given: claim(x)``, but for fewer than k in a row, where claim(x) is
-    ``min(x) < 0``, ``max(x) > 0``, the opposite of either, or that ``max |x|`` is above a tenth of
-    the smallest, or not above ten times the largest, that the reference had. k is the least number
-    of tensors that would all fail by chance less often than `CHANCE`, after n that held. Judged are
-    as many loaders, the first ones, as the reference had.
+    ``min(x) < 0``, ``max(x) > 0``, the opposite of either, that the share of values below 0 is
+    above half of the least, or that ``max |x|`` is above a tenth of the smallest, or not above ten
+    times the largest, that the reference had. k is the least number of tensors that would all fail
+    by chance less often than `CHANCE`, after n that held. Judged are as many loaders, the first
+    ones, as the reference had.
 
     Nothing is claimed of data that nobody knows to be fixed: of a loader that does not shuffle and
     was never started again, whose number of samples changes or is not known, or in whose place
@@ -116,6 +125,8 @@ class ValueRangeRelation(Relation):
 def _values(claim: Claim) -> str:
     if claim.what == "large":
         return f"an absolute value above {claim.bound:g}"
+    if claim.bound:
+        return f"more than {claim.bound:.0%} {claim.what} values"
     return f"{claim.what} values"
 
 
@@ -177,7 +188,8 @@ class _Tensor(NamedTuple):
         source: tells it from others of the name: what it belongs to, and the loaders.
         row: of the forward that it is for.
         path: in the batch or among the arguments.
-        size, lowest, highest: number of elements, smallest and largest value.
+        size, lowest, highest, negative: number of elements, smallest and largest value, and share
+            of those below zero.
     """
 
     kind: _Kind
@@ -188,6 +200,7 @@ class _Tensor(NamedTuple):
     size: float
     lowest: float
     highest: float
+    negative: float
 
 
 class _Data:
@@ -272,7 +285,7 @@ class _Monitor(Monitor):
         is_other = known is None and len(self._failed) == self._rule.num_sources
         if is_other or math.isnan(tensor.lowest):
             return None
-        if claim.holds(tensor.lowest, tensor.highest):
+        if claim.holds(tensor):
             self._failed[tensor.source] = 0, 0.0
             return 0
         # Among more elements there may be one that is rare, among fewer there may be none.
@@ -310,6 +323,11 @@ def _explain(rule: _Rule, tensor: _Tensor, number: int, batches: list[Delivery])
             f"batches {'never' if is_some else 'always'} above {claim.bound:g}, which is about "
             f"{than} in the reference"
         )
+    elif claim.bound:
+        message = (
+            f"of {what} {tensor.negative:.0%} was negative, and in the last {number} batches no "
+            f"more than {claim.bound:.0%}; in the reference at least twice as much"
+        )
     else:
         held = f"no {claim.what} value" if is_some else f"{claim.what} values"
         message = (
@@ -331,7 +349,7 @@ def _explain(rule: _Rule, tensor: _Tensor, number: int, batches: list[Delivery])
 
 def _origin(tensor: _Tensor, batches: list[Delivery]) -> str:
     """Return the name of the tensor of a batch that is the same, or else its own."""
-    found = tensor[-3:]
+    found = tensor[-4:]
     for batch in batches:
         for path, *numbers in zip(*batch.values, strict=True):
             if tuple(numbers) == found:
@@ -346,6 +364,7 @@ class _Seen:
     number: int = 0
     num_negative: int = 0
     num_positive: int = 0
+    least_negative: float = 1.0
     smallest: float = math.inf
     largest: float = 0.0
     is_constant: bool = True
@@ -356,6 +375,7 @@ class _Seen:
         self.number += 1
         self.num_negative += tensor.lowest < 0
         self.num_positive += tensor.highest > 0
+        self.least_negative = min(self.least_negative, tensor.negative)
         self.smallest, self.largest = min(self.smallest, peak), max(self.largest, peak)
         self.is_constant &= tensor.lowest == tensor.highest
         self.sizes[int(tensor.size).bit_length()] += 1
@@ -447,12 +467,18 @@ def _claims(found: list[_Seen]) -> Iterator[Claim]:
             yield Claim("none", what)
         elif having == number and other:
             # Without the other sign it is the same as that there are large values.
-            yield Claim("some", what)
+            yield Claim("some", what, _least(found) if what == "negative" else 0.0)
     smallest, largest = min(seen.smallest for seen in found), max(seen.largest for seen in found)
     if smallest > _TINY:
         yield Claim("some", "large", _rounded(smallest / MARGIN, math.floor))
     if largest < 1 / _TINY:
         yield Claim("none", "large", _rounded(largest * MARGIN, math.ceil))
+
+
+def _least(found: list[_Seen]) -> float:
+    """Return half of the least share of negative values; 0 where that is not much."""
+    least = min(seen.least_negative for seen in found)
+    return _rounded(least / 2, math.floor) if least >= MIN_SHARE else 0.0
 
 
 _TINY = 1e-300

@@ -79,6 +79,7 @@ class OptimizersProbe:
                 raise
             with tape.problems:
                 tape.variables.add_optimizer(self_)
+                tape.runs.made(self_)
                 if entry is not None:
                     entry.optimizer = self_
                     tape.refresh(entry)
