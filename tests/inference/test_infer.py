@@ -111,9 +111,14 @@ def test_rules_of_a_pipeline_stay_silent_elsewhere(
     assert rule.scope == "pipeline"
     same = check(recorded(tmp_path / "same", training_run(6)), [rule])
     assert [o.status for o in same.outcomes] == ["failed"]
+    assert same.problems == ()
     other = training_run(6, names=("a.weight", "b.weight"))
-    elsewhere = check(recorded(tmp_path / "other", other), [rule])
+    elsewhere = check(recorded(tmp_path / "other", other, "other.py"), [rule])
     assert [o.status for o in elsewhere.outcomes] == ["not_triggered"]
+    assert elsewhere.problems == (
+        "1 of 1 invariants were not checked: they speak of the models of train.py, and this run "
+        "trains another one",
+    )
 
 
 CLEARS = "Optimizer.zero_grad clears the gradient of at least one parameter it holds"
@@ -121,7 +126,8 @@ PIPELINES = (("fc.weight",), ("stem.weight", "head.weight"), ("w", "b"))
 
 
 def _told(folder: Path, names: tuple[str, ...], **options: object) -> Run:
-    return recorded(folder / "-".join(names), training_run(24, names=names, **options))
+    name = "-".join(names)
+    return recorded(folder / name, training_run(24, names=names, **options), f"{name}.py")
 
 
 def test_what_many_pipelines_show_is_believed_of_all(tmp_path: Path) -> None:

@@ -101,6 +101,8 @@ invariants = st.builds(
             script=texts,
             roots=st.lists(texts, max_size=2).map(tuple),
             parameters=st.lists(counts, max_size=4).map(tuple),
+            names=st.lists(counts, max_size=4).map(tuple),
+            shapes=st.lists(counts, max_size=4).map(tuple),
         ),
         max_size=2,
     ).map(tuple),

@@ -170,6 +170,9 @@ def conclude(
             "was recorded of this run",
             *problems,
         ]
+    foreign = max((rank.foreign for rank in ranks), key=len, default=())
+    if foreign:
+        problems = [_foreign(foreign, len(invariants)), *problems]
     return CheckResult(
         run_path=path,
         outcomes=tuple(outcomes),
@@ -178,4 +181,15 @@ def conclude(
         num_steps=len(set().union(*(rank.steps for rank in ranks))),
         duration_ns=max((rank.duration_ns for rank in ranks), default=0),
         problems=tuple(problems),
+    )
+
+
+def _foreign(foreign: Sequence[Invariant], number: int) -> str:
+    """Say which invariants were not checked since the run is not of their pipelines."""
+    scripts = sorted({p.script for one in foreign for p in one.pipelines if p.script})
+    more = f" and {len(scripts) - 3} more" if len(scripts) > 3 else ""
+    whose = f" of {', '.join(scripts[:3])}{more}" if scripts else ""
+    return (
+        f"{len(foreign)} of {number} invariants were not checked: they speak of the models"
+        f"{whose}, and this run trains another one"
     )

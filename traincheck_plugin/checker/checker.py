@@ -34,6 +34,7 @@ class Checker:
             for invariants of other pipelines, which are known as such from the first training
             step on.
         num_unobserved: invariants that need more than is observed.
+        foreign: invariants of other pipelines; empty before the first training step.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Checker:
             for watch in watches
             if not watch.closed and watch.relation.is_across_ranks == is_across_ranks
         ]
+        self.foreign: tuple[Invariant, ...] = ()
         self._scoped = False
         self._catalog: Catalog | None = None
         self._is_whole = True
@@ -101,6 +103,7 @@ class Checker:
     def _leave_other_pipelines(self, catalog: Catalog, window: Window | None = None) -> None:
         self._scoped = True
         here = pipeline_of(catalog, self._script, window)
+        foreign = []
         for watch in self._watches:
             invariant = watch.outcome.invariant
             if invariant.scope == "pipeline" and not any(
@@ -110,6 +113,8 @@ class Checker:
                 watch.outcome.violations.clear()
                 watch.outcome.error = ""
                 watch.closed = True
+                foreign.append(invariant)
+        self.foreign = tuple(foreign)
         self._watches = [watch for watch in self._watches if not watch.closed]
 
 

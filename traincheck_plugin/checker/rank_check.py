@@ -18,13 +18,14 @@ class RankResult:
 
     Attributes:
         outcomes: one for each invariant, in the order given.
-        num_windows, num_unobserved, steps, duration_ns: as in `RankCheck`.
+        num_windows, num_unobserved, foreign, steps, duration_ns: as in `RankCheck`.
         problems: what limits the result.
     """
 
     outcomes: Sequence[Outcome]
     num_windows: int
     num_unobserved: int
+    foreign: tuple[Invariant, ...]
     steps: frozenset[int]
     duration_ns: int
     problems: tuple[str, ...] = ()
@@ -77,12 +78,18 @@ class RankCheck:
         """How many invariants need more than is observed, and are not checked."""
         return self._checker.num_unobserved
 
+    @property
+    def foreign(self) -> tuple[Invariant, ...]:
+        """Invariants of other pipelines, which are not checked."""
+        return self._checker.foreign
+
     def result(self, problems: Sequence[str] = ()) -> RankResult:
         """Return what the check came to."""
         return RankResult(
             outcomes=self.outcomes,
             num_windows=self.num_windows,
             num_unobserved=self.num_unobserved,
+            foreign=self.foreign,
             steps=frozenset(self.steps),
             duration_ns=self.duration_ns,
             problems=tuple(problems),

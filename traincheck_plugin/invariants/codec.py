@@ -26,6 +26,10 @@ from traincheck_plugin.invariants.model import SEVERITIES, Evidence, Invariant, 
 SCHEMA_VERSION = 1
 
 
+_SKETCHES = ("parameters", "names", "shapes")
+"""Of a pipeline; files of earlier versions have the first alone."""
+
+
 def encode_invariant(invariant: Invariant) -> dict[str, Any]:
     """Return the JSON object of an invariant."""
     evidence = invariant.evidence
@@ -45,7 +49,11 @@ def encode_invariant(invariant: Invariant) -> dict[str, Any]:
             "num_runs": evidence.num_runs,
         },
         "pipelines": [
-            {"script": p.script, "roots": list(p.roots), "parameters": list(p.parameters)}
+            {
+                "script": p.script,
+                "roots": list(p.roots),
+                **{name: list(getattr(p, name)) for name in _SKETCHES},
+            }
             for p in invariant.pipelines
         ],
     }
@@ -100,8 +108,10 @@ def _decode_pipeline(value: object) -> Pipeline:
     return Pipeline(
         script=take(obj, "script", str, ""),
         roots=tuple(expect(root, str, "a root") for root in take(obj, "roots", list, [])),
-        parameters=tuple(
-            expect(code, int, "a number in parameters")
-            for code in take(obj, "parameters", list, [])
-        ),
+        **{
+            name: tuple(
+                expect(code, int, f"a number in {name}") for code in take(obj, name, list, [])
+            )
+            for name in _SKETCHES
+        },
     )

@@ -138,11 +138,15 @@ class Pipeline:
         roots: public paths of the classes of the trained root modules.
         parameters: a MinHash sketch of the names and shapes of the parameters (see
             `traincheck_plugin.invariants.similarity`).
+        names, shapes: sketches of their names alone, and of the shapes with the last part of the
+            name.
     """
 
     script: str = ""
     roots: tuple[str, ...] = ()
     parameters: tuple[int, ...] = ()
+    names: tuple[int, ...] = ()
+    shapes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

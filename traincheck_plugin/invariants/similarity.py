@@ -5,6 +5,9 @@ length of the run change, and most of them stay when a bug changes the structure
 as a MinHash sketch (Broder 1997): the share of equal entries of two sketches estimates the Jaccard
 similarity of the sets, whatever their size. Another program may have the same layers, as all that
 train a BERT do, and use them differently: the programs must have a class of models in common, too.
+
+Of the same script either is enough: a wider model has the names, and one whose layers are in a
+plain list by mistake has the shapes.
 """
 
 from __future__ import annotations
@@ -42,10 +45,17 @@ def similarity(first: Pipeline, second: Pipeline) -> float:
     """
     if _classes(first).isdisjoint(_classes(second)):
         return 0.0
-    if not first.parameters or len(first.parameters) != len(second.parameters):
+    found = _share(first.parameters, second.parameters)
+    if first.script and first.script == second.script:
+        found = max(found, _share(first.names, second.names), _share(first.shapes, second.shapes))
+    return found
+
+
+def _share(first: tuple[int, ...], second: tuple[int, ...]) -> float:
+    """Return the share of equal entries of two sketches; 0 where one is missing."""
+    if not first or len(first) != len(second):
         return 0.0
-    equal = sum(a == b for a, b in zip(first.parameters, second.parameters, strict=True))
-    return equal / len(first.parameters)
+    return sum(a == b for a, b in zip(first, second, strict=True)) / len(first)
 
 
 def _classes(pipeline: Pipeline) -> set[str]:
@@ -65,10 +75,15 @@ def pipeline_of(catalog: Catalog, script: str, window: Window | None = None) -> 
     codes = None if window is None else _first_shown(window)
     variables = catalog.variables if codes is None else [catalog.variables[code] for code in codes]
     parameters = [v for v in variables if v.kind == "parameter"]
+    shapes = ["x".join(map(str, v.shape)) for v in parameters]
     return Pipeline(
         script=script,
         roots=tuple(sorted({v.owner.partition("#")[0] for v in parameters})),
-        parameters=sketch(f"{v.name}:{'x'.join(map(str, v.shape))}" for v in parameters),
+        parameters=sketch(f"{v.name}:{s}" for v, s in zip(parameters, shapes, strict=True)),
+        names=sketch(v.name for v in parameters),
+        shapes=sketch(
+            f"{v.name.rpartition('.')[2]}:{s}" for v, s in zip(parameters, shapes, strict=True)
+        ),
     )
 
 
