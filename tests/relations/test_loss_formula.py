@@ -17,6 +17,7 @@ from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.loss_formula import (
     BACKWARD,
     FIRST,
+    FLOWING,
     MAX_FORMULAS,
     MIN_BACKWARDS,
     SIGNED,
@@ -100,6 +101,47 @@ def test_signs_and_dimensions_are_no_matter_of_taste(formula: str, is_alike: boo
     assert RELATION.severity(_known(TERMS)) == "info"
 
 
+TWO = "add<l1_loss add<mul l1_loss<constant l1_loss<layer mul<constant mul<mse_loss mse_loss<layer"
+
+
+@pytest.mark.parametrize(
+    ("formula", "is_alike"),
+    [
+        ("add<constant add<l1_loss l1_loss<constant l1_loss<layer", True),
+        (TWO.replace("l1_loss<constant", "l1_loss<exp exp<layer"), True),
+        (TWO.replace("l1_loss<constant ", ""), True),
+        # A term that is left out, or added, or taken with another sign is another matter.
+        ("l1_loss<constant l1_loss<layer", False),
+        (f"{TWO} add<abs abs<layer", False),
+        (TWO.replace("add", "sub"), False),
+        ("sub<constant sub<l1_loss l1_loss<constant l1_loss<layer", False),
+    ],
+)
+def test_what_gradients_go_to_is_no_matter_of_taste(formula: str, is_alike: bool) -> None:
+    flowing, signed = (FLOWING, _known(TWO)[1]), (SIGNED, _known(TWO)[1])
+    assert _held(flowing, [TWO, formula, formula]) == [True, False][: 1 + is_alike]
+    assert _held(signed, [TWO, formula, formula])[:1] == [True]
+    assert not is_alike or all(_held(signed, [TWO, formula, formula]))
+    assert RELATION.severity(flowing) == "warning"
+
+
+def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:
+    cut = _failure((FLOWING, _known(TWO)[1]), "add<constant add<l1_loss l1_loss<constant")
+    assert cut.message == (
+        "the loss of Net gives no gradient to a part of what add takes in it that has one in the "
+        "reference"
+    )
+    assert cut.cause is not None
+    assert "under no_grad, or was detached" in cut.cause.text
+    target = _failure((FLOWING, _known(TWO)[1]), TWO.replace("l1_loss<constant ", ""))
+    assert target.message == (
+        "the loss of Net gives gradients to a part of what l1_loss takes in it that has none in "
+        "the reference"
+    )
+    assert target.cause is not None
+    assert "is not detached" in target.cause.text
+
+
 def test_only_the_first_losses_of_each_run_are_judged() -> None:
     formulas = [ENTROPY] * FIRST + [SQUARES] * 2
     assert all(_held(_known(ENTROPY), formulas))
@@ -170,10 +212,13 @@ def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
 
 def test_what_a_reference_shows_is_proposed() -> None:
     formulas = [ENTROPY, SQUARES] * (MIN_BACKWARDS // 2)
-    known, squares = _known(ENTROPY, SQUARES), _known(SQUARES)
-    assert _proposed(_windows(formulas)) == {(BACKWARD,), known, (SIGNED, known[1])}
+    known, squares = _known(ENTROPY, SQUARES)[1], _known(SQUARES)[1]
+    abouts = (BACKWARD, SIGNED, FLOWING)
+    expected: set[tuple[Param, ...]] = {(about, known) for about in abouts}
+    assert _proposed(_windows(formulas)) == {(BACKWARD,), *expected}
     assert _proposed(_windows(formulas[1:])) == {(BACKWARD,)}
-    assert _proposed(_windows([SQUARES] * MIN_BACKWARDS)) == {squares, (SIGNED, squares[1])}
+    alone = _proposed(_windows([SQUARES] * MIN_BACKWARDS))
+    assert alone == {(about, squares) for about in abouts}
     many = [f"add<{number}" for number in range(MAX_FORMULAS + 1)]
     assert _proposed(_windows(many * 2)) == set()
 
@@ -198,4 +243,5 @@ def test_the_rule_is_a_sentence() -> None:
     )
     assert RELATION.describe(_known(ENTROPY, SQUARES)).endswith("nll_loss, or in 1 other ways")
     assert RELATION.describe((SIGNED, _known(ENTROPY)[1])).endswith("keep their signs")
+    assert RELATION.describe((FLOWING, _known(ENTROPY)[1])).startswith("gradients go to the same")
     assert "to the result of another" in RELATION.describe((BACKWARD,))

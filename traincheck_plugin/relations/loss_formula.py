@@ -34,6 +34,9 @@ BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 SIGNED = replace(BACKWARD, attribute="sign")
 """Speaks of losses that are like one of the reference but for signs and numbers of dimensions."""
 
+FLOWING = replace(BACKWARD, attribute="requires_grad")
+"""Speaks of those that are like one but for what gradients go to."""
+
 FIRST = 100
 """Training steps, from the first loss after a class on, that are judged. A term that joins the loss
 later may do so after the end of the reference."""
@@ -44,8 +47,9 @@ MIN_BACKWARDS = 10
 MAX_FORMULAS = 8
 """A loss that has more depends on the data."""
 
-LAYER = "layer"
-"""What stands in formulas for the layers whose results they take."""
+LAYER, CONSTANT = "layer", "constant"
+"""What stands in formulas for the layers whose results they take, and for what no gradient goes to:
+numbers, targets, what was detached."""
 
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
@@ -66,13 +70,15 @@ class LossFormulaRelation(Relation):
     one: formula(b) in formulas``; the first failure in a row is excused, and nothing is said once a
     state was loaded into an optimizer. That is told as `info`, for losses are changed on purpose;
     as `warning` where b has the formula of the reference but for signs and the numbers of
-    dimensions of what is summed up. Of all pipelines, ``forall backwards b of a loss that squashes,
-    forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``. A formula is
-    the pairs of operations in the autograd graph of which one takes the result of the other, from
-    the loss to the last layers; shapes and casts do not count.
+    dimensions of what is summed up, or but for what is a constant in one of them and something
+    that gradients go to in the other. Of all pipelines, ``forall backwards b of a loss that
+    squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``. A
+    formula is the pairs of operations in the autograd graph of which one takes the result of the
+    other, from the loss to the last layers; shapes and casts do not count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
-    that are broadcast against each other. Cannot see another constant, nor a target that is wrong.
+    that are broadcast against each other, a term that is computed under `no_grad`, and a target
+    that is not detached. Cannot see another constant, nor a target that is wrong.
     """
 
     name = "LossFormulaRelation"
@@ -85,7 +91,7 @@ class LossFormulaRelation(Relation):
         known = _known(params)
         if known is None:
             return _Squashing()
-        return _Known(*known, only_alike=params[0] == SIGNED)
+        return _Known(*known, about=params[0])
 
     def describe(self, params: tuple[Param, ...]) -> str:
         known = _known(params)
@@ -95,9 +101,9 @@ class LossFormulaRelation(Relation):
         shown = ", ".join(sorted(_operations(formulas[0])))
         after = f" after {name}" if name else ""
         ways = f", or in {len(formulas) - 1} other ways" if len(formulas) > 1 else ""
-        if params[0] == SIGNED:
-            return (
-                f"the terms of the loss{after} that is computed by {shown}{ways} keep their signs"
+        if params[0] in _SENTENCES:
+            return _SENTENCES[params[0]].format(
+                f"the loss{after} that is computed by {shown}{ways}"
             )
         return f"the loss{after} is computed by {shown}{ways}"
 
@@ -108,6 +114,12 @@ class LossFormulaRelation(Relation):
         return "info" if params[0] == BACKWARD and len(params) == 2 else "warning"
 
 
+_SENTENCES: dict[Param, str] = {
+    SIGNED: "the terms of {} keep their signs",
+    FLOWING: "gradients go to the same terms of {}",
+}
+
+
 def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
     """Return a class and its formulas; None where a hypothesis is about all of them.
 
@@ -116,7 +128,7 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
     """
     if params == (BACKWARD,):
         return None
-    is_known = len(params) == 2 and params[0] in (BACKWARD, SIGNED)
+    is_known = len(params) == 2 and params[0] in (BACKWARD, *_SENTENCES)
     if is_known and isinstance(params[1], ConstantParam):
         texts = params[1].value
         if isinstance(texts, tuple) and len(texts) > 1 and all(isinstance(t, str) for t in texts):
@@ -145,8 +157,22 @@ def _plain(name: str) -> str:
     return "add" if name in _ADDING else name.partition("[")[0]
 
 
+def _varying(pairs: Pairs) -> Pairs:
+    """Return what is left of a formula without constants."""
+    return frozenset(pair for pair in pairs if pair[1] != CONSTANT)
+
+
+def _cuts(whole: Pairs, part: Pairs) -> list[str]:
+    """Return operations of *part* with a constant, where *whole* takes something in its place.
+
+    Empty where that is not all that tells them apart.
+    """
+    rest = part - whole
+    return [] if _varying(rest) else sorted(outer for outer, _ in rest)
+
+
 def _operations(pairs: Pairs) -> frozenset[str]:
-    return frozenset(name for pair in pairs for name in pair) - {LAYER}
+    return frozenset(name for pair in pairs for name in pair) - {LAYER, CONSTANT}
 
 
 class _Loss(NamedTuple):
@@ -224,12 +250,19 @@ class _Early:
 
 
 class _Known(Monitor):
-    """Judges the formulas of the losses after one class, or of those that are alike."""
+    """Judges the formulas of the losses after one class, or those of them that are alike.
 
-    def __init__(self, after: str, formulas: tuple[Pairs, ...], *, only_alike: bool) -> None:
+    Args:
+        after: the class.
+        formulas: of the reference.
+        about: which of them.
+    """
+
+    def __init__(self, after: str, formulas: tuple[Pairs, ...], about: Param) -> None:
         self._after = after
-        self._formulas = formulas
-        self._alike = frozenset(map(_unsigned, formulas)) if only_alike else None
+        self._about = about
+        self._formulas = tuple(map(_varying, formulas)) if about == SIGNED else formulas
+        self._alike = frozenset(map(_unsigned, self._formulas))
         self._early = _Early()
         self._has_failed = False
 
@@ -239,9 +272,11 @@ class _Known(Monitor):
             if loss.after != self._after:
                 continue
             pairs = _parse(loss.formula)
-            if self._alike is not None and _unsigned(pairs) not in self._alike:
-                continue
+            if self._about == SIGNED:
+                pairs = _varying(pairs)
             held = pairs in self._formulas
+            if not held and not self._is_alike(pairs):
+                continue
             if held or self._has_failed:
                 rows.append(loss.row)
                 holds.append(held)
@@ -253,8 +288,50 @@ class _Known(Monitor):
             window,
             np.array(rows, np.int64),
             np.array(holds, np.bool_),
-            lambda index: _explain_known(self._after, failing[index], self._formulas),
+            lambda index: self._explain(failing[index]),
         )
+
+    def _is_alike(self, pairs: Pairs) -> bool:
+        """Return whether the rule is about a formula that is none of the reference."""
+        if self._about == SIGNED:
+            return _unsigned(pairs) in self._alike
+        if self._about == FLOWING:
+            return any(_cuts(known, pairs) or _cuts(pairs, known) for known in self._formulas)
+        return True
+
+    def _explain(self, pairs: Pairs) -> Explanation:
+        explain = _explain_flow if self._about == FLOWING else _explain_known
+        return explain(self._after, pairs, self._formulas)
+
+
+def _whose(after: str) -> str:
+    return f"the loss of {after}" if after else "the loss"
+
+
+def _explain_flow(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Explanation:
+    cut = next((found for known in formulas if (found := _cuts(known, pairs))), None)
+    if cut is not None:
+        which = f"of what {cut[0]} takes in it"
+        message = (
+            f"{_whose(after)} gives no gradient to a part {which} that has one in the reference"
+        )
+        text = (
+            f"a part {which} is computed under no_grad, or was detached: it counts in the loss, "
+            "and nothing learns from it"
+        )
+    else:
+        added = next(found for known in formulas if (found := _cuts(pairs, known)))
+        which = f"of what {added[0]} takes in it"
+        message = (
+            f"{_whose(after)} gives gradients to a part {which} that has none in the reference"
+        )
+        text = (
+            f"a part {which} is not detached, or not computed under no_grad, as a target or a "
+            "weight is: what computes it learns to make the loss small"
+        )
+    return Explanation(
+        message=message, cause=Cause(fact="another loss", subjects=("loss",), text=text)
+    )
 
 
 def _explain_known(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Explanation:
@@ -265,9 +342,8 @@ def _explain_known(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Exp
         more, fewer = _told(pairs - nearest), _told(nearest - pairs)
     parts = [f"with {', '.join(more)}"] * bool(more) + [f"without {', '.join(fewer)}"] * bool(fewer)
     told = " and ".join(parts)
-    whose = f"the loss of {after}" if after else "the loss"
     return Explanation(
-        message=f"{whose} is not computed as in the reference: {told}",
+        message=f"{_whose(after)} is not computed as in the reference: {told}",
         cause=Cause(
             fact="another loss",
             subjects=("loss",),
@@ -331,5 +407,5 @@ class _Proposer(Proposer):
         for after, formulas in self._formulas.items():
             if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_FORMULAS:
                 value = ConstantParam(value=(after, *sorted(formulas)))
-                for backward in (BACKWARD, SIGNED):
+                for backward in (BACKWARD, SIGNED, FLOWING):
                     yield Hypothesis(relation=name, params=(backward, value))
