@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -386,17 +385,28 @@ def _names(windows: Sequence[Window]) -> dict[VarTypeParam, tuple[str, ...]]:
 
 @given(given_batches)
 def test_what_changed_in_every_window_is_proposed(batches: list[Batch]) -> None:
+    training = [batch for batch in batches if _is_training(batch)]
     expected = {}
-    for rule, look in ((UPDATED, partial(_parameters, with_idle=True)), (TRACKING, _buffers)):
-        seen = [look(batch) for batch in batches if _is_training(batch)]
-        names = tuple(
-            name
-            for name in NAMES
-            if any(name in batch for batch in seen) and all(b.get(name, True) for b in seen)
-        )
+    for rule, look in ((UPDATED, _parameters), (TRACKING, _buffers)):
+        seen = [look(batch) for batch in training]
+        with_idle = [_parameters(batch, with_idle=True) for batch in training]
+        names = []
+        for name in NAMES:
+            ran = [number for number, batch in enumerate(seen) if name in batch]
+            idle = [n for n, batch in enumerate(with_idle) if name in batch and n not in ran]
+            pauses = rule == UPDATED and any(n < ran[-1] for n in idle if ran)
+            if ran and all(seen[n][name] for n in ran) and not pauses:
+                names.append(name)
         if names:
-            expected[rule] = names
+            expected[rule] = tuple(names)
     assert _names(_windows(batches)) == expected
+
+
+def test_what_ran_in_an_earlier_phase_is_proposed() -> None:
+    ran, idle = Row(), Row()._replace(ran=NOT_RUN, changes=False)
+    assert _names(_windows([[Step([ran, idle])], [Step([idle, ran])]])) == {UPDATED: ("a",)}
+    again = [[Step([ran])], [Step([idle])], [Step([ran])]]
+    assert _names(_windows(again)) == {}
 
 
 @given(module_steps)

@@ -368,11 +368,15 @@ def _buffers(names: Sequence[Variable]) -> str:
 class _Proposer(Proposer):
     """Proposes the variables that changed in every window that could show it, or in none.
 
-    Of what runs now and then nobody knows how often it should.
+    Of what runs now and then nobody knows how often it should. What does not run any more belongs
+    to a model of an earlier phase.
     """
 
     def __init__(self) -> None:
         self._frozen = _FrozenModules()
+        self._catalog: Catalog | None = None
+        # By code: parameters that ran no more by the end of the last window.
+        self._is_idle: set[int] = set()
         self._found: dict[VarTypeParam, dict[str, bool]] = {
             param: {} for param in (UPDATED, TRACKING, FIXED)
         }
@@ -380,6 +384,9 @@ class _Proposer(Proposer):
     def observe(self, window: Window) -> None:
         if not window.observed:
             return
+        if window.catalog is not self._catalog:
+            self._catalog = window.catalog
+            self._is_idle.clear()
         for param, found in self._found.items():
             seen = _look(window, param.var_type)
             is_known = seen.state != UNKNOWN
@@ -388,11 +395,21 @@ class _Proposer(Proposer):
             elif param == TRACKING:
                 is_known &= _take_part(window, seen)
             wanted = CHANGED if param.post_value == "changed" else UNCHANGED
-            fails = (is_known & (seen.state != wanted)).any(axis=0)
+            ran = is_known & (seen.state != IDLE)
+            fails = (ran & (seen.state != wanted)).any(axis=0) | self._paused(seen, ran)
             variables = window.catalog.variables
-            for column in np.flatnonzero(is_known.any(axis=0)).tolist():
+            for column in np.flatnonzero(ran.any(axis=0)).tolist():
                 name = variables[int(seen.codes[column])].name
                 found[name] = found.get(name, True) and not fails[column]
+
+    def _paused(self, seen: _Seen, ran: Bool) -> Bool:
+        """Return which variables ran again after they had not."""
+        is_idle = seen.state == IDLE
+        before = np.array([code in self._is_idle for code in seen.codes.tolist()], np.bool_)
+        idle_by_then = np.logical_or.accumulate(np.vstack([before, is_idle]), axis=0)[:-1]
+        self._is_idle.update(seen.codes[is_idle.any(axis=0)].tolist())
+        paused: Bool = np.logical_or.reduce(idle_by_then & ran, axis=0)
+        return paused
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         return [
