@@ -16,6 +16,7 @@ from traincheck_plugin.relations.gradient_flow import (
     FLOWING,
     IN_A_ROW,
     MIN_STEPS,
+    NEVER,
     GradientFlowRelation,
 )
 from traincheck_plugin.vocabulary import GradState
@@ -45,6 +46,46 @@ def _step(
 def _held(*run: Callable[[RunBuilder], object]) -> list[bool]:
     windows = told(run, range(1, len(run)))
     return [holds for _, holds in labels(RELATION, PARAMS, windows)]
+
+
+def _began(*run: Callable[[RunBuilder], object]) -> list[bool]:
+    windows = told(run, range(1, len(run)))
+    return [holds for _, holds in labels(RELATION, (FLOWING,), windows)]
+
+
+def test_an_optimizer_that_never_gets_anything_but_zeros() -> None:
+    assert _began(*[_step(FLAT)] * (NEVER + 1)) == [True] * (NEVER - 1) + [False] * 2
+    (window,) = told([_step((ZERO, NULL, NULL))] * NEVER, [])
+    explanation = RELATION.monitor((FLOWING,)).observe(window).explain(NEVER - 1)
+    assert explanation.message == (
+        "the gradients of 1 parameters were all zeros in each of the first 10 calls of SGD.step"
+    )
+    assert "some gradient that an optimizer uses" in RELATION.describe((FLOWING,))
+
+
+def test_what_got_gradients_once_may_rest() -> None:
+    # A margin is reached, or another optimizer has its turn.
+    assert all(_began(_step(DRY), *[_step(FLAT)] * 2 * NEVER))
+    both = [_step(FLAT), _step(HEALTHY, SECOND, held=SECOND)]
+    assert _began(*both * NEVER) == [True] * (2 * NEVER - 2) + [False, True]
+    assert _began(*[_step(FLAT, led=False)] * 2 * NEVER) == []
+
+
+@given(
+    st.lists(st.sampled_from([FLAT, FLAT, FLAT, (NULL, NULL, NULL), DRY]), max_size=40),
+    st.sets(st.integers(1, 39)),
+)
+def test_the_beginning_is_judged_as_the_formula_says(
+    run: list[tuple[GradState, ...]], cuts: set[int]
+) -> None:
+    expected, number = [], 0
+    has_flowed = False
+    for grads in run:
+        has_flowed |= grads == DRY
+        number += grads == FLAT
+        expected.append(has_flowed or number < NEVER)
+    found = labels(RELATION, (FLOWING,), told([_step(grads) for grads in run], sorted(cuts)))
+    assert [holds for _, holds in found] == expected
 
 
 def test_a_module_that_gets_nothing_but_zeros() -> None:
@@ -99,7 +140,7 @@ def test_the_cause_is_told() -> None:
     (window,) = told([_step(DRY)] * IN_A_ROW, [])
     explanation = RELATION.monitor(PARAMS).observe(window).explain(IN_A_ROW - 1)
     assert explanation.message == (
-        "the gradients of 2 parameters were all zeros in the last 5 calls of SGD.step, or more"
+        "the gradients of 2 parameters were all zeros in the last 5 calls of SGD.step"
     )
     assert explanation.cause is not None
     assert "`branch.0.weight`, `branch.0.bias` compute" in explanation.cause.text
@@ -109,7 +150,8 @@ def test_named_is_what_gets_gradients_all_the_time() -> None:
     proposer = RELATION.proposer()
     for window in told([_step(HEALTHY), _step(DRY)] * MIN_STEPS, [3]):
         proposer.observe(window)
-    (hypothesis,) = proposer.hypotheses()
+    law, hypothesis = proposer.hypotheses()
+    assert law.params == (FLOWING,)
     assert hypothesis.params == (
         FLOWING,
         ConstantParam(value=("Net#0.branch.0", "Net#0.stem")),
@@ -118,11 +160,11 @@ def test_named_is_what_gets_gradients_all_the_time() -> None:
     for _ in range(2):
         for window in told([_step(DRY), _step(HEALTHY), _step(DRY)], [2]):
             proposer.observe(window)
-    (hypothesis,) = proposer.hypotheses()
+    _, hypothesis = proposer.hypotheses()
     assert "Net#0.branch.0" in hypothesis.params[1].value
     for window in told([_step(DRY)] * 2, []):
         proposer.observe(window)
-    (hypothesis,) = proposer.hypotheses()
+    _, hypothesis = proposer.hypotheses()
     assert hypothesis.params == (FLOWING, ConstantParam(value=("Net#0.stem",)))
 
 

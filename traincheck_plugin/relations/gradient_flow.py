@@ -44,6 +44,10 @@ STEP = "torch.optim.Optimizer.step"
 IN_A_ROW = 5
 """Steps of an optimizer with nothing but zeros for a module until that is no coincidence."""
 
+NEVER = 10
+"""First steps of an optimizer with nothing but zeros until that is no coincidence: what an agent
+does may earn nothing at first."""
+
 MOST = 1
 """How many there may be in a row in the reference: where it happens at times, nothing is said."""
 
@@ -55,19 +59,23 @@ MIN_ELEMENTS = 8
 
 _SHOWN = ("grad", "optimizer")
 
+_ANY = np.logical_or.reduce
+
 
 class GradientFlowRelation(Relation):
     """Where an optimizer has gradients, those of the named modules are not all zeros.
 
+    Of all pipelines, ``forall steps s of an optimizer o: not (s is the `NEVER`-th of o or a later
+    one, and in none of them some gradient of o was not all zeros)``. Of one,
     ``forall steps s of an optimizer o, forall modules m in names that o holds a parameter of: not
     (in the last `IN_A_ROW` steps of o each gradient of m that there is was all zeros, and some
     other gradient of o was not)``. Steps that no backward led to do not count; one without a
     gradient of m, or with nothing but zeros, begins anew. Named are modules of which the reference
     has a gradient that is not zero in all steps, but for single ones.
 
-    Catches a term of the loss with a weight of 0, a branch that is multiplied by 0, and a mask that
-    leaves nothing over. Cannot see gradients that are too small, nor a part that is cut off, which
-    gets no gradient at all.
+    Catches a term of the loss with a weight of 0, a branch that is multiplied by 0, a mask that
+    leaves nothing over, and a loss that is rounded. Cannot see gradients that are too small, nor a
+    part that is cut off, which gets no gradient at all.
     """
 
     name = "GradientFlowRelation"
@@ -77,10 +85,15 @@ class GradientFlowRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(_names(params))
+        names = _names(params)
+        return _Never() if names is None else _Monitor(names)
 
     def describe(self, params: tuple[Param, ...]) -> str:
         names = _names(params)
+        if names is None:
+            return (
+                f"some gradient that an optimizer uses in its first {NEVER} steps is not all zeros"
+            )
         shown = ", ".join(f"`{name}`" for name in names[:3])
         more = ", ..." if len(names) > 3 else ""
         noun = "1 module" if len(names) == 1 else f"{len(names)} modules"
@@ -94,12 +107,14 @@ class GradientFlowRelation(Relation):
         return "warning"
 
 
-def _names(params: tuple[Param, ...]) -> tuple[str, ...]:
-    """Return the names of a hypothesis.
+def _names(params: tuple[Param, ...]) -> tuple[str, ...] | None:
+    """Return the names of a hypothesis; None where it is about all that an optimizer holds.
 
     Raises:
         InvariantError: it is none of this relation.
     """
+    if params == (FLOWING,):
+        return None
     name = GradientFlowRelation.name
     _, names = pair(name, params, VarTypeParam, ConstantParam)
     if not isinstance(names.value, tuple) or not all(isinstance(n, str) for n in names.value):
@@ -120,12 +135,15 @@ class _Part(NamedTuple):
         rows, positions: of the calls, and of the frames at their begin.
         flows: whether a gradient of the module was not all zeros.
         num_dry: how many steps in a row, with this one, were all zeros.
+        num_flat: how many steps of the optimizer there were, with this one, and no gradient in them
+            that was not all zeros; 0 once there was one.
     """
 
     rows: Int64
     positions: Int64
     flows: Bool
     num_dry: Int64
+    num_flat: Int64
 
 
 class _Flow:
@@ -139,6 +157,8 @@ class _Flow:
         self._backwards = Backwards()
         # By optimizer and number of the module.
         self._num_dry: dict[int, Int64] = {}
+        # By optimizer; `NONE` once a gradient was not all zeros.
+        self._num_flat: dict[int, int] = {}
 
     def observe(self, window: Window) -> Iterator[_Part]:
         """Yield the steps of each optimizer of the next window."""
@@ -147,6 +167,8 @@ class _Flow:
             self._restart()
         if not window.observed:
             self._num_dry.clear()
+            # What the steps that were left out had is not known.
+            self._num_flat = dict.fromkeys(self._num_flat, NONE)
             return
         rows = completed(window, window.rows_of_name(STEP))
         rows = rows[self._backwards.led_to(window, rows)]
@@ -166,7 +188,18 @@ class _Flow:
                 before[: len(known)] = known
             num_dry = numbers - last + np.where(last == 0, before, 0)
             self._num_dry[target] = num_dry[-1]
-            yield _Part(rows[chosen], positions[chosen], flows[chosen], num_dry)
+            num_flat = self._flat(target, _ANY(flows[chosen], axis=1), _ANY(dry[chosen], axis=1))
+            yield _Part(rows[chosen], positions[chosen], flows[chosen], num_dry, num_flat)
+
+    def _flat(self, target: int, flows: Bool, is_dry: Bool) -> Int64:
+        """Return `num_flat` of the next steps of an optimizer."""
+        known = self._num_flat.get(target, 0)
+        if known == NONE:
+            return np.zeros(len(flows), np.int64)
+        num_flat = known + np.cumsum(is_dry)
+        num_flat[np.logical_or.accumulate(flows)] = 0
+        self._num_flat[target] = NONE if flows.any() else int(num_flat[-1])
+        return num_flat
 
 
 def _table(window: Window, positions: Int64) -> tuple[Bool, Bool]:
@@ -182,6 +215,34 @@ def _table(window: Window, positions: Int64) -> tuple[Bool, Bool]:
             rows, columns = (held & mask).nonzero()
             table[indexes[rows], numbers[columns]] = True
     return flows, zeros & ~flows
+
+
+class _Never(Monitor):
+    """Judges whether an optimizer ever gets gradients that are not all zeros."""
+
+    def __init__(self) -> None:
+        self._flow = _Flow()
+
+    def observe(self, window: Window) -> Examples:
+        parts = list(self._flow.observe(window))
+        if not parts:
+            return NO_EXAMPLES
+        rows = np.concatenate([part.rows for part in parts])
+        positions = np.concatenate([part.positions for part in parts])
+        num_flat = np.concatenate([part.num_flat for part in parts])
+        order = np.argsort(rows)
+        rows, positions, num_flat = rows[order], positions[order], num_flat[order]
+
+        def explain(index: int) -> Explanation:
+            shown = window.frames[int(positions[index])]
+            dry = np.zeros(len(window.catalog.modules), np.bool_)
+            held = shown.columns["optimizer"] == window.calls.object[rows[index]]
+            zeros = held & (shown.columns["grad"] == GradState.ZERO)
+            dry[window.catalog.modules.of(shown.variables[zeros])] = True
+            when = f"each of the first {num_flat[index]} calls"
+            return _explain(window, int(rows[index]), int(positions[index]), dry, when)
+
+        return Examples.of_calls(window, rows, num_flat < NEVER, explain)
 
 
 class _Monitor(Monitor):
@@ -210,24 +271,29 @@ class _Monitor(Monitor):
             window,
             rows,
             ~fails.any(axis=1),
-            lambda index: _explain(window, int(rows[index]), int(positions[index]), fails[index]),
+            lambda index: _explain(
+                window,
+                int(rows[index]),
+                int(positions[index]),
+                fails[index],
+                f"the last {IN_A_ROW} calls",
+            ),
         )
 
 
-def _explain(window: Window, row: int, position: int, dry: Bool) -> Explanation:
+def _explain(window: Window, row: int, position: int, dry: Bool, when: str) -> Explanation:
     frame = window.frames[position]
     codes = frame.variables[dry[window.catalog.modules.of(frame.variables)]]
     part, at = window.at(row)
     name = short(part.catalog.apis[int(part.calls.api[at])].name)
     which = describe_variables([window.catalog.variables[int(code)] for code in codes])
     return Explanation(
-        message=f"the gradients of {len(codes)} parameters were all zeros in the last {IN_A_ROW} "
-        f"calls of {name}, or more",
+        message=f"the gradients of {len(codes)} parameters were all zeros in {when} of {name}",
         cause=Cause(
             fact="gradients are zero",
             subjects=tuple(sorted(window.catalog.variables[int(c)].label for c in codes)),
             text=f"what {which} compute does not count in the loss: its term has a weight of 0, a "
-            "mask leaves nothing over, or an activation is saturated",
+            "mask leaves nothing over, it is rounded, or an activation is saturated",
         ),
     )
 
@@ -239,12 +305,14 @@ class _Proposer(Proposer):
         self._flow = _Flow()
         self._num_flowing: dict[str, int] = {}
         self._is_left_out: set[str] = set()
+        self._has_steps = False
 
     def observe(self, window: Window) -> None:
         modules = window.catalog.modules
         parts = list(self._flow.observe(window))
         if not parts:
             return
+        self._has_steps = True
         flowing = np.sum([part.flows.sum(axis=0) for part in parts], axis=0)
         most = np.max([part.num_dry.max(axis=0) for part in parts], axis=0)
         codes = np.arange(len(window.catalog.variables), dtype=np.int32)
@@ -267,6 +335,8 @@ class _Proposer(Proposer):
             for name, number in self._num_flowing.items()
             if number >= MIN_STEPS and name not in self._is_left_out
         ]
+        if self._has_steps:
+            yield Hypothesis(relation=GradientFlowRelation.name, params=(FLOWING,))
         if names:
             params = FLOWING, ConstantParam(value=tuple(sorted(names)))
             yield Hypothesis(relation=GradientFlowRelation.name, params=params)
