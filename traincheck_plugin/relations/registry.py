@@ -39,6 +39,7 @@ from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
 from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
+from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
 from traincheck_plugin.relations.value_range import ValueRangeRelation
@@ -67,6 +68,7 @@ BUILT_IN: tuple[Relation, ...] = (
     EventualCallRelation(),
     SchedulePaceRelation(),
     ScheduleMovesRelation(),
+    ScheduledOptimizerRelation(),
     GradientsKeptRelation(),
     GradientFlowRelation(),
     GradientsUsedRelation(),

@@ -1,0 +1,198 @@
+"""ScheduledOptimizerRelation: a scheduler moves an optimizer that steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import product
+
+import numpy as np
+
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.frames import frames_at
+from traincheck_plugin.relations.lifecycle import completed, label, named_optimizer
+from traincheck_plugin.relations.naming import short
+from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.relations.schedules import changed_options
+from traincheck_plugin.vocabulary import NONE
+
+IN_A_ROW = 3
+"""Calls of a scheduler that were for nothing until that is no coincidence."""
+
+PARAMETER = VAR_TYPES["parameter"]
+
+_SHOWN = ("optimizer", "lr")
+
+
+class ScheduledOptimizerRelation(Relation):
+    """The optimizer that a scheduler moves is one that steps.
+
+    ``forall calls b of a scheduler s of an optimizer o, after a first one: if some optimizer
+    stepped since the last call of s, o did``, but for fewer than `IN_A_ROW` calls on end that
+    change an option of o. No example is a call of which o holds a parameter that none of those
+    that stepped does, for it may wait for its turn; nor one since which the learning rates of those
+    changed all the same, as where an optimizer wraps another.
+
+    Catches a scheduler that was made for an optimizer in whose place another one was built. Cannot
+    see one whose optimizer was made for another model.
+    """
+
+    name = "ScheduledOptimizerRelation"
+    takes_stretches = True
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        step, moved = pair(self.name, params, APIParam, APIParam)
+        return _Monitor(step.api_full_name, moved.api_full_name)
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        step, moved = pair(self.name, params, APIParam, APIParam)
+        return (
+            f"the optimizer that {short(moved.api_full_name)} moves is one that "
+            f"{short(step.api_full_name)} is called on"
+        )
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        step, moved = pair(self.name, params, APIParam, APIParam)
+        held = frozenset(("parameter", name) for name in _SHOWN)
+        options = frozenset({("group", "value")})
+        attributes = {"step": held, "scheduler": options}
+        return api_plan(step, moved).union(
+            Plan(functions=frozenset(), attributes=attributes)  # type: ignore[arg-type]
+        )
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+@dataclass(slots=True)
+class _Scheduled:
+    """An optimizer that a scheduler moved.
+
+    Attributes:
+        stepped: optimizers that did since the last call.
+        rates: learning rates of all optimizers by then.
+        num_idle: calls on end that were for nothing.
+    """
+
+    stepped: set[str] = field(default_factory=set)
+    rates: dict[str, bytes] = field(default_factory=dict)
+    num_idle: int = 0
+
+
+class _Monitor(Monitor):
+    def __init__(self, step: str, moved: str) -> None:
+        self._step = step
+        self._moved = moved
+        self._forget()
+
+    def _forget(self) -> None:
+        self._scheduled: dict[str, _Scheduled] = {}
+        # By optimizer, at its last step: its learning rates, and all that hold a parameter.
+        self._rates: dict[str, bytes] = {}
+        self._holders: dict[str, set[str]] = {}
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            self._forget()
+            return NO_EXAMPLES
+        moves = dict(changed_options(window, window.rows_of_name(self._moved)))
+        steps = completed(window, window.rows_of_name(self._step))
+        positions = frames_at(window, steps, PARAMETER, _SHOWN, is_begin=True)
+        shown = dict(zip(steps.tolist(), positions.tolist(), strict=True))
+        found: list[tuple[int, bool, str]] = []
+        for row in sorted([*shown, *moves]):
+            if row in shown:
+                self._note(window, row, shown[row])
+                continue
+            optimizer = named_optimizer(window, row)
+            if optimizer:
+                held = self._judge(optimizer, is_changed=moves[row])
+                if held is not None:
+                    found.append((row, held, optimizer))
+        if not found:
+            return NO_EXAMPLES
+        rows, holds, optimizers = zip(*found, strict=True)
+        return Examples.of_calls(
+            window,
+            np.array(rows, np.int64),
+            np.array(holds, np.bool_),
+            lambda index: self._explain(window, rows[index], optimizers[index]),
+        )
+
+    def _note(self, window: Window, row: int, position: int) -> None:
+        """Take notice of a step."""
+        optimizer = label(window, row)
+        for scheduled in self._scheduled.values():
+            scheduled.stepped.add(optimizer)
+        if position != NONE and self._scheduled.keys() - {optimizer}:
+            columns = window.frames[position].columns
+            holders = columns["optimizer"]
+            own = holders == window.calls.object[row]
+            self._rates[optimizer] = columns["lr"][own].tobytes()
+            codes = np.unique(holders[holders != NONE]).tolist()
+            self._holders[optimizer] = {window.catalog.objects[code] for code in codes}
+
+    def _judge(self, optimizer: str, *, is_changed: bool) -> bool | None:
+        """Return whether the next call of a scheduler of *optimizer* holds; None for no example."""
+        scheduled = self._scheduled.get(optimizer)
+        if scheduled is None:
+            self._scheduled[optimizer] = _Scheduled(rates=dict(self._rates))
+            return None
+        stepped, rates = scheduled.stepped, scheduled.rates
+        if not stepped:
+            return None
+        scheduled.stepped, scheduled.rates = set(), dict(self._rates)
+        if optimizer in stepped:
+            scheduled.num_idle = 0
+            return True
+        waits = any(optimizer in self._holders.get(one, {optimizer}) for one in stepped)
+        if waits or any(self._rates[one] != rates.get(one, self._rates[one]) for one in stepped):
+            scheduled.num_idle = 0
+            return None
+        scheduled.num_idle += is_changed
+        return False if scheduled.num_idle >= IN_A_ROW else None
+
+    def _explain(self, window: Window, row: int, optimizer: str) -> Explanation:
+        name, idle = short(window.catalog.apis[int(window.calls.api[row])].name), short(optimizer)
+        return Explanation(
+            message=f"{name} changed options of {idle}, which did not step, and others did",
+            cause=Cause(
+                fact="scheduler of another optimizer",
+                subjects=(optimizer,),
+                text=f"the scheduler was made for {idle}, in whose place another optimizer "
+                "trains: the learning rate does not follow its schedule",
+            ),
+        )
+
+
+class _Proposer(Proposer):
+    """Proposes the rule for each kind of scheduler."""
+
+    def __init__(self) -> None:
+        self._steps: dict[APIParam, None] = {}
+        self._moves: dict[APIParam, None] = {}
+
+    def observe(self, window: Window) -> None:
+        for code in window.api_codes:
+            api = window.catalog.apis[code]
+            if api.role in ("step", "scheduler"):
+                found = self._steps if api.role == "step" else self._moves
+                found[APIParam(api_full_name=api.general, role=api.role)] = None
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for both in product(self._steps, self._moves):
+            yield Hypothesis(relation=ScheduledOptimizerRelation.name, params=both)
