@@ -23,6 +23,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.distinct import Distinct, signatures
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NONE
 
 ATTRIBUTES = ("dtype", "shape")
@@ -82,8 +83,7 @@ class _Monitor(Monitor):
         self._given = given
         self._returned = returned
         # By the codes of both signatures, which repeat in every step.
-        self._known: dict[tuple[int, int], tuple[Any, Any]] = {}
-        self._catalog: Catalog | None = None
+        self._known: PerRun[dict[tuple[int, int], tuple[Any, Any]]] = PerRun(dict)
 
     def observe(self, window: Window) -> Examples:
         name = self._given.api_full_name
@@ -113,12 +113,10 @@ class _Monitor(Monitor):
 
     def _look_up(self, catalog: Catalog, inputs: int, outputs: int) -> tuple[Any, Any]:
         codes = inputs, outputs
-        if catalog is not self._catalog:
-            self._catalog = catalog
-            self._known.clear()
-        values = self._known.get(codes)
+        known = self._known.of(catalog)
+        values = known.get(codes)
         if values is None:
-            values = self._known[codes] = _values(catalog, self._given, self._returned, *codes)
+            values = known[codes] = _values(catalog, self._given, self._returned, *codes)
         return values
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, Hypothesis, Param, Severity, VarTypeParam
@@ -19,6 +18,7 @@ from traincheck_plugin.relations.between_steps import (
     SteadyMonitor,
 )
 from traincheck_plugin.relations.params import attribute_plan
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.relations.steady_parameters import ParameterMonitor
 from traincheck_plugin.relations.steady_slots import SlotMonitor
 
@@ -130,15 +130,11 @@ class _Proposer(Proposer):
     """
 
     def __init__(self) -> None:
-        self._monitors: list[SteadyMonitor] = []
-        self._catalog: Catalog | None = None
+        self._monitors = PerRun(lambda: [_monitor(rule) for rule in RULES])
         self._found: dict[VarTypeParam, None] = {}
 
     def observe(self, window: Window) -> None:
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._monitors = [_monitor(rule) for rule in RULES]
-        for rule, monitor in zip(RULES, self._monitors, strict=True):
+        for rule, monitor in zip(RULES, self._monitors.of(window.catalog), strict=True):
             if rule in self._found:
                 continue
             holds = monitor.observe(window).holds

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import Window
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NONE, Array, Int64
 
 Row = tuple[int, ...]
@@ -15,24 +15,21 @@ class Distinct:
     """Remembers combinations of codes of one catalog: a run repeats the same ones in every step."""
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
-        self._seen: set[Row] = set()
+        self._seen: PerRun[set[Row]] = PerRun(set)
 
     def new(self, window: Window, *columns: str) -> list[Row]:
         """Return what is new in *columns* of the calls, each once.
 
         The order is that of the windows, however they are joined, and a fixed one in each.
         """
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._seen = set()
+        seen = self._seen.of(window.catalog)
         found, first, _ = _unique([getattr(window.calls, name) for name in columns])
         new = [
             (position, row)
             for position, row in zip(window.position_of(first).tolist(), found, strict=True)
-            if row not in self._seen
+            if row not in seen
         ]
-        self._seen.update(row for _, row in new)
+        seen.update(row for _, row in new)
         return [row for _, row in sorted(new)]
 
 

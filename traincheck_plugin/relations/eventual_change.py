@@ -36,6 +36,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables
 from traincheck_plugin.relations.params import attribute_plan, three
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState, Int32, Int64, Variable
 
 PARAMETER = VAR_TYPES["parameter"]
@@ -159,13 +160,9 @@ class _Part:
 
 
 class _History:
-    """Follows all parameters from the first step that shows them."""
+    """Follows all parameters of a run from the first step that shows them."""
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
-        self._restart()
-
-    def _restart(self) -> None:
         # By code of the variable.
         self._first = np.zeros(0, np.uint64)
         self._number = np.zeros(0, np.int64)
@@ -175,9 +172,6 @@ class _History:
 
     def observe(self, window: Window) -> _Part | None:
         """Return what the training steps of a window show; None where they show nothing."""
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._restart()
         if not window.observed:
             return None
         rows = last_of_each(window, completed(window, window.rows_of_role("step")))
@@ -261,12 +255,12 @@ class _Monitor(Monitor):
         self._named = Named(PARAMETER, names, _name)
         self._number = number
         self._epoch = epoch
-        self._history = _History()
+        self._history = PerRun(_History)
         self._catalog: Catalog | None = None
         self._last: Place | None = None
 
     def observe(self, window: Window) -> Examples:
-        part = self._history.observe(window)
+        part = self._history.of(window.catalog).observe(window)
         if part is None:
             return NO_EXAMPLES
         self._catalog = window.catalog
@@ -296,7 +290,7 @@ class _Monitor(Monitor):
             return NO_EXAMPLES
         if not catalog.contexts[last.context].epoch == self._epoch > 0:
             return NO_EXAMPLES
-        unchanged = self._history.unchanged(self._number)
+        unchanged = self._history.of(catalog).unchanged(self._number)
         codes = np.flatnonzero(unchanged & self._named.among(catalog)[: len(unchanged)])
         if not len(codes):
             return NO_EXAMPLES
@@ -336,12 +330,12 @@ class _Proposer(Proposer):
     """Proposes what changed, together with what took about as long."""
 
     def __init__(self) -> None:
-        self._history = _History()
+        self._history = PerRun(_History)
         # Of each parameter that changed: in which step and epoch; None where it is no matter.
         self._taken: dict[str, tuple[int, int] | None] = {}
 
     def observe(self, window: Window) -> None:
-        part = self._history.observe(window)
+        part = self._history.of(window.catalog).observe(window)
         if part is None:
             return
         for column in np.flatnonzero(part.has_changed[-1]).tolist():

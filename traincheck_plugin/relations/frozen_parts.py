@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
@@ -35,6 +34,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import class_name, describe_variables, short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NONE, Bool, Int64, Variable
 
 PARAMETER = VAR_TYPES["parameter"]
@@ -151,20 +151,15 @@ class _Steps(NamedTuple):
 
 
 class _Optimizers:
-    """Follows the optimizers of a run, but for those that go on from a loaded state."""
+    """Follows the optimizers of one run, but for those that go on from a loaded state."""
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
         self._first: dict[int, int] = {}
         self._loaded: set[int] = set()
 
     def observe(self, window: Window) -> Iterator[_Steps]:
         """Yield the steps of each optimizer of the next window."""
         calls, catalog = window.calls, window.catalog
-        if catalog is not self._catalog:
-            self._catalog = catalog
-            self._first.clear()
-            self._loaded.clear()
         loads = loads_in(window, OPTIMIZER_LOAD)
         self._loaded.update(load.subject for load in loads if load.outcome != "none")
         rows = completed(window, window.rows_of_name(STEP))
@@ -187,10 +182,10 @@ class _Monitor(Monitor):
     def __init__(self, claim: _Claim) -> None:
         self._claim = claim
         self._named = Named(PARAMETER, claim.parts, _part_of(frozenset(claim.parts)))
-        self._optimizers = _Optimizers()
+        self._optimizers = PerRun(_Optimizers)
 
     def observe(self, window: Window) -> Examples:
-        for steps in self._optimizers.observe(window):
+        for steps in self._optimizers.of(window.catalog).observe(window):
             early = steps.numbers < self._claim.length
             if steps.optimizer == self._claim.optimizer and early.any():
                 return self._judge(window, steps.rows[early], steps.positions[early])
@@ -239,7 +234,8 @@ class _Proposer(Proposer):
     """Proposes for each of the first optimizers the largest parts that it does not train."""
 
     def __init__(self) -> None:
-        self._optimizers = _Optimizers()
+        self._optimizers = PerRun(_Optimizers)
+        self._num_optimizers = 0
         self._length: dict[str, int] = {}
         # By optimizer, the names of the parameters that it meets, and of those it trains.
         self._met: dict[str, set[str]] = {}
@@ -247,7 +243,8 @@ class _Proposer(Proposer):
 
     def observe(self, window: Window) -> None:
         variables = window.catalog.variables
-        for steps in self._optimizers.observe(window):
+        optimizers = self._optimizers.of(window.catalog)
+        for steps in optimizers.observe(window):
             self._length[steps.optimizer] = int(steps.numbers[-1]) + 1
             met = self._met.setdefault(steps.optimizer, set())
             trained = self._trained.setdefault(steps.optimizer, set())
@@ -258,9 +255,10 @@ class _Proposer(Proposer):
                     met.update(_name(variables[code]) for code in codes.tolist())
                     codes = codes[mask.any(axis=0)]
                     trained.update(_name(variables[code]) for code in codes.tolist())
+        self._num_optimizers = max(self._num_optimizers, len(optimizers))
 
     def hypotheses(self) -> Iterable[Hypothesis]:
-        if len(self._optimizers) > MAX_OPTIMIZERS:
+        if self._num_optimizers > MAX_OPTIMIZERS:
             return
         for optimizer, length in self._length.items():
             if length < MIN_STEPS:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
@@ -34,6 +33,7 @@ from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int64, Variable
 
 PARAMETER = VAR_TYPES["parameter"]
@@ -150,10 +150,6 @@ class _Flow:
     """Follows which modules get gradients from one step of an optimizer to the next."""
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
-        self._restart()
-
-    def _restart(self) -> None:
         self._backwards = Backwards()
         # By optimizer and number of the module.
         self._num_dry: dict[int, Int64] = {}
@@ -162,9 +158,6 @@ class _Flow:
 
     def observe(self, window: Window) -> Iterator[_Part]:
         """Yield the steps of each optimizer of the next window."""
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._restart()
         if not window.observed:
             self._num_dry.clear()
             # What the steps that were left out had is not known.
@@ -221,10 +214,10 @@ class _Never(Monitor):
     """Judges whether an optimizer ever gets gradients that are not all zeros."""
 
     def __init__(self) -> None:
-        self._flow = _Flow()
+        self._flow = PerRun(_Flow)
 
     def observe(self, window: Window) -> Examples:
-        parts = list(self._flow.observe(window))
+        parts = list(self._flow.of(window.catalog).observe(window))
         if not parts:
             return NO_EXAMPLES
         rows = np.concatenate([part.rows for part in parts])
@@ -248,10 +241,10 @@ class _Never(Monitor):
 class _Monitor(Monitor):
     def __init__(self, names: tuple[str, ...]) -> None:
         self._named = Named(PARAMETER, names, _name)
-        self._flow = _Flow()
+        self._flow = PerRun(_Flow)
 
     def observe(self, window: Window) -> Examples:
-        parts = list(self._flow.observe(window))
+        parts = list(self._flow.of(window.catalog).observe(window))
         if not parts:
             return NO_EXAMPLES
         catalog = window.catalog
@@ -302,14 +295,14 @@ class _Proposer(Proposer):
     """Proposes the modules that get gradients in each step, but for single ones."""
 
     def __init__(self) -> None:
-        self._flow = _Flow()
+        self._flow = PerRun(_Flow)
         self._num_flowing: dict[str, int] = {}
         self._is_left_out: set[str] = set()
         self._has_steps = False
 
     def observe(self, window: Window) -> None:
         modules = window.catalog.modules
-        parts = list(self._flow.observe(window))
+        parts = list(self._flow.of(window.catalog).observe(window))
         if not parts:
             return
         self._has_steps = True

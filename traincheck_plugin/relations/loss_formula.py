@@ -28,6 +28,7 @@ from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import api_plan
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NONE
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
@@ -225,21 +226,17 @@ def _class_of(window: Window, row: int) -> str:
 
 
 class _Early:
-    """Tells the losses of the first steps after each class from later ones, in each run.
+    """Tells the losses of the first steps of a run after each class from later ones.
 
     Where an optimizer goes on from a loaded state, all are later ones.
     """
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
         self._first: dict[str, int] = {}
         self._is_resumed = False
 
-    def of(self, window: Window) -> Iterator[_Loss]:
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._first.clear()
-            self._is_resumed = False
+    def among(self, window: Window) -> Iterator[_Loss]:
+        """Yield the first ones among those of the next window."""
         loads = [one.row for one in loads_in(window, OPTIMIZER_LOAD) if one.outcome != "none"]
         until = -1 if self._is_resumed else min(loads, default=len(window.calls))
         self._is_resumed |= bool(loads)
@@ -263,12 +260,12 @@ class _Known(Monitor):
         self._about = about
         self._formulas = tuple(map(_varying, formulas)) if about == SIGNED else formulas
         self._alike = frozenset(map(_unsigned, self._formulas))
-        self._early = _Early()
+        self._early = PerRun(_Early)
         self._has_failed = False
 
     def observe(self, window: Window) -> Examples:
         rows, holds, failing = [], [], []
-        for loss in self._early.of(window):
+        for loss in self._early.of(window.catalog).among(window):
             if loss.after != self._after:
                 continue
             pairs = _parse(loss.formula)
@@ -390,12 +387,12 @@ def _explain_squashing(outer: str, inner: str) -> Explanation:
 
 class _Proposer(Proposer):
     def __init__(self) -> None:
-        self._early = _Early()
+        self._early = PerRun(_Early)
         self._formulas: dict[str, dict[str, None]] = {}
         self._num_seen: dict[str, int] = {}
 
     def observe(self, window: Window) -> None:
-        for loss in self._early.of(window):
+        for loss in self._early.of(window.catalog).among(window):
             self._formulas.setdefault(loss.after, {})[loss.formula] = None
             self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
 

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.invariants.model import VAR_TYPES
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import Bool, Variable
+
+
+@dataclass(slots=True)
+class _Found:
+    """By code, which variables are named."""
+
+    is_named: Bool = field(default_factory=lambda: np.zeros(0, np.bool_))
 
 
 class Named:
@@ -26,17 +35,14 @@ class Named:
         self._kind = next(kind for kind, name in VAR_TYPES.items() if name == var_type)
         self._names = frozenset(names)
         self._name_of = name_of
-        self._catalog: Catalog | None = None
-        self._is_named = np.zeros(0, np.bool_)
+        self._found = PerRun(_Found)
 
     def among(self, catalog: Catalog) -> Bool:
         """Return by code whether a variable is one of them."""
-        if catalog is not self._catalog:
-            self._catalog = catalog
-            self._is_named = np.zeros(0, np.bool_)
-        known = len(self._is_named)
+        found = self._found.of(catalog)
+        known = len(found.is_named)
         if known < len(catalog.variables):
             new = [catalog.variables[code] for code in range(known, len(catalog.variables))]
             are_named = [v.kind == self._kind and self._name_of(v) in self._names for v in new]
-            self._is_named = np.append(self._is_named, np.array(are_named, np.bool_))
-        return self._is_named
+            found.is_named = np.append(found.is_named, np.array(are_named, np.bool_))
+        return found.is_named

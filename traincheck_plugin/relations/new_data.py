@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
@@ -31,6 +30,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import pair, passing_plan
 from traincheck_plugin.relations.passing import MIN_ELEMENTS, Deliveries, passing
+from traincheck_plugin.relations.per_run import PerRun
 
 MIN_STEPS = 10
 """Steps with new data that show that data is always new."""
@@ -114,16 +114,11 @@ class _Steps:
     """Follows what is given and delivered."""
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
         self._deliveries = Deliveries()
         self._first: dict[tuple[str, str], int] = {}
 
     def observe(self, window: Window) -> Iterator[_Data]:
         """Yield the data of the steps of the next window."""
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._deliveries = Deliveries()
-            self._first.clear()
         if not window.observed:
             # Nobody knows what the batches that are left were for.
             self._deliveries = Deliveries()
@@ -175,21 +170,17 @@ class _Monitor(Monitor):
     def __init__(self, source: VarNameParam, length: int) -> None:
         self._source = source.var_type, source.var_name
         self._length = min(length, MAX_STEPS)
-        self._steps = _Steps()
-        self._catalog: Catalog | None = None
-        self._seen = _Seen()
+        self._steps = PerRun(_Steps)
+        self._seen = PerRun(_Seen)
         self._has_failed = False
 
     def observe(self, window: Window) -> Examples:
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._seen = _Seen()
-            self._has_failed = False
+        seen = self._seen.of(window.catalog)
         rows, holds = [], []
-        for data in self._steps.observe(window):
+        for data in self._steps.of(window.catalog).observe(window):
             if data.source != self._source or data.number >= self._length:
                 continue
-            held = not self._seen.has(data)
+            held = not seen.has(data)
             if held or self._has_failed:
                 rows.append(data.row)
                 holds.append(held)
@@ -218,23 +209,20 @@ class _Proposer(Proposer):
     """Proposes the sources of which nothing was there twice."""
 
     def __init__(self) -> None:
-        self._steps = _Steps()
-        self._catalog: Catalog | None = None
-        self._seen: dict[tuple[str, str], _Seen] = {}
+        self._steps = PerRun(_Steps)
+        self._seen: PerRun[dict[tuple[str, str], _Seen]] = PerRun(dict)
         self._repeating: set[tuple[str, str]] = set()
         self._only_once: dict[tuple[str, str], bool] = {}
         self._count: dict[tuple[str, str], int] = {}
         self._length: dict[tuple[str, str], int] = {}
 
     def observe(self, window: Window) -> None:
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._seen.clear()
-        for data in self._steps.observe(window):
+        seen = self._seen.of(window.catalog)
+        for data in self._steps.of(window.catalog).observe(window):
             source = data.source
-            if source not in self._repeating and self._seen.setdefault(source, _Seen()).has(data):
+            if source not in self._repeating and seen.setdefault(source, _Seen()).has(data):
                 self._repeating.add(source)
-                del self._seen[source]
+                del seen[source]
             self._count[source] = self._count.get(source, 0) + 1
             self._length[source] = max(self._length.get(source, 0), data.number + 1)
             self._only_once[source] = self._only_once.get(source, True) and data.is_sequential

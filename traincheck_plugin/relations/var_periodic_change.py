@@ -37,6 +37,7 @@ from traincheck_plugin.relations.moments import Pair, by_stack, changes, fold, p
 from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.stacks import frames_of
 from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64, Role, Variable
 
@@ -199,10 +200,6 @@ class _FrozenModules:
     """
 
     def __init__(self) -> None:
-        self._catalog: Catalog | None = None
-        self._start()
-
-    def _start(self) -> None:
         self._scanned = 0
         self._numbers: dict[tuple[str, str], int] = {}
         # By code of the variable: its module, and the module around that or again its own.
@@ -253,9 +250,6 @@ class _FrozenModules:
         return marks
 
     def _update(self, catalog: Catalog) -> None:
-        if catalog is not self._catalog:
-            self._start()
-            self._catalog = catalog
         for code in range(self._scanned, len(catalog.variables)):
             variable = catalog.variables[code]
             path = variable.name.rpartition(".")[0]
@@ -293,7 +287,7 @@ class _Monitor(Monitor):
     def __init__(self, variables: VarTypeParam, names: tuple[str, ...]) -> None:
         self._variables = variables
         self._named = Named(variables.var_type, names, lambda v: v.name)
-        self._frozen = _FrozenModules()
+        self._frozen = PerRun(_FrozenModules)
         self._wanted = CHANGED if variables.post_value == "changed" else UNCHANGED
 
     def observe(self, window: Window) -> Examples:
@@ -302,7 +296,7 @@ class _Monitor(Monitor):
         seen = _look(window, self._variables.var_type)
         judged = (seen.state > IDLE) & self._named.among(window.catalog)[seen.codes]
         if self._variables == FIXED:
-            judged &= self._frozen.among(window, seen)
+            judged &= self._frozen.of(window.catalog).among(window, seen)
         elif self._variables == TRACKING:
             judged &= _take_part(window, seen)
         chosen = judged.any(axis=1)
@@ -365,6 +359,16 @@ def _buffers(names: Sequence[Variable]) -> str:
     return describe_variables(names).replace("parameters", "buffers")
 
 
+def _paused(seen: _Seen, ran: Bool, idle: set[int]) -> Bool:
+    """Return which variables ran again after they had not; note in *idle* which did not."""
+    is_idle = seen.state == IDLE
+    before = np.array([code in idle for code in seen.codes.tolist()], np.bool_)
+    idle_by_then = np.logical_or.accumulate(np.vstack([before, is_idle]), axis=0)[:-1]
+    idle.update(seen.codes[is_idle.any(axis=0)].tolist())
+    paused: Bool = np.logical_or.reduce(idle_by_then & ran, axis=0)
+    return paused
+
+
 class _Proposer(Proposer):
     """Proposes the variables that changed in every window that could show it, or in none.
 
@@ -373,10 +377,9 @@ class _Proposer(Proposer):
     """
 
     def __init__(self) -> None:
-        self._frozen = _FrozenModules()
-        self._catalog: Catalog | None = None
-        # By code: parameters that ran no more by the end of the last window.
-        self._is_idle: set[int] = set()
+        self._frozen = PerRun(_FrozenModules)
+        # By code: parameters that did not run at some time.
+        self._idle: PerRun[set[int]] = PerRun(set)
         self._found: dict[VarTypeParam, dict[str, bool]] = {
             param: {} for param in (UPDATED, TRACKING, FIXED)
         }
@@ -384,32 +387,21 @@ class _Proposer(Proposer):
     def observe(self, window: Window) -> None:
         if not window.observed:
             return
-        if window.catalog is not self._catalog:
-            self._catalog = window.catalog
-            self._is_idle.clear()
+        idle = self._idle.of(window.catalog)
         for param, found in self._found.items():
             seen = _look(window, param.var_type)
             is_known = seen.state != UNKNOWN
             if param == FIXED:
-                is_known &= self._frozen.among(window, seen)
+                is_known &= self._frozen.of(window.catalog).among(window, seen)
             elif param == TRACKING:
                 is_known &= _take_part(window, seen)
             wanted = CHANGED if param.post_value == "changed" else UNCHANGED
             ran = is_known & (seen.state != IDLE)
-            fails = (ran & (seen.state != wanted)).any(axis=0) | self._paused(seen, ran)
+            fails = (ran & (seen.state != wanted)).any(axis=0) | _paused(seen, ran, idle)
             variables = window.catalog.variables
             for column in np.flatnonzero(ran.any(axis=0)).tolist():
                 name = variables[int(seen.codes[column])].name
                 found[name] = found.get(name, True) and not fails[column]
-
-    def _paused(self, seen: _Seen, ran: Bool) -> Bool:
-        """Return which variables ran again after they had not."""
-        is_idle = seen.state == IDLE
-        before = np.array([code in self._is_idle for code in seen.codes.tolist()], np.bool_)
-        idle_by_then = np.logical_or.accumulate(np.vstack([before, is_idle]), axis=0)[:-1]
-        self._is_idle.update(seen.codes[is_idle.any(axis=0)].tolist())
-        paused: Bool = np.logical_or.reduce(idle_by_then & ran, axis=0)
-        return paused
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         return [
