@@ -70,6 +70,22 @@ def test_predictions_and_targets_of_other_shapes_are_told() -> None:
     assert "mean[2d]<pow" in _pairs((predicted - target).pow(2).mean())
 
 
+@pytest.mark.parametrize("name", ["mse_loss", "smooth_l1_loss", "huber_loss"])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_loss_that_compares_each_prediction_with_each_target_is_told(name: str) -> None:
+    predicted, target = nn.Linear(5, 1)(torch.randn(4, 5)), torch.randn(4)
+    loss = getattr(functional, name)
+    plain = {f"{name}<layer", f"{name}<constant"}
+    assert _pairs(loss(predicted, target)) == plain | {f"{name}<broadcast"}
+    assert _pairs(loss(predicted.squeeze(1), target[:, None])) == plain | {f"{name}<broadcast"}
+    assert _pairs(loss(predicted.squeeze(1), target)) == plain
+    # One prediction for all, and one target for several predictions of each sample.
+    assert _pairs(loss(predicted.mean(), target)) == {
+        *(f"{name}<mean[2d]", f"{name}<constant", "mean[2d]<layer"),
+    }
+    assert _pairs(loss(nn.Linear(5, 4)(torch.randn(4, 5)), target)) == plain
+
+
 def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
     inputs = torch.randn(4, 5)

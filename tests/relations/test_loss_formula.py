@@ -20,6 +20,7 @@ from traincheck_plugin.relations.loss_formula import (
     FLOWING,
     MAX_FORMULAS,
     MIN_BACKWARDS,
+    SHAPED,
     SIGNED,
     LossFormulaRelation,
 )
@@ -77,6 +78,17 @@ def test_another_loss_is_told_when_it_comes_twice(formulas: list[str]) -> None:
 def test_what_is_squashed_twice(formulas: list[str]) -> None:
     expected = [formula != SQUASHED for formula in formulas if formula not in (SQUARES, "")]
     assert _held((BACKWARD,), formulas) == expected
+
+
+def test_predictions_and_targets_that_are_broadcast() -> None:
+    broadcast = f"{SQUARES} mse_loss<broadcast mse_loss<constant"
+    assert _held((SHAPED,), [SQUARES, broadcast, ENTROPY, broadcast]) == [True, False, False]
+    explanation = _failure((SHAPED,), broadcast)
+    assert explanation.message == "mse_loss compares each prediction with each target"
+    assert explanation.cause is not None
+    assert "the model learns the mean" in explanation.cause.text
+    # The pipeline's own rule says so, too.
+    assert _held((SIGNED, _known(SQUARES)[1]), [SQUARES, broadcast, broadcast]) == [True, False]
 
 
 TERMS = "add<log add<mul log<layer mul<layer sum[1d]<add"
@@ -215,10 +227,11 @@ def test_what_a_reference_shows_is_proposed() -> None:
     known, squares = _known(ENTROPY, SQUARES)[1], _known(SQUARES)[1]
     abouts = (BACKWARD, SIGNED, FLOWING)
     expected: set[tuple[Param, ...]] = {(about, known) for about in abouts}
-    assert _proposed(_windows(formulas)) == {(BACKWARD,), *expected}
-    assert _proposed(_windows(formulas[1:])) == {(BACKWARD,)}
+    laws: set[tuple[Param, ...]] = {(BACKWARD,), (SHAPED,)}
+    assert _proposed(_windows(formulas)) == laws | expected
+    assert _proposed(_windows(formulas[1:])) == laws
     alone = _proposed(_windows([SQUARES] * MIN_BACKWARDS))
-    assert alone == {(about, squares) for about in abouts}
+    assert alone == {(SHAPED,), *((about, squares) for about in abouts)}
     many = [f"add<{number}" for number in range(MAX_FORMULAS + 1)]
     assert _proposed(_windows(many * 2)) == set()
 
@@ -244,4 +257,5 @@ def test_the_rule_is_a_sentence() -> None:
     assert RELATION.describe(_known(ENTROPY, SQUARES)).endswith("nll_loss, or in 1 other ways")
     assert RELATION.describe((SIGNED, _known(ENTROPY)[1])).endswith("keep their signs")
     assert RELATION.describe((FLOWING, _known(ENTROPY)[1])).startswith("gradients go to the same")
+    assert RELATION.describe((SHAPED,)).startswith("no loss broadcasts")
     assert "to the result of another" in RELATION.describe((BACKWARD,))

@@ -51,6 +51,12 @@ LAYER = "layer"
 CONSTANT = "constant"
 """Stands for what no gradient goes to: a number, a target, what was detached."""
 
+BROADCAST = "broadcast"
+"""Stands besides for predictions of one number each that a loss expands, by targets of another
+shape, to one for each pair of a prediction and a target."""
+
+_LOSS, _EXPAND = "Loss", "Expand"
+
 _VERSION = re.compile(r"Backward\d*$")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -105,13 +111,17 @@ def formula(node: Any) -> str:
         ``operation<operation`` for each that takes what another returns, sorted, with spaces
         between: ``log_softmax<layer nll_loss<log_softmax``. A mean and a sum tell the number of
         dimensions of what they are given: ``mean[2d]<pow``. What is given no gradient is
-        `CONSTANT`. "" where compiled code hides the formula.
+        `CONSTANT`, and `BROADCAST` is told of a loss besides. "" where compiled code hides the
+        formula.
     """
     pairs = set()
     known = {node: _operation(node)}
     waiting = deque(known)
     while waiting:
-        name, inputs = known[waiting.popleft()]
+        outer = waiting.popleft()
+        name, inputs = known[outer]
+        if _is_broadcast(outer):
+            pairs.add(f"{name}<{BROADCAST}")
         for inner in inputs:
             if inner is None:
                 pairs.add(f"{name}<{CONSTANT}")
@@ -148,6 +158,19 @@ def _unshaped(node: Any) -> Any:
             break
         node = node.next_functions[0][0]
     return node
+
+
+def _is_broadcast(node: Any) -> bool:
+    """Return whether a loss is given n predictions as n times n."""
+    if not _kind(node.name()).endswith(_LOSS):
+        return False
+    for inner, _ in node.next_functions[:MAX_INPUTS]:
+        if inner is not None and _kind(inner.name()) == _EXPAND:
+            before = getattr(inner, "_saved_self_sym_sizes", None)
+            after = [result.shape for result in getattr(inner, "_input_metadata", ())]
+            if before and after and 1 < math.prod(before) == math.prod(after[0]) ** 0.5:
+                return True
+    return False
 
 
 def _operation(node: Any) -> tuple[str, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -48,9 +48,15 @@ MIN_BACKWARDS = 10
 MAX_FORMULAS = 8
 """A loss that has more depends on the data."""
 
-LAYER, CONSTANT = "layer", "constant"
-"""What stands in formulas for the layers whose results they take, and for what no gradient goes to:
-numbers, targets, what was detached."""
+SHAPED = replace(BACKWARD, attribute="shape")
+"""Speaks of all losses of a prediction and a target."""
+
+LAYER, CONSTANT, BROADCAST = "layer", "constant", "broadcast"
+"""What stands in formulas for the layers whose results they take; for what no gradient goes to:
+numbers, targets, what was detached; and for n predictions that a loss takes as n times n."""
+
+PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss"})
+"""Losses of a prediction and a target that broadcast them."""
 
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
@@ -73,7 +79,8 @@ class LossFormulaRelation(Relation):
     as `warning` where b has the formula of the reference but for signs and the numbers of
     dimensions of what is summed up, or but for what is a constant in one of them and something
     that gradients go to in the other. Of all pipelines, ``forall backwards b of a loss that
-    squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``. A
+    squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``, and
+    ``forall backwards b of a loss in `PAIRED`: it does not take n predictions as n times n``. A
     formula is the pairs of operations in the autograd graph of which one takes the result of the
     other, from the loss to the last layers; shapes and casts do not count.
 
@@ -91,13 +98,13 @@ class LossFormulaRelation(Relation):
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         known = _known(params)
         if known is None:
-            return _Squashing()
+            return _Law(*_LAWS[params][1:])
         return _Known(*known, about=params[0])
 
     def describe(self, params: tuple[Param, ...]) -> str:
         known = _known(params)
         if known is None:
-            return "no loss applies softmax, sigmoid or their logarithms to the result of another"
+            return _LAWS[params][0]
         name, formulas = known
         shown = ", ".join(sorted(_operations(formulas[0])))
         after = f" after {name}" if name else ""
@@ -127,7 +134,7 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
     Raises:
         InvariantError: it is none of this relation.
     """
-    if params == (BACKWARD,):
+    if params in _LAWS:
         return None
     is_known = len(params) == 2 and params[0] in (BACKWARD, *_SENTENCES)
     if is_known and isinstance(params[1], ConstantParam):
@@ -147,7 +154,7 @@ def _parse(formula: str) -> Pairs:
 
 def _unsigned(pairs: Pairs) -> Pairs:
     """Return what is left of a formula without signs and numbers of dimensions."""
-    plain = {(_plain(outer), _plain(inner)) for outer, inner in pairs}
+    plain = {(_plain(outer), _plain(inner)) for outer, inner in pairs if inner != BROADCAST}
     takers = {outer for outer, inner in plain if inner == _NEGATION} - {_NEGATION}
     taken = {inner for outer, inner in plain if outer == _NEGATION} - {_NEGATION}
     kept = {pair for pair in plain if _NEGATION not in pair}
@@ -173,7 +180,7 @@ def _cuts(whole: Pairs, part: Pairs) -> list[str]:
 
 
 def _operations(pairs: Pairs) -> frozenset[str]:
-    return frozenset(name for pair in pairs for name in pair) - {LAYER, CONSTANT}
+    return frozenset(name for pair in pairs for name in pair) - {LAYER, CONSTANT, BROADCAST}
 
 
 class _Loss(NamedTuple):
@@ -353,24 +360,42 @@ def _told(pairs: Pairs) -> list[str]:
     return [f"{outer} of {inner}" for outer, inner in sorted(pairs)]
 
 
-class _Squashing(Monitor):
-    """Judges the losses that have something to do with probabilities."""
+class _Law(Monitor):
+    """Judges what is true of the losses of all pipelines.
+
+    Args:
+        faults: returns what is wrong with a loss; None where it says nothing of one.
+        explain: says it of the first fault.
+    """
+
+    def __init__(
+        self,
+        faults: Callable[[Pairs], Sequence[tuple[str, str]] | None],
+        explain: Callable[[str, str], Explanation],
+    ) -> None:
+        self._faults = faults
+        self._explain = explain
 
     def observe(self, window: Window) -> Examples:
-        judged = []
-        for loss in _losses(window):
-            pairs = _parse(loss.formula)
-            if _operations(pairs) & SQUASHING:
-                twice = sorted(p for p in pairs if p[0] in SQUASHING and p[1] in SQUASHED)
-                judged.append((loss.row, twice))
+        judged = [
+            (loss.row, faults)
+            for loss in _losses(window)
+            if (faults := self._faults(_parse(loss.formula))) is not None
+        ]
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
             window,
             np.array([row for row, _ in judged], np.int64),
-            np.array([not twice for _, twice in judged], np.bool_),
-            lambda index: _explain_squashing(*judged[index][1][0]),
+            np.array([not faults for _, faults in judged], np.bool_),
+            lambda index: self._explain(*judged[index][1][0]),
         )
+
+
+def _squashed_twice(pairs: Pairs) -> Sequence[tuple[str, str]] | None:
+    if not _operations(pairs) & SQUASHING:
+        return None
+    return sorted(p for p in pairs if p[0] in SQUASHING and p[1] in SQUASHED)
 
 
 def _explain_squashing(outer: str, inner: str) -> Explanation:
@@ -383,6 +408,46 @@ def _explain_squashing(outer: str, inner: str) -> Explanation:
             "logits and is given probabilities: gradients are small, and the loss cannot reach 0",
         ),
     )
+
+
+def _broadcast(pairs: Pairs) -> Sequence[tuple[str, str]] | None:
+    if not _operations(pairs) & PAIRED:
+        return None
+    return sorted(p for p in pairs if p[0] in PAIRED and p[1] == BROADCAST)
+
+
+def _explain_broadcast(loss: str, _: str) -> Explanation:
+    return Explanation(
+        message=f"{loss} compares each prediction with each target",
+        cause=Cause(
+            fact="another loss",
+            subjects=("loss",),
+            text=f"the predictions and the targets of {loss} have other shapes, such as (n, 1) and "
+            "(n,), and are broadcast to n times n: the model learns the mean of the targets",
+        ),
+    )
+
+
+_LAWS: dict[
+    tuple[Param, ...],
+    tuple[
+        str,
+        Callable[[Pairs], Sequence[tuple[str, str]] | None],
+        Callable[[str, str], Explanation],
+    ],
+] = {
+    (BACKWARD,): (
+        "no loss applies softmax, sigmoid or their logarithms to the result of another",
+        _squashed_twice,
+        _explain_squashing,
+    ),
+    (SHAPED,): (
+        "no loss broadcasts predictions and targets against each other",
+        _broadcast,
+        _explain_broadcast,
+    ),
+}
+"""What is true of all pipelines: as a sentence, what breaks it, and how that is told."""
 
 
 class _Proposer(Proposer):
@@ -398,9 +463,10 @@ class _Proposer(Proposer):
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         name = LossFormulaRelation.name
-        every = {formula for formulas in self._formulas.values() for formula in formulas}
-        if any(_operations(_parse(formula)) & SQUASHING for formula in every):
-            yield Hypothesis(relation=name, params=(BACKWARD,))
+        every = {_parse(formula) for formulas in self._formulas.values() for formula in formulas}
+        for law, (_, faults, _) in _LAWS.items():
+            if any(faults(pairs) is not None for pairs in every):
+                yield Hypothesis(relation=name, params=law)
         for after, formulas in self._formulas.items():
             if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_FORMULAS:
                 value = ConstantParam(value=(after, *sorted(formulas)))
