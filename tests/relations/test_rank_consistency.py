@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import pytest
@@ -13,6 +14,7 @@ from traincheck_plugin.invariants.model import VAR_TYPES, VarNameParam, VarTypeP
 from traincheck_plugin.relations.rank_consistency import (
     EQUAL_BEFORE,
     REPLICATED,
+    SAME_GRADIENTS,
     RankConsistencyRelation,
 )
 from traincheck_plugin.vocabulary import Placement
@@ -134,6 +136,29 @@ def test_what_is_averaged_from_time_to_time_is_not_taken_for_replicas():
     averaged = [[[step], [step if step % 3 == 2 else step + 1]] for step in range(12)]
 
     assert labels(where(EQUAL_BEFORE), steps_of(averaged, names=("a",))) == []
+
+
+@pytest.mark.parametrize(
+    ("norms", "expected"),
+    [
+        ([[1.0, 2.0], [1.0, 2.0]], [False]),
+        ([[1.0, 2.0], [1.0, 2.5]], []),
+        # No gradient, and one number that is the same whatever the data is.
+        ([[1.0, math.nan], [1.0, math.nan]], []),
+        ([[1.0, 0.0], [1.0, 0.0]], []),
+        ([[1.0, 1.0], [1.0, 1.0]], []),
+    ],
+)
+def test_parameters_whose_gradients_are_averaged_are_to_be_equal(norms, expected):
+    differ, equal = [[[1, 2], [1, 3]]], [[[1, 2], [1, 2]]]
+
+    assert labels(where(SAME_GRADIENTS), steps_of(differ, norms=[norms])) == expected
+    held = [True] * len(expected)
+    assert labels(where(SAME_GRADIENTS), steps_of(equal, norms=[norms])) == held
+    local = steps_of(differ, norms=[norms], placement=Placement.LOCAL)
+    assert labels(where(SAME_GRADIENTS), local) == []
+    assert (where(SAME_GRADIENTS) in proposed(steps_of(equal, norms=[norms]))) == bool(expected)
+    assert "where all gradients are" in RELATION.describe((where(SAME_GRADIENTS),))
 
 
 def test_a_rank_alone_is_compared_with_nobody():

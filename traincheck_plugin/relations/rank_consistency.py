@@ -55,6 +55,9 @@ REPLICATED = ("placement", "replicated")
 EQUAL_BEFORE = ("equal_before", True)
 """Those that changed and were equal on all ranks again: from then on they are to stay so."""
 
+SAME_GRADIENTS = ("gradients_equal", True)
+"""Those whose gradients are equal on all ranks, which something averages."""
+
 MAX_RANKS_NAMED = 8
 
 
@@ -62,8 +65,9 @@ class RankConsistencyRelation(Relation):
     """A variable has the same value on all ranks that hold it, after each training step.
 
     ``forall steps t, ranks r, s: x(v, r, t) = x(v, s, t)``: for all variables of a type, for those
-    that are replicated by what wraps the model, for those that were equal before, or for one. The
-    ranks are aligned on the number of the step, whatever they called in it and how often.
+    that are replicated by what wraps the model, for those that were equal before, for all that
+    have gradients, in steps in which each of these is equal on all ranks, or for one. The ranks are
+    aligned on the number of the step, whatever they called in it and how often.
 
     Catches a model that is called past its DistributedDataParallel, so that each rank trains one
     of its own. Cannot see replicas that are all wrong alike, and says nothing of variables that
@@ -82,6 +86,8 @@ class RankConsistencyRelation(Relation):
             return _Named(param)
         if param.where == (EQUAL_BEFORE,):
             return _EqualBefore(_KINDS[param.var_type])
+        if param.where == (SAME_GRADIENTS,):
+            return _SameGradients("parameter")
         return _OfType(_KINDS[param.var_type], only_replicated=param.where == (REPLICATED,))
 
     def describe(self, params: tuple[Param, ...]) -> str:
@@ -91,6 +97,8 @@ class RankConsistencyRelation(Relation):
         nouns = _NOUNS[_KINDS[param.var_type]]
         if param.where == (EQUAL_BEFORE,):
             return f"{nouns} that were updated alike on all ranks stay equal"
+        if param.where == (SAME_GRADIENTS,):
+            return f"{nouns} are equal on all ranks where all gradients are"
         which = "replicated " if param.where else ""
         return f"{which}{nouns} are equal on all ranks after each step"
 
@@ -122,10 +130,13 @@ def _the(params: tuple[Param, ...]) -> VarTypeParam | VarNameParam:
     if len(params) == 1 and isinstance(params[0], VarTypeParam | VarNameParam):
         param = params[0]
         where = param.where if isinstance(param, VarTypeParam) else ()
+        wheres = [(), (REPLICATED,), (EQUAL_BEFORE,)]
+        if param.var_type == VAR_TYPES["parameter"]:
+            wheres.append((SAME_GRADIENTS,))
         if (
             param.var_type in _KINDS
             and param.attr_name == COMPARED[_KINDS[param.var_type]]
-            and where in ((), (REPLICATED,), (EQUAL_BEFORE,))
+            and where in wheres
         ):
             return param
     raise InvariantError(
@@ -311,6 +322,30 @@ class _OfType(_RanksMonitor):
         return comparison.shown & ~comparison.local
 
 
+class _SameGradients(_RanksMonitor):
+    """Equal gradients of equal models tell nothing new; those of different ones were averaged."""
+
+    def _subjects(self, window: Window, comparison: _Comparison) -> Bool:
+        return comparison.shown & ~comparison.local & _same_gradients(window, len(comparison.shown))
+
+
+def _same_gradients(window: Window, size: int) -> Bool:
+    """Return which parameters have gradients, by code; none where one differs between ranks."""
+    frames = [frame for frame in window.frames if "grad_norm" in frame.columns]
+    found = np.zeros(size, np.bool_)
+    for replicas in _replicas(window, frames):
+        norms = np.full((len(replicas), size), np.nan)
+        for row, frame in zip(norms, replicas, strict=True):
+            known = frame.variables < size
+            row[frame.variables[known]] = frame.columns["grad_norm"][known]
+        has = (norms > 0).all(axis=0) & np.isfinite(norms).all(axis=0)
+        same = has & (norms == norms[0]).all(axis=0)
+        # A single number may be the same whatever the data is, as that of the last bias is.
+        if len(replicas) > 1 and (same == has).all() and len(np.unique(norms[0, same])) > 1:
+            found |= same
+    return found
+
+
 class _Named(_RanksMonitor):
     def __init__(self, param: VarNameParam) -> None:
         super().__init__(_KINDS[param.var_type])
@@ -452,7 +487,7 @@ class _Proposer(Proposer):
         self._tables: dict[VariableKind, _Table] = {kind: _Table() for kind in COMPARED}
         self._catalog: Catalog | None = None
         self._found: dict[VariableKind, tuple[bool, set[str]]] = {}
-        self._replicated = False
+        self._replicated = self._has_same_gradients = False
         self._kinds: set[VariableKind] = set()
 
     def observe(self, window: Window) -> None:
@@ -464,6 +499,9 @@ class _Proposer(Proposer):
             if comparison is not None:
                 self._kinds.add(kind)
                 self._replicated |= bool(comparison.replicated.any())
+                if kind == "parameter" and not self._has_same_gradients:
+                    same = _same_gradients(window, len(comparison.shown))
+                    self._has_same_gradients = bool(same.any())
                 table.add(comparison)
 
     def _close(self) -> None:
@@ -497,6 +535,8 @@ class _Proposer(Proposer):
             if kind == "parameter" and self._replicated:
                 params.append(_where(of_type, REPLICATED))
             params.append(_where(of_type, EQUAL_BEFORE))
+            if kind == "parameter" and self._has_same_gradients:
+                params.append(_where(of_type, SAME_GRADIENTS))
             is_whole, names = self._found.get(kind, (False, set()))
             if is_whole:
                 params.append(of_type)
