@@ -239,6 +239,8 @@ class Catalog:
         self.owners = Numbering(self.variables, lambda v: v.owner)
         self.parts = Numbering(self.variables, lambda v: (v.owner, v.name.partition(".")[0]))
         self.modules = Numbering(self.variables, lambda v: (v.owner, v.name.rpartition(".")[0]))
+        self._with_parameters: set[str] = set()
+        self._num_looked_at = 0
         self._by_name: dict[str, set[int]] = {}
         self._by_role: dict[str, set[int]] = {}
         self._num_sorted = 0
@@ -288,6 +290,15 @@ class Catalog:
             new = [math.prod(self.variables[c].shape) for c in range(known, len(self.variables))]
             self._num_elements = np.append(self._num_elements, np.array(new, np.int64))
         return self._num_elements[variables]
+
+    def has_parameters(self, owner: str) -> bool:
+        """Return whether a parameter that is known by now belongs to the object with this label."""
+        for code in range(self._num_looked_at, len(self.variables)):
+            variable = self.variables[code]
+            if variable.kind == "parameter":
+                self._with_parameters.add(variable.owner)
+            self._num_looked_at = code + 1
+        return owner in self._with_parameters
 
     def is_owned(self, variables: Int32, objects: Int32) -> Bool:
         """Return which of these variables belong to each of some objects, a row for each."""

@@ -10,7 +10,7 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"teacher_teaches_nothing": (20, "no_grad|detached")}
 
 
 def main():
@@ -18,6 +18,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -40,7 +41,8 @@ def main():
             with torch.no_grad():
                 wanted = (teacher(images) / 2).softmax(dim=1)
             scores = student(images)
-            told = F.kl_div((scores / 2).log_softmax(dim=1), wanted, reduction="batchmean")
+            with torch.set_grad_enabled(args.bug != "teacher_teaches_nothing"):
+                told = F.kl_div((scores / 2).log_softmax(dim=1), wanted, reduction="batchmean")
             loss = F.cross_entropy(scores, labels) + 4 * told
             optimizer.zero_grad()
             loss.backward()

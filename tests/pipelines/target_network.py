@@ -10,7 +10,11 @@ import torch.nn.functional as F
 from digits import load_digits
 from torch import nn, optim
 
-BUGS = {"target_not_updated": (5, "never changed|copied|not updated|did not change")}
+BUGS = {
+    "target_not_updated": (5, "never changed|copied|not updated|did not change"),
+    "target_not_detached": (0, "not detached"),
+    "values_in_a_column": (0, "broadcast|dimension|shape"),
+}
 FOLLOWS = 5
 
 
@@ -53,7 +57,12 @@ def main():
                 action = torch.where(chance, torch.randint(2, (args.batch_size,)), best)
                 reward = (action == (labels[pair[1]] > labels[pair[0]]).long()).float()
                 wanted = reward + 0.3 * target(after).amax(dim=1)
-            loss = F.smooth_l1_loss(values(state).gather(1, action[:, None])[:, 0], wanted)
+            if args.bug == "target_not_detached":
+                wanted = reward + 0.3 * values(after).amax(dim=1)
+            valued = values(state).gather(1, action[:, None])
+            if args.bug != "values_in_a_column":
+                valued = valued.squeeze(1)
+            loss = F.smooth_l1_loss(valued, wanted)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -14,7 +14,7 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"optimizer_after_schedule": (1, r"schedul|\blr\b|learning rate")}
 CYCLE = 8
 
 
@@ -46,6 +46,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -54,6 +55,8 @@ def main():
     model = Network()
     optimizer = optim.AdamW(model.parameters(), lr=3e-3)
     schedule = optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, T_0=CYCLE)
+    if args.bug == "optimizer_after_schedule":
+        optimizer = optim.AdamW(model.parameters(), lr=3e-3)
     steps = 0
     for epoch in range(1, args.epochs + 1):
         total = 0.0

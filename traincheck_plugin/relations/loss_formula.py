@@ -29,7 +29,7 @@ from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import NONE
+from traincheck_plugin.vocabulary import NONE, Int64
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 SIGNED = replace(BACKWARD, attribute="sign")
@@ -189,7 +189,7 @@ class _Loss(NamedTuple):
     Attributes:
         row: of the backward.
         step: the training step that it leads to.
-        after: class of the last root module that ran before; "" where none did.
+        after: class of the last model that ran before; "" where none did.
         formula: its text.
     """
 
@@ -206,7 +206,7 @@ def _losses(window: Window) -> list[_Loss]:
         rows = completed(window, window.rows_of_role("backward"))
         rows = rows[is_backward(window)[rows]]
         catalog, calls = window.catalog, window.calls
-        forwards = np.concatenate([[NONE], window.rows_of_role("forward")])
+        forwards = np.concatenate([[NONE], _of_models(window)])
         several = zip(
             rows.tolist(),
             catalog.contexts.column("step")[calls.context[rows]].tolist(),
@@ -219,6 +219,16 @@ def _losses(window: Window) -> list[_Loss]:
             for row, step, code, forward in several
             if (formula := _formula(catalog, code))
         ]
+    return found
+
+
+def _of_models(window: Window) -> Int64:
+    """Return the forwards of what has parameters: a loss may be a module, too."""
+    rows = window.rows_of_role("forward")
+    objects, has = window.catalog.objects, window.catalog.has_parameters
+    codes, which = np.unique(window.calls.object[rows], return_inverse=True)
+    is_model = np.array([c != NONE and has(objects[c]) for c in codes.tolist()], np.bool_)
+    found: Int64 = rows[is_model[which]]
     return found
 
 
@@ -315,23 +325,22 @@ def _whose(after: str) -> str:
 def _explain_flow(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Explanation:
     cut = next((found for known in formulas if (found := _cuts(known, pairs))), None)
     if cut is not None:
-        which = f"of what {cut[0]} takes in it"
         message = (
-            f"{_whose(after)} gives no gradient to a part {which} that has one in the reference"
+            f"a term of {_whose(after)} gives no gradient, in {cut[0]}, and does in the reference"
         )
         text = (
-            f"a part {which} is computed under no_grad, or was detached: it counts in the loss, "
-            "and nothing learns from it"
+            f"something that {cut[0]} takes in the loss is computed under no_grad, or was "
+            "detached: it counts in the loss, and nothing learns from it"
         )
     else:
         added = next(found for known in formulas if (found := _cuts(pairs, known)))
-        which = f"of what {added[0]} takes in it"
         message = (
-            f"{_whose(after)} gives gradients to a part {which} that has none in the reference"
+            f"a term of {_whose(after)} gives a gradient, in {added[0]}, and does not in the "
+            "reference"
         )
         text = (
-            f"a part {which} is not detached, or not computed under no_grad, as a target or a "
-            "weight is: what computes it learns to make the loss small"
+            f"something that {added[0]} takes in the loss, such as a target or a weight, is not "
+            "detached, or not computed under no_grad: what computes it learns, too"
         )
     return Explanation(
         message=message, cause=Cause(fact="another loss", subjects=("loss",), text=text)
