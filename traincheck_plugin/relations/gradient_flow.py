@@ -65,8 +65,8 @@ _ANY = np.logical_or.reduce
 class GradientFlowRelation(Relation):
     """Where an optimizer has gradients, those of the named modules are not all zeros.
 
-    Of all pipelines, ``forall steps s of an optimizer o: not (s is the `NEVER`-th of o or a later
-    one, and in none of them some gradient of o was not all zeros)``. Of one,
+    Of all pipelines, ``forall steps s of an optimizer o, until one has a gradient that is not all
+    zeros: s is not yet the `NEVER`-th``. Of one,
     ``forall steps s of an optimizer o, forall modules m in names that o holds a parameter of: not
     (in the last `IN_A_ROW` steps of o each gradient of m that there is was all zeros, and some
     other gradient of o was not)``. Steps that no backward led to do not count; one without a
@@ -135,15 +135,12 @@ class _Part(NamedTuple):
         rows, positions: of the calls, and of the frames at their begin.
         flows: whether a gradient of the module was not all zeros.
         num_dry: how many steps in a row, with this one, were all zeros.
-        num_flat: how many steps of the optimizer there were, with this one, and no gradient in them
-            that was not all zeros; 0 once there was one.
     """
 
     rows: Int64
     positions: Int64
     flows: Bool
     num_dry: Int64
-    num_flat: Int64
 
 
 class _Flow:
@@ -153,15 +150,11 @@ class _Flow:
         self._backwards = Backwards()
         # By optimizer and number of the module.
         self._num_dry: dict[int, Int64] = {}
-        # By optimizer; `NONE` once a gradient was not all zeros.
-        self._num_flat: dict[int, int] = {}
 
     def observe(self, window: Window) -> Iterator[_Part]:
         """Yield the steps of each optimizer of the next window."""
         if not window.observed:
             self._num_dry.clear()
-            # What the steps that were left out had is not known.
-            self._num_flat = dict.fromkeys(self._num_flat, NONE)
             return
         rows = completed(window, window.rows_of_name(STEP))
         rows = rows[self._backwards.led_to(window, rows)]
@@ -181,18 +174,7 @@ class _Flow:
                 before[: len(known)] = known
             num_dry = numbers - last + np.where(last == 0, before, 0)
             self._num_dry[target] = num_dry[-1]
-            num_flat = self._flat(target, _ANY(flows[chosen], axis=1), _ANY(dry[chosen], axis=1))
-            yield _Part(rows[chosen], positions[chosen], flows[chosen], num_dry, num_flat)
-
-    def _flat(self, target: int, flows: Bool, is_dry: Bool) -> Int64:
-        """Return `num_flat` of the next steps of an optimizer."""
-        known = self._num_flat.get(target, 0)
-        if known == NONE:
-            return np.zeros(len(flows), np.int64)
-        num_flat = known + np.cumsum(is_dry)
-        num_flat[np.logical_or.accumulate(flows)] = 0
-        self._num_flat[target] = NONE if flows.any() else int(num_flat[-1])
-        return num_flat
+            yield _Part(rows[chosen], positions[chosen], flows[chosen], num_dry)
 
 
 def _table(window: Window, positions: Int64) -> tuple[Bool, Bool]:
@@ -211,31 +193,66 @@ def _table(window: Window, positions: Int64) -> tuple[Bool, Bool]:
 
 
 class _Never(Monitor):
-    """Judges whether an optimizer ever gets gradients that are not all zeros."""
+    """Judges an optimizer until it gets a gradient that is not all zeros."""
 
     def __init__(self) -> None:
-        self._flow = PerRun(_Flow)
+        self._run = PerRun(_Beginnings)
 
     def observe(self, window: Window) -> Examples:
-        parts = list(self._flow.of(window.catalog).observe(window))
-        if not parts:
+        run = self._run.of(window.catalog)
+        rows = completed(window, window.rows_of_name(STEP))
+        is_led = run.backwards.led_to(window, rows)
+        if not window.observed:
+            # What the steps that were left out had is not known.
+            run.have_begun |= run.num_flat.keys()
             return NO_EXAMPLES
-        rows = np.concatenate([part.rows for part in parts])
-        positions = np.concatenate([part.positions for part in parts])
-        num_flat = np.concatenate([part.num_flat for part in parts])
-        order = np.argsort(rows)
-        rows, positions, num_flat = rows[order], positions[order], num_flat[order]
+        objects = window.calls.object[rows]
+        new = [target for target in set(objects.tolist()) if target not in run.have_begun]
+        if not new:
+            return NO_EXAMPLES
+        rows = rows[is_led & np.isin(objects, new)]
+        positions = frames_at(window, rows, PARAMETER, _SHOWN, is_begin=True)
+        rows, positions = rows[positions != NONE], positions[positions != NONE]
+        flows, dry = (_ANY(table, axis=1) for table in _table(window, positions))
+        judged, numbers = [], []
+        for index, target in enumerate(window.calls.object[rows].tolist()):
+            if target in run.have_begun:
+                continue
+            number = run.num_flat.get(target, 0) + int(dry[index])
+            run.num_flat[target] = number
+            if flows[index]:
+                run.have_begun.add(target)
+            judged.append(index)
+            numbers.append(0 if flows[index] else number)
+        if not judged:
+            return NO_EXAMPLES
+        rows, positions = rows[judged], positions[judged]
 
         def explain(index: int) -> Explanation:
             shown = window.frames[int(positions[index])]
-            dry = np.zeros(len(window.catalog.modules), np.bool_)
             held = shown.columns["optimizer"] == window.calls.object[rows[index]]
             zeros = held & (shown.columns["grad"] == GradState.ZERO)
+            dry = np.zeros(len(window.catalog.modules), np.bool_)
             dry[window.catalog.modules.of(shown.variables[zeros])] = True
-            when = f"each of the first {num_flat[index]} calls"
+            when = f"each of the first {numbers[index]} calls"
             return _explain(window, int(rows[index]), int(positions[index]), dry, when)
 
-        return Examples.of_calls(window, rows, num_flat < NEVER, explain)
+        return Examples.of_calls(window, rows, np.array(numbers) < NEVER, explain)
+
+
+class _Beginnings:
+    """The first steps of the optimizers of a run.
+
+    Attributes:
+        backwards: tells what led to a step.
+        num_flat: of each optimizer, steps with nothing but zeros.
+        have_begun: optimizers that had a gradient that was not all zeros.
+    """
+
+    def __init__(self) -> None:
+        self.backwards = Backwards()
+        self.num_flat: dict[int, int] = {}
+        self.have_begun: set[int] = set()
 
 
 class _Monitor(Monitor):

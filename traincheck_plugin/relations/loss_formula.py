@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
 
@@ -147,6 +148,7 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
     )
 
 
+@lru_cache(maxsize=1024)
 def _parse(formula: str) -> Pairs:
     pairs = (pair.partition("<") for pair in formula.split())
     return frozenset((outer, inner) for outer, _, inner in pairs)
@@ -206,29 +208,19 @@ def _losses(window: Window) -> list[_Loss]:
         rows = completed(window, window.rows_of_role("backward"))
         rows = rows[is_backward(window)[rows]]
         catalog, calls = window.catalog, window.calls
-        forwards = np.concatenate([[NONE], _of_models(window)])
+        forwards = np.concatenate([[NONE], window.rows_of_role("forward")])
         several = zip(
             rows.tolist(),
             catalog.contexts.column("step")[calls.context[rows]].tolist(),
             calls.inputs[rows].tolist(),
-            forwards[np.searchsorted(forwards, rows) - 1].tolist(),
+            np.searchsorted(forwards, rows).tolist(),
             strict=True,
         )
         found = window.cache[_losses] = [
-            _Loss(row, step, _class_of(window, forward), formula)
-            for row, step, code, forward in several
+            _Loss(row, step, _model_of(window, forwards[:number]), formula)
+            for row, step, code, number in several
             if (formula := _formula(catalog, code))
         ]
-    return found
-
-
-def _of_models(window: Window) -> Int64:
-    """Return the forwards of what has parameters: a loss may be a module, too."""
-    rows = window.rows_of_role("forward")
-    objects, has = window.catalog.objects, window.catalog.has_parameters
-    codes, which = np.unique(window.calls.object[rows], return_inverse=True)
-    is_model = np.array([c != NONE and has(objects[c]) for c in codes.tolist()], np.bool_)
-    found: Int64 = rows[is_model[which]]
     return found
 
 
@@ -237,9 +229,14 @@ def _formula(catalog: Catalog, code: int) -> str:
     return next((str(item.value) for item in items if item.path == "formula"), "")
 
 
-def _class_of(window: Window, row: int) -> str:
-    code = int(window.calls.object[row]) if row != NONE else NONE
-    return class_name(window.catalog.objects[code]) if code != NONE else ""
+def _model_of(window: Window, forwards: Int64) -> str:
+    """Return the class of the last one that has parameters: a loss may be a module, too."""
+    objects, has_parameters = window.catalog.objects, window.catalog.has_parameters
+    for row in forwards[:0:-1].tolist():
+        code = int(window.calls.object[row])
+        if code != NONE and has_parameters(objects[code]):
+            return class_name(objects[code])
+    return ""
 
 
 class _Early:

@@ -109,18 +109,17 @@ class _Monitor(Monitor):
         if not window.observed:
             self._forget()
             return NO_EXAMPLES
-        moves = dict(changed_options(window, window.rows_of_name(self._moved)))
-        steps = completed(window, window.rows_of_name(self._step))
-        positions = frames_at(window, steps, PARAMETER, _SHOWN, is_begin=True)
-        shown = dict(zip(steps.tolist(), positions.tolist(), strict=True))
+        moves = completed(window, window.rows_of_name(self._moved)).tolist()
+        steps = completed(window, window.rows_of_name(self._step)).tolist()
+        is_step = set(steps)
         found: list[tuple[int, bool, str]] = []
-        for row in sorted([*shown, *moves]):
-            if row in shown:
-                self._note(window, row, shown[row])
+        for row in sorted([*steps, *moves]):
+            if row in is_step:
+                self._note(window, row)
                 continue
             optimizer = named_optimizer(window, row)
             if optimizer:
-                held = self._judge(optimizer, is_changed=moves[row])
+                held = self._judge(window, row, optimizer)
                 if held is not None:
                     found.append((row, held, optimizer))
         if not found:
@@ -133,12 +132,15 @@ class _Monitor(Monitor):
             lambda index: self._explain(window, rows[index], optimizers[index]),
         )
 
-    def _note(self, window: Window, row: int, position: int) -> None:
+    def _note(self, window: Window, row: int) -> None:
         """Take notice of a step."""
         optimizer = label(window, row)
         for scheduled in self._scheduled.values():
             scheduled.stepped.add(optimizer)
-        if position != NONE and self._scheduled.keys() - {optimizer}:
+        if not self._scheduled.keys() - {optimizer}:
+            return
+        [position] = frames_at(window, np.array([row]), PARAMETER, _SHOWN, is_begin=True).tolist()
+        if position != NONE:
             columns = window.frames[position].columns
             holders = columns["optimizer"]
             own = holders == window.calls.object[row]
@@ -146,8 +148,8 @@ class _Monitor(Monitor):
             codes = np.unique(holders[holders != NONE]).tolist()
             self._holders[optimizer] = {window.catalog.objects[code] for code in codes}
 
-    def _judge(self, optimizer: str, *, is_changed: bool) -> bool | None:
-        """Return whether the next call of a scheduler of *optimizer* holds; None for no example."""
+    def _judge(self, window: Window, row: int, optimizer: str) -> bool | None:
+        """Return whether a call of a scheduler of *optimizer* holds; None for no example."""
         scheduled = self._scheduled.get(optimizer)
         if scheduled is None:
             self._scheduled[optimizer] = _Scheduled(rates=dict(self._rates))
@@ -163,7 +165,9 @@ class _Monitor(Monitor):
         if waits or any(self._rates[one] != rates.get(one, self._rates[one]) for one in stepped):
             scheduled.num_idle = 0
             return None
-        scheduled.num_idle += is_changed
+        scheduled.num_idle += any(
+            is_changed for _, is_changed in changed_options(window, np.array([row]))
+        )
         return False if scheduled.num_idle >= IN_A_ROW else None
 
     def _explain(self, window: Window, row: int, optimizer: str) -> Explanation:
