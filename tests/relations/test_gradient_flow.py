@@ -31,13 +31,18 @@ HEALTHY, DRY, FLAT = (FLOWS, FLOWS, ZERO), (FLOWS, ZERO, ZERO), (ZERO, ZERO, ZER
 
 
 def _step(
-    grads: Sequence[GradState], target: str = FIRST, *, led: bool = True, held: str = FIRST
+    grads: Sequence[GradState],
+    target: str = FIRST,
+    *,
+    led: bool = True,
+    held: str = FIRST,
+    shape: tuple[int, ...] = (4, 4),
 ) -> Callable[[RunBuilder], object]:
     def tell(run: RunBuilder) -> None:
         if led:
             run.call("torch.Tensor.backward")
         with run.calling("torch.optim.SGD.step", object=target):
-            codes = run.parameters(*NAMES, shape=(4, 4))
+            codes = run.parameters(*NAMES, shape=shape)
             run.frame("begin", codes, grad=list(grads), optimizer=held)
 
     return tell
@@ -69,6 +74,7 @@ def test_what_got_gradients_once_may_rest() -> None:
     both = [_step(FLAT), _step(HEALTHY, SECOND, held=SECOND)]
     assert _began(*both * NEVER) == [True] * NEVER + [False]
     assert _began(*[_step(FLAT, led=False)] * 2 * NEVER) == []
+    assert all(_began(*[_step((ZERO, NULL, NULL), shape=(1,))] * 2 * NEVER))
 
 
 @given(

@@ -34,7 +34,7 @@ from traincheck_plugin.relations.named import Named
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int64, Variable
+from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int32, Int64, Variable
 
 PARAMETER = VAR_TYPES["parameter"]
 HELD = (("held", True),)
@@ -55,7 +55,8 @@ MIN_STEPS = 10
 """Steps with gradients of a module that show that it gets them."""
 
 MIN_ELEMENTS = 8
-"""Of a module: a clamp may hold a single number for good, as it does a temperature."""
+"""A clamp may hold a single number for good, as it does a temperature, and an optimizer may have
+nothing but a dummy."""
 
 _SHOWN = ("grad", "optimizer")
 
@@ -218,7 +219,10 @@ class _Never(Monitor):
         for index, target in enumerate(window.calls.object[rows].tolist()):
             if target in run.have_begun:
                 continue
-            number = run.num_flat.get(target, 0) + int(dry[index])
+            is_flat = (
+                dry[index] and _num_zeros(window, rows[index], positions[index]) >= MIN_ELEMENTS
+            )
+            number = run.num_flat.get(target, 0) + int(is_flat)
             run.num_flat[target] = number
             if flows[index]:
                 run.have_begun.add(target)
@@ -229,15 +233,25 @@ class _Never(Monitor):
         rows, positions = rows[judged], positions[judged]
 
         def explain(index: int) -> Explanation:
-            shown = window.frames[int(positions[index])]
-            held = shown.columns["optimizer"] == window.calls.object[rows[index]]
-            zeros = held & (shown.columns["grad"] == GradState.ZERO)
+            zeros = _zeros(window, int(rows[index]), int(positions[index]))
             dry = np.zeros(len(window.catalog.modules), np.bool_)
-            dry[window.catalog.modules.of(shown.variables[zeros])] = True
+            dry[window.catalog.modules.of(zeros)] = True
             when = f"each of the first {numbers[index]} calls"
             return _explain(window, int(rows[index]), int(positions[index]), dry, when)
 
         return Examples.of_calls(window, rows, np.array(numbers) < NEVER, explain)
+
+
+def _zeros(window: Window, row: int, position: int) -> Int32:
+    """Return the parameters of an optimizer whose gradients are all zeros at a step of it."""
+    shown = window.frames[position]
+    held = shown.columns["optimizer"] == window.calls.object[row]
+    codes: Int32 = shown.variables[held & (shown.columns["grad"] == GradState.ZERO)]
+    return codes
+
+
+def _num_zeros(window: Window, row: int, position: int) -> int:
+    return int(window.catalog.num_elements(_zeros(window, row, position)).sum())
 
 
 class _Beginnings:
