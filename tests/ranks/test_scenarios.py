@@ -11,6 +11,7 @@ from tests.ranks.launching import ROOT, run, torchrun
 from traincheck_plugin.checker.check import check
 from traincheck_plugin.inference.infer import infer
 from traincheck_plugin.invariants.jsonl import dump_invariants
+from traincheck_plugin.invariants.sources import load_sources
 from traincheck_plugin.trace.reader import open_run
 
 pytestmark = pytest.mark.slow
@@ -110,6 +111,19 @@ def test_drifting_replicas_are_found_in_the_trace(folder, name):
 
     assert {violation.step for violation in found} == {step}
     assert set().union(*(violation.cause.subjects for violation in found)) == names
+
+
+SAME_GRADIENTS = "parameters are equal on all ranks where all gradients are"
+
+
+def test_averaged_gradients_of_different_replicas_are_found_without_a_reference(folder):
+    name = "different_initial_weights"
+    assert SAME_GRADIENTS in {v["rule"] for v in found_live(folder, name, "buggy")}
+    for twin in ("clean", "buggy"):
+        bundled = check(open_run(folder / f"{name}-{twin}/trace"), load_sources(["default"]))
+        found = [v for outcome in bundled.outcomes for v in outcome.violations]
+        rules = {v.invariant.text_description for v in found if v.severity == "critical"}
+        assert rules == ({SAME_GRADIENTS} if twin == "buggy" else set())
 
 
 def test_an_optimizer_from_before_sharding_is_found(folder):
