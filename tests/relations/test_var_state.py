@@ -123,6 +123,7 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
             rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN) or (row[0] and row[1])
         ),
         lambda at, row: rule != OPTIMIZED or any(o[2] or o[4] != GradState.NULL for o in met),
+        lambda at, row: rule not in (WHOLE, THAWED) or row[4] != GradState.NULL,
         lambda at, row: rule != THAWED or at in frozen,
         lambda at, row: rule != BESIDE_FROZEN or (_gets(row) and _is_meant(met)),
         lambda at, row: rule != WOVEN or _is_woven(met, row),
@@ -260,8 +261,13 @@ def test_a_frame_that_cannot_tell_is_no_example() -> None:
         run.frame("begin", parameters, optimizer=FIRST, requires_grad=True, in_model=True)
         run.frame("end", parameters, optimizer=FIRST, grad=GradState.NON_FINITE)
     windows = [run.window()]
-    assert labels(RELATION, (STEP, FINITE), windows) == []
-    assert labels(RELATION, (STEP, OPTIMIZED), windows) == []
+    for rule in (FINITE, OPTIMIZED, WHOLE):
+        assert labels(RELATION, (STEP, rule), windows) == []
+
+
+def test_a_parameter_that_another_phase_needs_may_be_left_out() -> None:
+    later: Row = (True, True, "", 0.1, GradState.NULL, 0, FLOAT)
+    windows = told([_step(FIRST, [GOOD, later])], [])
     assert [h for _, h in labels(RELATION, (STEP, WHOLE), windows)] == [True]
 
 
@@ -308,7 +314,7 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
         (
             WHOLE,
             (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT),
-            "`p1` requires gradients and is in no optimizer, unlike others of the same modules",
+            "`p1` gets gradients and is in no optimizer, unlike others of the same modules",
             "in no optimizer",
         ),
         (

@@ -42,7 +42,7 @@ FLOWING = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero
 STEP = "torch.optim.Optimizer.step"
 
 IN_A_ROW = 5
-"""Steps of an optimizer with nothing but zeros for a module until that is no coincidence."""
+"""Steps of an optimizer with nothing but zeros for a parameter until that is no coincidence."""
 
 NEVER = 10
 """First steps of an optimizer with nothing but zeros until that is no coincidence: what an agent
@@ -52,7 +52,7 @@ MOST = 1
 """How many there may be in a row in the reference: where it happens at times, nothing is said."""
 
 MIN_STEPS = 10
-"""Steps with gradients of a module that show that it gets them."""
+"""Steps with gradients of a parameter that show that it gets them."""
 
 MIN_ELEMENTS = 8
 """A clamp may hold a single number for good, as it does a temperature, and an optimizer may have
@@ -64,15 +64,15 @@ _ANY = np.logical_or.reduce
 
 
 class GradientFlowRelation(Relation):
-    """Where an optimizer has gradients, those of the named modules are not all zeros.
+    """Where an optimizer has gradients, those of the named parameters are not all zeros.
 
     Of all pipelines, ``forall steps s of an optimizer o, until one has a gradient that is not all
     zeros: s is not yet the `NEVER`-th``. Of one,
-    ``forall steps s of an optimizer o, forall modules m in names that o holds a parameter of: not
-    (in the last `IN_A_ROW` steps of o each gradient of m that there is was all zeros, and some
-    other gradient of o was not)``. Steps that no backward led to do not count; one without a
-    gradient of m, or with nothing but zeros, begins anew. Named are modules of which the reference
-    has a gradient that is not zero in all steps, but for single ones.
+    ``forall steps s of an optimizer o, forall parameters p in names that o holds: not
+    (in the last `IN_A_ROW` steps of o the gradient of p was all zeros, and some other gradient of o
+    was not)``. Steps that no backward led to do not count; one without a gradient of p, or with
+    nothing but zeros, begins anew. Named are parameters of which the reference has a gradient that
+    is not all zeros in all steps, but for single ones.
 
     Catches a term of the loss with a weight of 0, a branch that is multiplied by 0, a mask that
     leaves nothing over, and a loss that is rounded. Cannot see gradients that are too small, nor a
@@ -97,7 +97,7 @@ class GradientFlowRelation(Relation):
             )
         shown = ", ".join(f"`{name}`" for name in names[:3])
         more = ", ..." if len(names) > 3 else ""
-        noun = "1 module" if len(names) == 1 else f"{len(names)} modules"
+        noun = "1 parameter" if len(names) == 1 else f"{len(names)} parameters"
         return f"the gradients of {noun} ({shown}{more}) are not all zeros when the optimizer steps"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
@@ -124,32 +124,31 @@ def _names(params: tuple[Param, ...]) -> tuple[str, ...] | None:
 
 
 def _name(variable: Variable) -> str:
-    """Return the name under which the module of a parameter is found again in another run."""
+    """Return the name under which a parameter is found again in another run."""
     # The module that defines the class of a model may be another one when a script is imported.
-    return f"{variable.owner.rpartition('.')[2]}.{variable.name}".rpartition(".")[0]
+    return f"{variable.owner.rpartition('.')[2]}.{variable.name}"
 
 
 class _Part(NamedTuple):
-    """Steps of one optimizer, in order: a row for each, and a column for each module.
+    """Steps of one optimizer, in order: a row for each, and a column for each variable.
 
     Attributes:
-        rows, positions: of the calls, and of the frames at their begin.
-        flows: whether a gradient of the module was not all zeros.
-        num_dry: how many steps in a row, with this one, were all zeros.
+        rows: of the calls.
+        flows: whether the gradient was not all zeros.
+        num_dry: in how many steps in a row, with this one, it was.
     """
 
     rows: Int64
-    positions: Int64
     flows: Bool
     num_dry: Int64
 
 
 class _Flow:
-    """Follows which modules get gradients from one step of an optimizer to the next."""
+    """Follows which parameters get gradients from one step of an optimizer to the next."""
 
     def __init__(self) -> None:
         self._backwards = Backwards()
-        # By optimizer and number of the module.
+        # By optimizer and code of the parameter.
         self._num_dry: dict[int, Int64] = {}
 
     def observe(self, window: Window) -> Iterator[_Part]:
@@ -175,22 +174,19 @@ class _Flow:
                 before[: len(known)] = known
             num_dry = numbers - last + np.where(last == 0, before, 0)
             self._num_dry[target] = num_dry[-1]
-            yield _Part(rows[chosen], positions[chosen], flows[chosen], num_dry)
+            yield _Part(rows[chosen], flows[chosen], num_dry)
 
 
 def _table(window: Window, positions: Int64) -> tuple[Bool, Bool]:
-    """Return which modules get gradients, and which nothing but zeros, in each frame."""
-    modules, found = window.catalog.modules, []
+    """Return which parameters get gradients, and which nothing but zeros, in each frame."""
+    flows, zeros = np.zeros((2, len(positions), len(window.catalog.variables)), np.bool_)
     for indexes, shown in by_stack(window, positions):
         held = shown.select(HELD)
         if held is not None:
-            found.append((indexes, modules.of(shown.variables), held, shown.column("grad")))
-    flows, zeros = np.zeros((2, len(positions), len(modules)), np.bool_)
-    for indexes, numbers, held, grad in found:
-        for table, mask in ((flows, grad >= GradState.NON_ZERO), (zeros, grad == GradState.ZERO)):
-            rows, columns = (held & mask).nonzero()
-            table[indexes[rows], numbers[columns]] = True
-    return flows, zeros & ~flows
+            grad = shown.column("grad")
+            flows[indexes[:, None], shown.variables] = held & (grad >= GradState.NON_ZERO)
+            zeros[indexes[:, None], shown.variables] = held & (grad == GradState.ZERO)
+    return flows, zeros
 
 
 class _Never(Monitor):
@@ -234,10 +230,8 @@ class _Never(Monitor):
 
         def explain(index: int) -> Explanation:
             zeros = _zeros(window, int(rows[index]), int(positions[index]))
-            dry = np.zeros(len(window.catalog.modules), np.bool_)
-            dry[window.catalog.modules.of(zeros)] = True
             when = f"each of the first {numbers[index]} calls"
-            return _explain(window, int(rows[index]), int(positions[index]), dry, when)
+            return _explain(window, int(rows[index]), zeros, when)
 
         return Examples.of_calls(window, rows, np.array(numbers) < NEVER, explain)
 
@@ -279,18 +273,15 @@ class _Monitor(Monitor):
         if not parts:
             return NO_EXAMPLES
         catalog = window.catalog
-        codes = np.flatnonzero(self._named.among(catalog)).astype(np.int32)
-        named = np.zeros(len(catalog.modules), np.bool_)
-        named[catalog.modules.of(codes)] = True
+        named = self._named.among(catalog)[: parts[0].flows.shape[1]]
         rows = np.concatenate([part.rows for part in parts])
-        positions = np.concatenate([part.positions for part in parts])
         num_dry = named * np.concatenate([part.num_dry for part in parts])
         flows = named & np.concatenate([part.flows for part in parts])
         order = np.argsort(rows)
         order = order[(flows | (num_dry > 0))[order].any(axis=1)]
         if not len(order):
             return NO_EXAMPLES
-        rows, positions, fails = rows[order], positions[order], num_dry[order] >= IN_A_ROW
+        rows, fails = rows[order], num_dry[order] >= IN_A_ROW
         return Examples.of_calls(
             window,
             rows,
@@ -298,16 +289,13 @@ class _Monitor(Monitor):
             lambda index: _explain(
                 window,
                 int(rows[index]),
-                int(positions[index]),
-                fails[index],
+                np.flatnonzero(fails[index]).astype(np.int32),
                 f"the last {IN_A_ROW} calls",
             ),
         )
 
 
-def _explain(window: Window, row: int, position: int, dry: Bool, when: str) -> Explanation:
-    frame = window.frames[position]
-    codes = frame.variables[dry[window.catalog.modules.of(frame.variables)]]
+def _explain(window: Window, row: int, codes: Int32, when: str) -> Explanation:
     part, at = window.at(row)
     name = short(part.catalog.apis[int(part.calls.api[at])].name)
     which = describe_variables([window.catalog.variables[int(code)] for code in codes])
@@ -323,7 +311,7 @@ def _explain(window: Window, row: int, position: int, dry: Bool, when: str) -> E
 
 
 class _Proposer(Proposer):
-    """Proposes the modules that get gradients in each step, but for single ones."""
+    """Proposes the parameters that get gradients in each step, but for single ones."""
 
     def __init__(self) -> None:
         self._flow = PerRun(_Flow)
@@ -332,25 +320,18 @@ class _Proposer(Proposer):
         self._has_steps = False
 
     def observe(self, window: Window) -> None:
-        modules = window.catalog.modules
         parts = list(self._flow.of(window.catalog).observe(window))
         if not parts:
             return
         self._has_steps = True
         flowing = np.sum([part.flows.sum(axis=0) for part in parts], axis=0)
         most = np.max([part.num_dry.max(axis=0) for part in parts], axis=0)
-        codes = np.arange(len(window.catalog.variables), dtype=np.int32)
-        sizes = np.bincount(modules.of(codes), window.catalog.num_elements(codes), len(modules))
-        variables = window.catalog.variables
-        parameters = [code for code in codes.tolist() if variables[code].kind == "parameter"]
-        numbers = modules.of(np.array(parameters, np.int32)).tolist()
-        names = {
-            number: _name(variables[code]) for number, code in zip(numbers, parameters, strict=True)
-        }
-        for number in np.flatnonzero(flowing + most).tolist():
-            name = names[number]
-            self._num_flowing[name] = self._num_flowing.get(name, 0) + int(flowing[number])
-            if most[number] > MOST or sizes[number] < MIN_ELEMENTS:
+        codes = np.flatnonzero(flowing + most).astype(np.int32)
+        sizes = window.catalog.num_elements(codes).tolist()
+        for code, size in zip(codes.tolist(), sizes, strict=True):
+            name = _name(window.catalog.variables[code])
+            self._num_flowing[name] = self._num_flowing.get(name, 0) + int(flowing[code])
+            if most[code] > MOST or size < MIN_ELEMENTS:
                 self._is_left_out.add(name)
 
     def hypotheses(self) -> Iterable[Hypothesis]:

@@ -67,8 +67,9 @@ USED = VarTypeParam(
 ACCOUNTED = VarTypeParam(
     var_type=PARAMETER, attr_name="accounted", pre_value=True, quantifier="every"
 )
-WHOLE = replace(OPTIMIZED, where=(*TRAINABLE, ("module_held", True)))
-THAWED = replace(OPTIMIZED, where=(*TRAINABLE, ("thawed", True)))
+LEARNABLE = (*TRAINABLE, ("grad", "not_null"))
+WHOLE = replace(OPTIMIZED, where=(*LEARNABLE, ("module_held", True)))
+THAWED = replace(OPTIMIZED, where=(*LEARNABLE, ("thawed", True)))
 BESIDE_FROZEN = replace(OPTIMIZED, where=(*TRAINABLE, ("beside_frozen", True)))
 WOVEN = replace(OPTIMIZED, where=(*TRAINABLE, ("woven", True)))
 REACHED = VarTypeParam(
@@ -152,11 +153,12 @@ _SENTENCES = {
         "{who} {get} gradients, {be} in no optimizer, and not part of the model that ran",
     ),
     WHOLE: (
-        "an optimizer that trains a module trains all of its parameters that require gradients",
-        "{who} {require} gradients and {be} in no optimizer, unlike others of the same modules",
+        "an optimizer that trains a module trains all of its parameters that get gradients",
+        "{who} {get} gradients and {be} in no optimizer, unlike others of the same modules",
     ),
     THAWED: (
-        "a parameter that is unfrozen on the way is in an optimizer when {name} runs",
+        "a parameter that is unfrozen on the way and gets gradients is in an optimizer when {name} "
+        "runs",
         "{who} {be} no longer frozen, and in no optimizer when {name} runs",
     ),
     BESIDE_FROZEN: (
