@@ -215,6 +215,14 @@ def test_what_is_applied_twice_is_told() -> None:
     assert "expects logits and is given probabilities" in explanation.cause.text
 
 
+def test_probabilities_in_place_of_their_logarithms_are_told() -> None:
+    for loss in ("nll_loss", "nll_loss2_d", "ctc_loss"):
+        explanation = _failure((BACKWARD,), f"{loss}<softmax softmax<layer")
+        assert explanation.message == f"the loss applies {loss} to the result of softmax"
+        assert explanation.cause is not None
+        assert "log_softmax is missing" in explanation.cause.text
+
+
 def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
     proposer = RELATION.proposer()
     for window in windows:
@@ -258,4 +266,4 @@ def test_the_rule_is_a_sentence() -> None:
     assert RELATION.describe((SIGNED, _known(ENTROPY)[1])).endswith("keep their signs")
     assert RELATION.describe((FLOWING, _known(ENTROPY)[1])).startswith("gradients go to the same")
     assert RELATION.describe((SHAPED,)).startswith("no loss broadcasts")
-    assert "to the result of another" in RELATION.describe((BACKWARD,))
+    assert RELATION.describe((BACKWARD,)).endswith("what one of the first returns")

@@ -62,6 +62,9 @@ PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss"})
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
 
+LOGARITHMIC = frozenset({"nll_loss", "nll_loss2_d", "ctc_loss"})
+"""Losses that expect the logarithms of probabilities."""
+
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
 _ADDING = frozenset({"sub", "rsub"})
@@ -80,10 +83,11 @@ class LossFormulaRelation(Relation):
     as `warning` where b has the formula of the reference but for signs and the numbers of
     dimensions of what is summed up, or but for what is a constant in one of them and something
     that gradients go to in the other. Of all pipelines, ``forall backwards b of a loss that
-    squashes, forall (p, q) in formula(b): not (p squashes and q is a softmax or a sigmoid)``, and
-    ``forall backwards b of a loss in `PAIRED`: it does not take n predictions as n times n``. A
-    formula is the pairs of operations in the autograd graph of which one takes the result of the
-    other, from the loss to the last layers; shapes and casts do not count.
+    squashes, forall (p, q) in formula(b): not (p squashes, or expects logarithms, and q is a
+    softmax or a sigmoid)``, and ``forall backwards b of a loss in `PAIRED`: it does not take n
+    predictions as n times n``. A formula is the pairs of operations in the autograd graph of which
+    one takes the result of the other, from the loss to the last layers; shapes and casts do not
+    count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
     that are broadcast against each other, a term that is computed under `no_grad`, and a target
@@ -401,18 +405,21 @@ class _Law(Monitor):
 def _squashed_twice(pairs: Pairs) -> Sequence[tuple[str, str]] | None:
     if not _operations(pairs) & SQUASHING:
         return None
-    return sorted(p for p in pairs if p[0] in SQUASHING and p[1] in SQUASHED)
+    takers = SQUASHING | LOGARITHMIC
+    return sorted(p for p in pairs if p[0] in takers and p[1] in SQUASHED)
 
 
 def _explain_squashing(outer: str, inner: str) -> Explanation:
+    text = (
+        f"{outer} expects the logarithms of probabilities and is given what {inner} returns: a "
+        "log_softmax is missing"
+        if outer in LOGARITHMIC
+        else f"what {inner} returns goes through {outer}, too, as in a loss that expects logits "
+        "and is given probabilities: gradients are small, and the loss cannot reach 0"
+    )
     return Explanation(
         message=f"the loss applies {outer} to the result of {inner}",
-        cause=Cause(
-            fact="another loss",
-            subjects=("loss",),
-            text=f"what {inner} returns goes through {outer}, too, as in a loss that expects "
-            "logits and is given probabilities: gradients are small, and the loss cannot reach 0",
-        ),
+        cause=Cause(fact="another loss", subjects=("loss",), text=text),
     )
 
 
@@ -443,7 +450,7 @@ _LAWS: dict[
     ],
 ] = {
     (BACKWARD,): (
-        "no loss applies softmax, sigmoid or their logarithms to the result of another",
+        "no loss applies softmax, sigmoid, nll_loss or the like to what one of the first returns",
         _squashed_twice,
         _explain_squashing,
     ),
