@@ -63,7 +63,7 @@ def test_an_optimizer_that_never_gets_anything_but_zeros() -> None:
     (window,) = told([_step((ZERO, NULL, NULL))] * NEVER, [])
     explanation = RELATION.monitor((FLOWING,)).observe(window).explain(NEVER - 1)
     assert explanation.message == (
-        "the gradients of 1 parameters were all zeros in each of the first 10 calls of SGD.step"
+        "the gradient of `stem.weight` was all zeros in each of the first 10 calls of SGD.step"
     )
     assert "some gradient that an optimizer uses" in RELATION.describe((FLOWING,))
 
@@ -148,10 +148,10 @@ def test_the_cause_is_told() -> None:
     (window,) = told([_step(DRY)] * IN_A_ROW, [])
     explanation = RELATION.monitor(PARAMS).observe(window).explain(IN_A_ROW - 1)
     assert explanation.message == (
-        "the gradients of 1 parameters were all zeros in the last 5 calls of SGD.step"
+        "the gradient of `branch.0.weight` was all zeros in the last 5 calls of SGD.step"
     )
     assert explanation.cause is not None
-    assert "`branch.0.weight` compute" in explanation.cause.text
+    assert "`branch.0.weight` computes" in explanation.cause.text
 
 
 def test_named_is_what_gets_gradients_all_the_time() -> None:

@@ -299,13 +299,15 @@ def _explain(window: Window, row: int, codes: Int32, when: str) -> Explanation:
     part, at = window.at(row)
     name = short(part.catalog.apis[int(part.calls.api[at])].name)
     which = describe_variables([window.catalog.variables[int(code)] for code in codes])
+    verb = "gradient of {} was" if len(codes) == 1 else "gradients of {} were"
     return Explanation(
-        message=f"the gradients of {len(codes)} parameters were all zeros in {when} of {name}",
+        message=f"the {verb.format(which)} all zeros in {when} of {name}",
         cause=Cause(
             fact="gradients are zero",
             subjects=tuple(sorted(window.catalog.variables[int(c)].label for c in codes)),
-            text=f"what {which} compute does not count in the loss: its term has a weight of 0, a "
-            "mask leaves nothing over, it is rounded, or an activation is saturated",
+            text=f"what {which} {'computes' if len(codes) == 1 else 'compute'} does not count in "
+            "the loss: its term has a weight of 0, a mask leaves nothing over, it is rounded, or "
+            "an activation is saturated",
         ),
     )
 
