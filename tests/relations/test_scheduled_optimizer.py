@@ -12,7 +12,7 @@ from tests.builders import RunBuilder
 from tests.relations.labelling import labels, told
 from traincheck_plugin.invariants.model import APIParam
 from traincheck_plugin.relations.scheduled_optimizer import IN_A_ROW, ScheduledOptimizerRelation
-from traincheck_plugin.vocabulary import Item, Variable
+from traincheck_plugin.vocabulary import Item
 
 RELATION = ScheduledOptimizerRelation()
 PARAMS = (
@@ -35,17 +35,13 @@ def _step(target: str, *, holders: Sequence[str] = (), lr: float = 0.1) -> Event
     return tell
 
 
-def _move(target: str = OLD, *, to: float = 0.5) -> Event:
-    """A call of a scheduler that moves the rate of *target* to *to*; it was 1."""
+def _move(target: str = OLD) -> Event:
+    """A call of a scheduler of *target*."""
 
     def tell(run: RunBuilder) -> None:
-        option = Variable(kind="group", name="0.lr", owner=target, type="float")
-        codes = run.variables(option)
         scheduler = "torch.optim.lr_scheduler.StepLR"
         named = [Item(path="optimizer", type="str", value=target)] * bool(target)
-        with run.calling(f"{scheduler}.step", object=f"{scheduler}#0", inputs=named):
-            run.frame("begin", codes, value=1.0)
-            run.frame("end", codes, value=to)
+        run.call(f"{scheduler}.step", object=f"{scheduler}#0", inputs=named)
 
     return tell
 
@@ -74,8 +70,7 @@ def test_a_scheduler_of_an_optimizer_that_was_replaced() -> None:
         [_step(NEW, holders=[NEW, OLD]), _move()],
         # A wrapper: the rates of what steps follow all the same.
         [_step(NEW, lr=0.3), _move(), _step(NEW, lr=0.2), _move()],
-        # A schedule that rests, and one that is wound on.
-        [_step(NEW), _move(to=1.0)],
+        # A schedule that is wound on.
         [_move(), _move()],
         # Nobody knows whose scheduler it is.
         [_step(NEW), _move("")],
@@ -89,7 +84,7 @@ def test_the_cause_is_told() -> None:
     (window,) = told([_step(NEW), _move()] * (IN_A_ROW + 1), [])
     explanation = RELATION.monitor(PARAMS).observe(window).explain(0)
     assert explanation.message == (
-        "StepLR.step changed options of Adam#0, which did not step, and others did"
+        "StepLR.step moved the schedule of Adam#0, which does not step, and others do"
     )
     assert explanation.cause is not None
     assert explanation.cause.subjects == (OLD,)
@@ -107,7 +102,7 @@ def test_steps_that_are_left_out() -> None:
 
 @given(
     st.lists(
-        st.sampled_from(["step", "other", "shared", "move", "rest"]),
+        st.sampled_from(["step", "other", "shared", "move"]),
         max_size=40,
     ),
     st.sets(st.integers(1, 39)),
@@ -118,12 +113,11 @@ def test_calls_are_judged_as_the_formula_says(run: list[str], cuts: set[int]) ->
         "other": _step(NEW),
         "shared": _step(NEW, holders=[NEW, OLD]),
         "move": _move(),
-        "rest": _move(to=1.0),
     }
     expected, since, number = [], None, 0
     last_other = ""
     for word in run:
-        if word in ("move", "rest"):
+        if word == "move":
             if since is not None and since:
                 if "step" in since:
                     number = 0
@@ -131,7 +125,7 @@ def test_calls_are_judged_as_the_formula_says(run: list[str], cuts: set[int]) ->
                 elif last_other == "shared":
                     number = 0
                 else:
-                    number += word == "move"
+                    number += 1
                     if number >= IN_A_ROW:
                         expected.append(False)
             since = [] if since is None or since else since

@@ -406,6 +406,26 @@ def test_a_step_that_makes_state_has_done_something(
     assert [h for _, h in labels(RELATION, (STEP, param), windows)][-1:] == expected
 
 
+def test_what_wraps_an_optimizer_leaves_the_work_to_it() -> None:
+    run = RunBuilder()
+    wrapper, inner = "lib.Wrapper#0", "torch.optim.Adam#0"
+    param = VarTypeParam(
+        var_type="torch.optim.Optimizer.state",
+        attr_name="data",
+        post_value="changed",
+        where=(("owned", True),),
+    )
+    for calls_inner in (True, False):
+        run.call("torch.Tensor.backward")
+        with run.calling("torch.optim.Optimizer.step", object=wrapper):
+            slots = run.parameters("a", kind="slot", owner=wrapper)
+            run.frame("begin", slots, data=1)
+            if calls_inner:
+                run.call("torch.optim.Adam.step", object=inner)
+            run.frame("end", slots, data=1)
+    assert [h for _, h in labels(RELATION, (STEP, param), [run.window()])] == [False]
+
+
 @pytest.mark.parametrize(
     ("size", "rate", "is_inert"),
     [

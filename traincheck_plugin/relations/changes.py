@@ -38,7 +38,8 @@ class ChangeMonitor(Monitor):
     of an optimizer that searches: one that goes backward several times in a step may find that no
     move is better than none. Nor is a backward within which gradients are used up, as where each
     parameter has an optimizer that steps as soon as its gradient is there, or one to which no
-    parameter is open.
+    parameter is open. Nor do the slots of an optimizer tell that leaves the work to another one,
+    whose step it calls.
 
     The first failure in a row of an optimizer is no example where no backward led to the step,
     since trainers may only feed a model with data; nor where *every* variable is to change, since
@@ -80,13 +81,17 @@ class ChangeMonitor(Monitor):
 
     def _is_judged(self, window: Window, rows: Int64, holds: Bool) -> Bool:
         """Return which calls are examples: others need not have done what is expected of them."""
+        judged: Bool
         if self._api.role == "step":
-            return self._steps.is_judged(window, rows, holds)
+            judged = self._steps.is_judged(window, rows, holds)
+            if self._variables.var_type == SLOT and not holds.all():
+                judged = judged & (holds | ~_wraps(window, rows))
+            return judged
         if self._api.role == "backward" and not holds.all():
             calls = window.calls
             using = np.sort(calls.begin[rows_of_role(window, "step", "zero_grad")])
             before, after = (np.searchsorted(using, at[rows]) for at in (calls.begin, calls.end))
-            judged: Bool = holds | (before == after)
+            judged = holds | (before == after)
             return judged
         return np.ones(len(rows), np.bool_)
 
@@ -174,6 +179,14 @@ class _Effect:
     did: Bool
     judged: Bool
     holds: Bool
+
+
+def _wraps(window: Window, steps: Int64) -> Bool:
+    """Return which steps call that of another optimizer."""
+    calls = window.calls
+    inner = calls.parent[rows_of_role(window, "step")]
+    wraps: Bool = np.isin(calls.call[steps], inner)
+    return wraps
 
 
 class _Steps:

@@ -9,11 +9,13 @@ import numpy as np
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
     APIParam,
     ConstantParam,
     Hypothesis,
     Param,
     Severity,
+    VarTypeParam,
 )
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -25,16 +27,20 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import is_placed, label
+from traincheck_plugin.relations.lifecycle import completed, is_placed, label
+from traincheck_plugin.relations.moments import pairs
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
-from traincheck_plugin.relations.schedules import changed_options
+from traincheck_plugin.vocabulary import Int64
 
 PATIENCE = 2
 """How many times as many calls as in the reference may come before the first change."""
 
 MIN_CALLS = 10
 """Calls that may come before the first change in any case: a schedule may start slowly."""
+
+
+OPTIONS = VarTypeParam(var_type=VAR_TYPES["group"], attr_name="value")
 
 
 class ScheduleMovesRelation(Relation):
@@ -91,7 +97,7 @@ class _Moves:
     def observe(self, window: Window) -> list[tuple[int, int | None]]:
         """Return the rows of calls, each with how many came to nothing; None: one did."""
         found: list[tuple[int, int | None]] = []
-        for row, changed in changed_options(window, window.rows_of_name(self._moved)):
+        for row, changed in _changed(window, window.rows_of_name(self._moved)):
             if is_placed(window, row):
                 continue
             key = label(window, row)
@@ -107,6 +113,20 @@ class _Moves:
     def is_moving(self) -> bool:
         """Whether every scheduler changed something."""
         return bool(self._have_moved) and self.num_idle.keys() <= self._have_moved
+
+
+def _changed(window: Window, rows: Int64) -> list[tuple[int, bool]]:
+    """Return the calls that show param groups, and whether they changed an option of one."""
+    found: list[tuple[int, bool]] = []
+    for both in pairs(window, completed(window, rows), OPTIONS):
+        before, after = both.begin.column("value"), both.end.column("value")
+        if before.shape == after.shape:
+            is_same = (before == after) | (np.isnan(before) & np.isnan(after))
+            changed = ~is_same.all(axis=1)
+        else:
+            changed = np.ones(len(before), np.bool_)
+        found += zip(both.begin.calls.tolist(), changed.tolist(), strict=True)
+    return sorted(found)
 
 
 class _Monitor(Monitor):

@@ -24,7 +24,6 @@ from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.lifecycle import completed, label, named_optimizer
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
-from traincheck_plugin.relations.schedules import changed_options
 from traincheck_plugin.vocabulary import NONE
 
 IN_A_ROW = 3
@@ -39,8 +38,8 @@ class ScheduledOptimizerRelation(Relation):
     """The optimizer that a scheduler moves is one that steps.
 
     ``forall calls b of a scheduler s of an optimizer o, after a first one: if some optimizer
-    stepped since the last call of s, o did``, but for fewer than `IN_A_ROW` calls on end that
-    change an option of o. No example is a call of which o holds a parameter that none of those
+    stepped since the last call of s, o did``, but for fewer than `IN_A_ROW` calls on end. No
+    example is a call of which o holds a parameter that none of those
     that stepped does, for it may wait for its turn; nor one since which the learning rates of those
     changed all the same, as where an optimizer wraps another.
 
@@ -68,10 +67,8 @@ class ScheduledOptimizerRelation(Relation):
     def needs(self, params: tuple[Param, ...]) -> Plan:
         step, moved = pair(self.name, params, APIParam, APIParam)
         held = frozenset(("parameter", name) for name in _SHOWN)
-        options = frozenset({("group", "value")})
-        attributes = {"step": held, "scheduler": options}
         return api_plan(step, moved).union(
-            Plan(functions=frozenset(), attributes=attributes)  # type: ignore[arg-type]
+            Plan(functions=frozenset(), attributes={"step": held})  # type: ignore[dict-item]
         )
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
@@ -119,7 +116,7 @@ class _Monitor(Monitor):
                 continue
             optimizer = named_optimizer(window, row)
             if optimizer:
-                held = self._judge(window, row, optimizer)
+                held = self._judge(optimizer)
                 if held is not None:
                     found.append((row, held, optimizer))
         if not found:
@@ -148,8 +145,8 @@ class _Monitor(Monitor):
             codes = np.unique(holders[holders != NONE]).tolist()
             self._holders[optimizer] = {window.catalog.objects[code] for code in codes}
 
-    def _judge(self, window: Window, row: int, optimizer: str) -> bool | None:
-        """Return whether a call of a scheduler of *optimizer* holds; None for no example."""
+    def _judge(self, optimizer: str) -> bool | None:
+        """Return whether the next call of a scheduler of *optimizer* holds; None for no example."""
         scheduled = self._scheduled.get(optimizer)
         if scheduled is None:
             self._scheduled[optimizer] = _Scheduled(rates=dict(self._rates))
@@ -165,15 +162,13 @@ class _Monitor(Monitor):
         if waits or any(self._rates[one] != rates.get(one, self._rates[one]) for one in stepped):
             scheduled.num_idle = 0
             return None
-        scheduled.num_idle += any(
-            is_changed for _, is_changed in changed_options(window, np.array([row]))
-        )
+        scheduled.num_idle += 1
         return False if scheduled.num_idle >= IN_A_ROW else None
 
     def _explain(self, window: Window, row: int, optimizer: str) -> Explanation:
         name, idle = short(window.catalog.apis[int(window.calls.api[row])].name), short(optimizer)
         return Explanation(
-            message=f"{name} changed options of {idle}, which did not step, and others did",
+            message=f"{name} moved the schedule of {idle}, which does not step, and others do",
             cause=Cause(
                 fact="scheduler of another optimizer",
                 subjects=(optimizer,),
