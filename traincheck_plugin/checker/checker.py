@@ -34,7 +34,8 @@ class Checker:
             for invariants of other pipelines, which are known as such from the first training
             step on.
         num_unobserved: invariants that need more than is observed.
-        foreign: invariants of other pipelines; empty before the first training step.
+        foreign: invariants of other pipelines, where none is of this one; empty before the first
+            training step.
     """
 
     def __init__(
@@ -103,18 +104,23 @@ class Checker:
     def _leave_other_pipelines(self, catalog: Catalog, window: Window | None = None) -> None:
         self._scoped = True
         here = pipeline_of(catalog, self._script, window)
-        foreign = []
-        for watch in self._watches:
-            invariant = watch.outcome.invariant
-            if invariant.scope == "pipeline" and not any(
-                similarity(here, other) >= SAME_PIPELINE for other in invariant.pipelines
-            ):
-                watch.outcome.num_triggered = 0
-                watch.outcome.violations.clear()
-                watch.outcome.error = ""
-                watch.closed = True
-                foreign.append(invariant)
-        self.foreign = tuple(foreign)
+        of_pipelines = [w for w in self._watches if w.outcome.invariant.scope == "pipeline"]
+        foreign = [
+            watch
+            for watch in of_pipelines
+            if not any(
+                similarity(here, other) >= SAME_PIPELINE
+                for other in watch.outcome.invariant.pipelines
+            )
+        ]
+        for watch in foreign:
+            watch.outcome.num_triggered = 0
+            watch.outcome.violations.clear()
+            watch.outcome.error = ""
+            watch.closed = True
+        if len(foreign) == len(of_pipelines):
+            # Where some are of this pipeline, others may well be of another one.
+            self.foreign = tuple(watch.outcome.invariant for watch in foreign)
         self._watches = [watch for watch in self._watches if not watch.closed]
 
 

@@ -80,7 +80,7 @@ class RankCheck:
 
     @property
     def foreign(self) -> tuple[Invariant, ...]:
-        """Invariants of other pipelines, which are not checked."""
+        """Invariants of other pipelines, which are not checked, where none is of this one."""
         return self._checker.foreign
 
     def result(self, problems: Sequence[str] = ()) -> RankResult:
