@@ -39,9 +39,9 @@ class ScheduledOptimizerRelation(Relation):
 
     ``forall calls b of a scheduler s of an optimizer o, after a first one: if some optimizer
     stepped since the last call of s, o did``, but for fewer than `IN_A_ROW` calls on end. No
-    example is a call of which o holds a parameter that none of those
-    that stepped does, for it may wait for its turn; nor one since which the learning rates of those
-    changed all the same, as where an optimizer wraps another.
+    example is a call where o holds a parameter that none of those that stepped does, for it may
+    wait for its turn; nor one since which the learning rates of those changed all the same, as
+    where an optimizer wraps another.
 
     Catches a scheduler that was made for an optimizer in whose place another one was built. Cannot
     see one whose optimizer was made for another model.
