@@ -69,9 +69,9 @@ class GradientFlowRelation(Relation):
     Of all pipelines, ``forall steps s of an optimizer o, until one has a gradient that is not all
     zeros: s is not yet the `NEVER`-th``. Of one, ``forall steps s of an optimizer o, forall
     parameters p in names that o holds: not (in the last `IN_A_ROW` steps of o the gradient of p was
-    all zeros, and some other gradient of o was not)``. Steps that no backward led to do not count; one without a gradient of p, or with
-    nothing but zeros, begins anew. Named are parameters of which the reference has a gradient that
-    is not all zeros in all steps, but for single ones.
+    all zeros, and some other gradient of o was not)``. Steps that no backward led to do not count;
+    one without a gradient of p, or with nothing but zeros, begins anew. Named are parameters of
+    which the reference has a gradient that is not all zeros in all steps, but for single ones.
 
     Catches a term of the loss with a weight of 0, a branch that is multiplied by 0, a mask that
     leaves nothing over, and a loss that is rounded. Cannot see gradients that are too small, nor a
