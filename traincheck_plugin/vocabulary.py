@@ -245,3 +245,14 @@ def decode_signature(text: str) -> tuple[Item, ...]:
         else:
             items.append(Item(path=row[0], type=row[1], value=row[2] if len(row) > 2 else None))
     return tuple(items)
+
+
+LAYER = "layer"
+"""Stands in the formula of a loss for what has parameters, and for products."""
+
+CONSTANT = "constant"
+"""Stands there for what no gradient goes to: a number, a target, what was detached."""
+
+BROADCAST = "broadcast"
+"""Stands there besides for predictions of one number each that a loss expands, by targets of
+another shape, to one for each pair of a prediction and a target."""

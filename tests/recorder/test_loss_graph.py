@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
-from traincheck_plugin.recorder.loss_graph import LAYER, MAX_NODES, formula
+from traincheck_plugin.recorder.loss_graph import MAX_NODES, formula
 from traincheck_plugin.recorder.probes import backward
+from traincheck_plugin.vocabulary import LAYER
 
 CROSS_ENTROPY = {"nll_loss<log_softmax", "log_softmax<layer"}
 

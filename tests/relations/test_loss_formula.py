@@ -177,6 +177,19 @@ def test_what_goes_on_from_a_loaded_state_is_not_judged(outcome: str, expected: 
     assert [holds for _, holds in labels(RELATION, _known(ENTROPY), windows)] == expected
 
 
+def test_a_loss_is_after_a_model_of_its_own_window() -> None:
+    run = RunBuilder()
+    _backward(run, ENTROPY)
+    windows = [run.window()]
+    for _ in range(2):
+        items = [Item(path="formula", type="str", value=SQUARES)]
+        run.call("torch.Tensor.backward", inputs=items)
+        windows.append(run.window())
+    # However windows are joined, as `labels` asserts.
+    assert [held for _, held in labels(RELATION, _known(ENTROPY), windows)] == [True]
+    assert [held for _, held in labels(RELATION, _known(ENTROPY, after=""), windows)] == [False]
+
+
 def test_losses_after_other_models_are_others() -> None:
     run = RunBuilder()
     for model in ("Net", "Critic"):

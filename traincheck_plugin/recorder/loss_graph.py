@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from traincheck_plugin.vocabulary import BROADCAST, CONSTANT, LAYER
+
 MAX_FACTORS = 8
 MAX_NODES = 32
 """Operations of a loss that are looked at, those next to it first."""
@@ -44,16 +46,6 @@ _PRODUCTS = frozenset(
 
 _REDUCTIONS = frozenset({"Mean", "Sum"})
 """What tells of the shape that it is given: two shapes that do not fit are broadcast."""
-
-LAYER = "layer"
-"""Stands for what has parameters, and for products."""
-
-CONSTANT = "constant"
-"""Stands for what no gradient goes to: a number, a target, what was detached."""
-
-BROADCAST = "broadcast"
-"""Stands besides for predictions of one number each that a loss expands, by targets of another
-shape, to one for each pair of a prediction and a target."""
 
 _LOSS, _EXPAND = "Loss", "Expand"
 

@@ -30,7 +30,7 @@ from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import NONE, Int64
+from traincheck_plugin.vocabulary import BROADCAST, CONSTANT, LAYER, NONE, Int64
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 SIGNED = replace(BACKWARD, attribute="sign")
@@ -51,10 +51,6 @@ MAX_FORMULAS = 8
 
 SHAPED = replace(BACKWARD, attribute="shape")
 """Speaks of all losses of a prediction and a target."""
-
-LAYER, CONSTANT, BROADCAST = "layer", "constant", "broadcast"
-"""What stands in formulas for the layers whose results they take; for what no gradient goes to:
-numbers, targets, what was detached; and for n predictions that a loss takes as n times n."""
 
 PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss"})
 """Losses of a prediction and a target that broadcast them."""
@@ -103,13 +99,13 @@ class LossFormulaRelation(Relation):
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         known = _known(params)
         if known is None:
-            return _Law(*_LAWS[params][1:])
+            return _Lawful(_LAWS[params])
         return _Known(*known, about=params[0])
 
     def describe(self, params: tuple[Param, ...]) -> str:
         known = _known(params)
         if known is None:
-            return _LAWS[params][0]
+            return _LAWS[params].sentence
         name, formulas = known
         shown = ", ".join(sorted(_operations(formulas[0])))
         after = f" after {name}" if name else ""
@@ -212,17 +208,20 @@ def _losses(window: Window) -> list[_Loss]:
         rows = completed(window, window.rows_of_role("backward"))
         rows = rows[is_backward(window)[rows]]
         catalog, calls = window.catalog, window.calls
-        forwards = np.concatenate([[NONE], window.rows_of_role("forward")])
+        forwards = window.rows_of_role("forward")
+        # Those of its own window, however windows are joined.
+        first = np.searchsorted(window.position_of(forwards), window.position_of(rows))
         several = zip(
             rows.tolist(),
             catalog.contexts.column("step")[calls.context[rows]].tolist(),
             calls.inputs[rows].tolist(),
+            first.tolist(),
             np.searchsorted(forwards, rows).tolist(),
             strict=True,
         )
         found = window.cache[_losses] = [
-            _Loss(row, step, _model_of(window, forwards[:number]), formula)
-            for row, step, code, number in several
+            _Loss(row, step, _model_of(window, forwards[start:stop]), formula)
+            for row, step, code, start, stop in several
             if (formula := _formula(catalog, code))
         ]
     return found
@@ -236,7 +235,7 @@ def _formula(catalog: Catalog, code: int) -> str:
 def _model_of(window: Window, forwards: Int64) -> str:
     """Return the class of the last one that has parameters: a loss may be a module, too."""
     objects, has_parameters = window.catalog.objects, window.catalog.has_parameters
-    for row in forwards[:0:-1].tolist():
+    for row in forwards[::-1].tolist():
         code = int(window.calls.object[row])
         if code != NONE and has_parameters(objects[code]):
             return class_name(objects[code])
@@ -370,27 +369,31 @@ def _told(pairs: Pairs) -> list[str]:
     return [f"{outer} of {inner}" for outer, inner in sorted(pairs)]
 
 
-class _Law(Monitor):
-    """Judges what is true of the losses of all pipelines.
+class _Law(NamedTuple):
+    """What is true of the losses of all pipelines.
 
-    Args:
-        faults: returns what is wrong with a loss; None where it says nothing of one.
+    Attributes:
+        sentence: the rule.
+        faults: returns what is wrong with a loss; None where the law says nothing of one.
         explain: says it of the first fault.
     """
 
-    def __init__(
-        self,
-        faults: Callable[[Pairs], Sequence[tuple[str, str]] | None],
-        explain: Callable[[str, str], Explanation],
-    ) -> None:
-        self._faults = faults
-        self._explain = explain
+    sentence: str
+    faults: Callable[[Pairs], Sequence[tuple[str, str]] | None]
+    explain: Callable[[str, str], Explanation]
+
+
+class _Lawful(Monitor):
+    """Judges all losses by a law."""
+
+    def __init__(self, law: _Law) -> None:
+        self._law = law
 
     def observe(self, window: Window) -> Examples:
         judged = [
             (loss.row, faults)
             for loss in _losses(window)
-            if (faults := self._faults(_parse(loss.formula))) is not None
+            if (faults := self._law.faults(_parse(loss.formula))) is not None
         ]
         if not judged:
             return NO_EXAMPLES
@@ -398,7 +401,7 @@ class _Law(Monitor):
             window,
             np.array([row for row, _ in judged], np.int64),
             np.array([not faults for _, faults in judged], np.bool_),
-            lambda index: self._explain(*judged[index][1][0]),
+            lambda index: self._law.explain(*judged[index][1][0]),
         )
 
 
@@ -441,26 +444,18 @@ def _explain_broadcast(loss: str, _: str) -> Explanation:
     )
 
 
-_LAWS: dict[
-    tuple[Param, ...],
-    tuple[
-        str,
-        Callable[[Pairs], Sequence[tuple[str, str]] | None],
-        Callable[[str, str], Explanation],
-    ],
-] = {
-    (BACKWARD,): (
+_LAWS: dict[tuple[Param, ...], _Law] = {
+    (BACKWARD,): _Law(
         "no loss applies softmax, sigmoid, nll_loss or the like to what one of the first returns",
         _squashed_twice,
         _explain_squashing,
     ),
-    (SHAPED,): (
+    (SHAPED,): _Law(
         "no loss broadcasts predictions and targets against each other",
         _broadcast,
         _explain_broadcast,
     ),
 }
-"""What is true of all pipelines: as a sentence, what breaks it, and how that is told."""
 
 
 class _Proposer(Proposer):
@@ -477,9 +472,9 @@ class _Proposer(Proposer):
     def hypotheses(self) -> Iterable[Hypothesis]:
         name = LossFormulaRelation.name
         every = {_parse(formula) for formulas in self._formulas.values() for formula in formulas}
-        for law, (_, faults, _) in _LAWS.items():
-            if any(faults(pairs) is not None for pairs in every):
-                yield Hypothesis(relation=name, params=law)
+        for params, law in _LAWS.items():
+            if any(law.faults(pairs) is not None for pairs in every):
+                yield Hypothesis(relation=name, params=params)
         for after, formulas in self._formulas.items():
             if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_FORMULAS:
                 value = ConstantParam(value=(after, *sorted(formulas)))
