@@ -51,8 +51,8 @@ check: $(STAMP) ## style, types and import layers
 bench: $(STAMP) ## run the benchmarks, or some: make bench ARGS="overhead --rounds 3"
 	$(BIN)/python -m benchmarks $(ARGS)
 
-bench-gpu: $(STAMP) ## run the overhead benchmark on a CUDA device
-	$(BIN)/python -m benchmarks overhead --device cuda $(ARGS)
+bench-gpu: $(STAMP) ## run the benchmarks of overhead and shares on a CUDA device
+	$(BIN)/python -m benchmarks overhead shares --device cuda $(ARGS)
 
 quality: $(STAMP) ## find the seeded bugs, stay silent on healthy runs: CASES="vae lstm.same_batch"
 	$(BIN)/python -m benchmarks.quality $(if $(CASES),$(CASES),--write)

@@ -28,14 +28,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="of neighbouring runs")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--loops", nargs="+", choices=LOOPS, default=list(LOOPS))
-    parser.add_argument("--device", default="cpu", help="of the trainings of overhead")
+    parser.add_argument("--device", default="cpu", help="of the trainings of overhead and shares")
     parser.add_argument("--output", type=Path, default=Path("bench_output"))
     options = parser.parse_args()
     parts: dict[str, Callable[[], Rows]] = {
         "overhead": lambda: overhead.measure(
             options.workloads, options.loops, options.rounds, options.device
         ),
-        "shares": lambda: shares.measure(options.workloads),
+        "shares": lambda: shares.measure(options.workloads, options.device),
         "throughput": lambda: throughput.measure(options.output),
         "tutorial": lambda: tutorial.measure(options.rounds),
         "traincheck": lambda: traincheck.measure(options.output),

@@ -22,7 +22,7 @@ from traincheck_plugin.session.live_check import LiveCheck
 MIN_STEPS = 12
 
 
-def measure(workloads: Sequence[str]) -> list[dict[str, Any]]:
+def measure(workloads: Sequence[str], device: str) -> list[dict[str, Any]]:
     """Return a row for each workload, in a plain loop.
 
     The time of the thread that trains, every step watched: medians of the steps. It is an estimate
@@ -34,6 +34,7 @@ def measure(workloads: Sequence[str]) -> list[dict[str, Any]]:
         workload = WORKLOADS[key]
         torch.manual_seed(0)
         model, batch = workload.build()
+        model, batch = model.to(device), tuple(part.to(device) for part in batch)
         num_steps = max(workload.num_steps, MIN_STEPS)
         step = 1e3 * statistics.median(plain(model, batch, num_steps, None) for _ in range(3))
         live, check = _spent(model, batch, num_steps, {"every_n_steps": 1})

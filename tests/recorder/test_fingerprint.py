@@ -20,8 +20,6 @@ from traincheck_plugin.recorder.columns import DeviceReader, HostReader
 from traincheck_plugin.recorder.device_fingerprint import (
     DeviceHasher,
     device_norms,
-    finished_hashes,
-    hash_seeds,
     states_of,
 )
 from traincheck_plugin.recorder.fingerprint import (
@@ -51,12 +49,21 @@ def in_a_pack(tensor):
     return int(batch.hashes(Problems())[-1])
 
 
-def on_device(tensor, block=8):
-    sums = DeviceHasher(block).hashes([tensor]).numpy()
-    return int(finished_hashes(sums, hash_seeds([tensor]))[0])
+def on_device(tensor):
+    vector, finish = DeviceHasher(block=8).hashes([tensor])
+    return int(finish(vector.numpy())[0])
 
 
-@pytest.fixture(params=[on_host, in_a_pack, on_device])
+def on_device_among_others(tensor):
+    """Hash it beside others of its kind and of another, small and large."""
+    others = [torch.zeros_like(tensor), torch.ones(3), torch.ones(999), torch.ones(5, dtype=bool)]
+    vector, finish = DeviceHasher(block=8).hashes([*others, tensor, torch.empty(0), tensor])
+    *_, hashed, _, again = finish(vector.numpy())
+    assert hashed == again == on_device(tensor)
+    return int(hashed)
+
+
+@pytest.fixture(params=[on_host, in_a_pack, on_device, on_device_among_others])
 def hashed(request):
     return request.param
 
@@ -116,6 +123,7 @@ def test_a_tensor_that_moved_is_read_where_it_is():
     assert len(set(found)) == 4
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 def test_sparse_tensors_have_hashes(hashed):
     one, other, same = (
         torch.sparse_coo_tensor(indices, values, (4,), check_invariants=True)

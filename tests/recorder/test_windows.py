@@ -14,7 +14,9 @@ from tests.recorder.recording import (
     make_model,
     record,
 )
-from traincheck_plugin.recorder import Sampling
+from traincheck_plugin.recorder import Sampling, reel, tape
+from traincheck_plugin.recorder.columns import DeviceReader
+from traincheck_plugin.recorder.readings import DeviceReadings
 
 STEP = "zero_grad forward backward step"
 
@@ -415,6 +417,59 @@ def test_sampling_counts_on_without_recording():
     assert [call.context.step for call in recording.of_role("step")] == [0, 1, 3, 6]
     assert [c.context.steps_since_clear for c in recording.of_role("zero_grad")] == [0, 1, 1, 1]
     assert all(not len(w.calls) and not w.frames for w in recording.windows if not w.observed)
+
+
+@pytest.mark.parametrize("ends_in_it", [False, True])
+def test_what_is_captured_in_a_cuda_graph_is_left_out_and_nothing_is_waited_for(
+    monkeypatch, ends_in_it
+):
+    now = {"capturing": False}
+    add, resolve = DeviceReadings.add, DeviceReadings.resolve
+
+    def unless_capturing(method):
+        def checked(*args):
+            assert not now["capturing"]
+            return method(*args)
+
+        return checked
+
+    monkeypatch.setattr(DeviceReadings, "add", unless_capturing(add))
+    monkeypatch.setattr(DeviceReadings, "resolve", unless_capturing(resolve))
+    for module in (reel, tape):
+        monkeypatch.setattr(module, "is_capturing", lambda: now["capturing"])
+    # Let the recorder take the CPU for a device.
+    monkeypatch.setattr(DeviceReader, "HOST", "none")
+
+    def train():
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for number, x in enumerate(batches(9)):
+            optimizer.zero_grad()
+            # The capture begins and ends within steps.
+            if number in (3, 6):
+                now["capturing"] = number == 3 or ends_in_it
+            model(x).sum().backward()
+            optimizer.step()
+
+    said = "nothing is read while a CUDA graph is captured"
+    at_end = "the last step was not looked at: a CUDA graph is captured where the recording ends"
+    recording = record(train, problems=[said, at_end] if ends_in_it else [said])
+
+    assert recording.problems == ([said, at_end] if ends_in_it else [said])
+    observed = [window.observed for window in recording.windows]
+    # The first is before the steps. What waits where the recording ends in a capture is lost.
+    if ends_in_it:
+        assert observed == [True, True, True]
+    else:
+        assert observed == [True] * 4 + [False] * 4 + [True] * 2
+        hashes = [
+            frame.columns["data"]
+            for window in recording.windows
+            for frame in window.frames
+            if "data" in frame.columns
+        ]
+        assert len(hashes) >= 12
+        assert all((column != 0).all() for column in hashes)
 
 
 def test_calls_of_other_threads_have_their_own_stack():

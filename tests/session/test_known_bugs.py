@@ -17,6 +17,8 @@ from traincheck_plugin.inference.infer import infer
 from traincheck_plugin.invariants.jsonl import dump_invariants
 from traincheck_plugin.trace.reader import open_run
 
+pytestmark = pytest.mark.usefixtures("device")
+
 BATCH, CLASSES, WIDTH = 8, 4, 12
 STEPS = 24
 
@@ -36,7 +38,7 @@ class Net(nn.Module):
 
 
 def batches(seed, num_steps=STEPS):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for _ in range(num_steps):
         x = torch.randn(BATCH, 6, generator=generator)
         yield x, x[:, :CLASSES].argmax(1)
@@ -151,7 +153,7 @@ def scaled(bug, seed):
     model = Net()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
-    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    scaler = torch.amp.GradScaler(torch.get_default_device().type, init_scale=2.0**4)
     for number, (x, y) in enumerate(batches(seed, 2 * STEPS)):
         optimizer.zero_grad()
         loss = nn.functional.cross_entropy(model(x), y)
@@ -182,7 +184,7 @@ def tied(bug, seed):
         head.weight = nn.Parameter(head.weight.detach().clone())
     model = nn.Sequential(embedding, head)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
     for _ in range(STEPS):
         tokens = torch.randint(10, (BATCH, 5), generator=generator)
         optimizer.zero_grad()

@@ -11,6 +11,8 @@ from torch import nn
 from traincheck_plugin import watch
 from traincheck_plugin.cli.check import main
 
+pytestmark = pytest.mark.usefixtures("device")
+
 STEPS = 14
 
 
@@ -131,7 +133,7 @@ def added_late():
 def built_on_meta():
     with torch.device("meta"):
         model = mlp()
-    model.to_empty(device="cpu")
+    model.to_empty(device=torch.get_default_device())
     for parameter in model.parameters():
         nn.init.normal_(parameter)
     return loop(model, torch.optim.SGD(model.parameters(), lr=0.01), torch.randn(4, 6))

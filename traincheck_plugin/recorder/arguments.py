@@ -18,11 +18,7 @@ from traincheck_plugin.events import LOADER_FACTS, Frame
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
-from traincheck_plugin.recorder.device_fingerprint import (
-    DeviceHasher,
-    finished_hashes,
-    hash_seeds,
-)
+from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
 from traincheck_plugin.recorder.fingerprint import hash_tensor, local
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
@@ -109,7 +105,7 @@ class Arguments:
         if not self._wants["generator"]:
             return []
         states = {"cpu": hash_tensor(torch.default_generator.get_state(), self._problems)}
-        if torch.cuda.is_initialized() and not torch.cuda.is_current_stream_capturing():
+        if torch.cuda.is_initialized():
             # Seed and offset are kept on the host.
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
             states["cuda"] = hash_tensor(generator.get_state(), self._problems)
@@ -142,21 +138,23 @@ class Arguments:
         for place, tensor in enumerate(tensors):
             by_device.setdefault(tensor.device, []).append(place)
         for device, places in by_device.items():
-            if device.type == "meta" or (
-                device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-            ):
+            if device.type == "meta":
                 continue
             parts = [_part(tensors[place]) for place in places]
             is_host = device.type == DeviceReader.HOST
             if "data" in names and is_host:
                 columns["data"][places] = [hash_tensor(part, self._problems) for part in parts]
             elif "data" in names:
-                seeds = hash_seeds([tensors[place] for place in places])
+                vector, finish = self._hasher.hashes(parts)
 
-                def hashed(sums: Array, at: list[int] = places, seeds: Array = seeds) -> None:
-                    columns["data"][at] = finished_hashes(sums, seeds)
+                def hashed(
+                    numbers: Array,
+                    at: list[int] = places,
+                    finish: Callable[[Array], Array] = finish,
+                ) -> None:
+                    columns["data"][at] = finish(numbers)
 
-                self._readings.add(self._hasher.hashes(parts), hashed)
+                self._readings.add(vector, hashed)
             if reads_ranges and is_host:
                 ranges[:, places] = np.transpose([host_range(part) for part in parts])
             elif reads_ranges:

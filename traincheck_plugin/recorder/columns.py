@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from traincheck_plugin.events import Frame
-from traincheck_plugin.recorder import device_fingerprint, fingerprint
+from traincheck_plugin.recorder import fingerprint
+from traincheck_plugin.recorder.device_fingerprint import DeviceHasher, device_norms, states_of
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.tables import Tensors
@@ -126,7 +126,7 @@ class DeviceReader:
     def __init__(self, problems: Problems, readings: DeviceReadings) -> None:
         self._problems = problems
         self._readings = readings
-        self._hasher = device_fingerprint.DeviceHasher()
+        self._hasher = DeviceHasher()
 
     def read_data(
         self, columns: Columns, names: Sequence[str], table: Tensors, tensors: list[Tensor]
@@ -155,8 +155,7 @@ class DeviceReader:
                 present,
                 np.full(table.num_tensors, GradState.NULL, np.int8),
                 lambda here: [fingerprint.gradient_state(gradient) for gradient in here],
-                partial(device_fingerprint.device_norms, order=math.inf),
-                device_fingerprint.states_of,
+                lambda there: (device_norms(there, math.inf), states_of),
             )
         if "grad_norm" in names:
             columns["grad_norm"] = self._norms(table, places, present)
@@ -164,26 +163,24 @@ class DeviceReader:
             columns["grad_hash"] = self._hashes(table, places, present)
 
     def _hashes(self, table: Tensors, places: Sequence[int], tensors: list[Tensor]) -> Array:
-        seeds: list[Array] = []
-
-        def on_device(there: list[Tensor]) -> Tensor:
-            seeds.append(device_fingerprint.hash_seeds(there))
-            return self._hasher.hashes(there)
-
         return self._read(
             table,
             places,
             tensors,
             np.zeros(table.num_tensors, np.uint64),
             lambda here: [fingerprint.hash_tensor(tensor, self._problems) for tensor in here],
-            on_device,
-            lambda sums: device_fingerprint.finished_hashes(sums, seeds.pop(0)),
+            self._hasher.hashes,
         )
 
     def _norms(self, table: Tensors, places: Sequence[int], tensors: list[Tensor]) -> Array:
         values = np.full(table.num_tensors, math.nan)
         return self._read(
-            table, places, tensors, values, fingerprint.norms, device_fingerprint.device_norms
+            table,
+            places,
+            tensors,
+            values,
+            fingerprint.norms,
+            lambda there: (device_norms(there), np.asarray),
         )
 
     def _read(
@@ -193,8 +190,7 @@ class DeviceReader:
         tensors: list[Tensor],
         values: Array,
         on_host: Callable[[list[Tensor]], Sequence[Any]],
-        on_device: Callable[[list[Tensor]], Tensor],
-        finish: Callable[[Array], Array] = lambda numbers: numbers,
+        on_device: Callable[[list[Tensor]], tuple[Tensor, Callable[[Array], Array]]],
     ) -> Array:
         """Return a column with a number per tensor.
 
@@ -204,8 +200,8 @@ class DeviceReader:
             tensors: what to read.
             values: the numbers of tensors that are not read; filled with those that are.
             on_host: reads tensors on the CPU.
-            on_device: computes a vector for tensors on one device.
-            finish: turns the numbers of that vector into values.
+            on_device: computes a vector for tensors on one device, and tells what makes values of
+                its numbers.
         """
         by_device: dict[torch.device, list[tuple[int, Tensor]]] = {}
         for place, tensor in zip(places, tensors, strict=True):
@@ -219,14 +215,17 @@ class DeviceReader:
                 values[at] = on_host(there)
             elif device.type == "meta":
                 self._problems.note("tensors on the meta device have no values to observe")
-            elif device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-                self._problems.note("nothing is read while a CUDA graph is captured")
             else:
+                vector, finish = on_device(there)
 
-                def receive(numbers: Array, at: list[int] = at) -> None:
+                def receive(
+                    numbers: Array,
+                    at: list[int] = at,
+                    finish: Callable[[Array], Array] = finish,
+                ) -> None:
                     values[at] = finish(numbers)
                     column[:] = table.spread(values)
 
-                self._readings.add(on_device(there), receive)
+                self._readings.add(vector, receive)
         column[:] = table.spread(values)
         return column

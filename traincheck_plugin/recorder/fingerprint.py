@@ -176,7 +176,8 @@ def norms(tensors: Sequence[Tensor]) -> list[float]:
             continue
         if dense.numel():
             places.append(place)
-            batch.append(dense)
+            # Half-precision norms are themselves rounded to half precision, or overflow.
+            batch.append(dense.float() if dense.dtype.itemsize < 4 else dense)
         else:
             result[place] = 0.0
     if batch:
@@ -204,8 +205,8 @@ def dense_values(tensor: Tensor) -> Tensor | None:
         if tensor.layout is not torch.sparse_coo:
             return None
         tensor = tensor.coalesce().values()
-    if dtype.itemsize < 4:
-        # Half-precision norms are themselves rounded to half precision, or overflow.
+    if dtype.itemsize < 2:
+        # Of eight bits torch can do next to nothing.
         tensor = tensor.float()
     return tensor
 

@@ -54,33 +54,40 @@ def device_ranges(tensors: Sequence[Tensor]) -> Tensor:
     # Metal has no float64.
     device = tensors[0].device
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    nothing = torch.full((len(RANGE),), math.nan, dtype=dtype, device=device)
+    nothing = torch.full((_NUM_READ,), math.nan, dtype=dtype, device=device)
     return torch.cat([_device_range(tensor, nothing) for tensor in tensors])
 
 
+_NUM_READ = 4
+
+
 def _device_range(tensor: Tensor, nothing: Tensor) -> Tensor:
+    """Return smallest and largest value, how many are below zero and how many there are."""
     try:
         values = _ordered(tensor)
         if values is None:
             return nothing
-        lowest = highest = values
-        number: Tensor | int = values.numel()
         if values.is_floating_point():
-            is_finite = values.isfinite()
-            lowest = values.where(is_finite, math.inf)
-            highest = values.where(is_finite, -math.inf)
-            number = is_finite.sum()
-        negative = ((lowest < 0).sum() / number).to(nothing.dtype)
-        found = [lowest.amin().to(nothing.dtype), highest.amax().to(nothing.dtype), negative]
-        return torch.stack(found)
+            infinite = {"nan": math.inf, "posinf": math.inf, "neginf": math.inf}
+            low = values.nan_to_num(**infinite)
+            high = values.nan_to_num(**dict.fromkeys(infinite, -math.inf))
+            lowest, highest, number = low.amin(), high.amax(), (low < math.inf).sum()
+        else:
+            low = values
+            lowest, highest = values.aminmax()
+            number = torch.full((), values.numel(), device=values.device)
+        found = (lowest, highest, (low < 0).sum(), number)
+        return torch.stack([one.to(nothing.dtype) for one in found])
     except (RuntimeError, TypeError):
         return nothing
 
 
 def finished_ranges(numbers: Array) -> Array:
     """Return a row for each tensor from what `device_ranges` computed."""
-    rows = numbers.astype(np.float64).reshape(-1, len(RANGE))
-    rows[~np.isfinite(rows)] = math.nan
+    lowest, highest, negative, number = numbers.astype(np.float64).reshape(-1, _NUM_READ).T
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rows = np.stack([lowest, highest, negative / number], axis=1)
+    rows[~np.isfinite(lowest)] = math.nan
     return rows
 
 

@@ -15,6 +15,14 @@ from traincheck_plugin.vocabulary import Array
 Tensor = torch.Tensor
 
 
+def is_capturing() -> bool:
+    """Return whether a CUDA graph is being captured on this thread.
+
+    What is launched then becomes part of the graph, and to wait for anything breaks it.
+    """
+    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+
+
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     host: Tensor
@@ -37,7 +45,8 @@ class DeviceReadings:
     def add(self, vector: Tensor, receive: Callable[[Array], None]) -> None:
         """Copy *vector* to the host and give it to *receive* later."""
         if vector.is_cuda:
-            host = torch.empty(vector.shape, dtype=vector.dtype, pin_memory=True)
+            # A script may have set another default device.
+            host = torch.empty(vector.shape, dtype=vector.dtype, device="cpu", pin_memory=True)
             host.copy_(vector, non_blocking=True)
             event = torch.cuda.current_stream(vector.device).record_event()
         else:

@@ -10,7 +10,7 @@ from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import Calls, Frame, Window
 from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.problems import Problems
-from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.readings import DeviceReadings, is_capturing
 from traincheck_plugin.recorder.sampling import Sampler
 from traincheck_plugin.recorder.windows import Mark
 
@@ -120,9 +120,17 @@ class Reel:
         """Whether a window waits for numbers from a device."""
         return bool(self._waiting)
 
+    def leave_out(self) -> None:
+        """Observe nothing more until the window ends, and forget what was observed of it."""
+        if self.is_observed:
+            self.num_left_out += len(self.rows)
+            self.rows, self.frames = [], []
+            self.is_observed = False
+            self._on_observed(False)
+
     def finish(self) -> None:
         """Hand out what still waits for numbers from a device."""
-        self._deliver(len(self._waiting))
+        self._deliver()
 
     def _emit(self, rows: list[Row], frames: list[Frame], is_observed: bool) -> None:
         window = Window(
@@ -137,13 +145,13 @@ class Reel:
         ticket = self._readings.ticket()
         # One window waits while the device computes its numbers, so that nobody waits for the
         # device; without a device none waits.
-        self._deliver(len(self._waiting))
+        self._deliver()
         self._waiting.append(_Cut(window, ticket))
         if not ticket:
-            self._deliver(1)
+            self._deliver()
 
-    def _deliver(self, number: int) -> None:
-        for _ in range(number):
+    def _deliver(self) -> None:
+        while self._waiting and not is_capturing():
             cut = self._waiting.popleft()
             with self._problems:
                 self._readings.resolve(cut.ticket)

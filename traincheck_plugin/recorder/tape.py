@@ -28,7 +28,7 @@ from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.frames import FrameTaker
 from traincheck_plugin.recorder.naming import Apis, Labels
 from traincheck_plugin.recorder.problems import Problems
-from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.readings import DeviceReadings, is_capturing
 from traincheck_plugin.recorder.reel import Reel
 from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.sampling import Sampler, Sampling
@@ -142,6 +142,11 @@ class Tape:
             self.segmenter.cut_here()
         with self.problems:
             self.reel.finish()
+            if self.reel.has_waiting:
+                self.problems.note(
+                    "the last step was not looked at: a CUDA graph is captured where the recording "
+                    "ends"
+                )
 
     def deactivate(self) -> None:
         """Record nothing more."""
@@ -303,7 +308,7 @@ class Tape:
     def take_begin_frames(self, entry: OpenCall) -> None:
         """Take the frames before what the call does."""
         entry.has_begin_frames = True
-        if self.frames.wants(entry.role) and self.is_training_thread():
+        if self.frames.wants(entry.role) and self.is_training_thread() and self._may_read():
             with self.problems:
                 self.reel.frames += self.frames.take(
                     entry.role, "begin", entry.call, entry.context, entry.optimizer
@@ -312,6 +317,8 @@ class Tape:
     def note(self, entry: OpenCall | None, take: Callable[[OpenCall], list[Frame]]) -> None:
         """Add the frames that *take* makes of what an open call was given or gives."""
         if entry is None or not entry.is_observed or not self.is_training_thread():
+            return
+        if not self._may_read():
             return
         start_ns = time.perf_counter_ns()
         self.silencer.mute()
@@ -476,11 +483,19 @@ class Tape:
             self._count(entry)
 
     def _take_end_frames(self, entry: OpenCall) -> None:
-        if self.frames.wants(entry.role):
+        if self.frames.wants(entry.role) and self._may_read():
             with self.problems:
                 self.reel.frames += self.frames.take(
                     entry.role, "end", entry.call, entry.context, entry.optimizer
                 )
+
+    def _may_read(self) -> bool:
+        """Return whether tensors can be read now; what cannot be read in whole is not observed."""
+        if not is_capturing():
+            return True
+        self.problems.note("nothing is read while a CUDA graph is captured")
+        self.reel.leave_out()
+        return False
 
     def _leave(self, thread: ThreadState, entry: OpenCall) -> None:
         if entry.role not in TRANSPARENT:
