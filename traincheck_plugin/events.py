@@ -133,13 +133,14 @@ where the gradient is None. in_model: whether a tracked model that ran has the p
 optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning rate of its param
 group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
 value: a scalar (an option of a param group; a module's training flag as 0 or 1; the number of
-elements of a batch or an input; a fact about a loader). placement: a `Placement`. ran: the place of
-its module in the order in which modules last ran with gradients since the optimizer stepped last,
-or was made, counted from 0; else `NOT_RUN` or `RUN_WITHOUT_GRADIENTS`.
-copy: as data, of the parameter of the same name in copies of the model that no optimizer holds; in
-a frame of its own, with a row for each parameter of each copy. lowest, highest: smallest and
-largest finite value of a batch or an input (of large ones, of the slices that data is of); NaN
-where there is none. negative: share of these values that is below zero, from 0 to 1.
+elements of a batch or an input; a fact about a loader; how many places after an element of a
+target the same is in the input, `NOWHERE` where it is not there, NaN where that is not known).
+placement: a `Placement`. ran: the place of its module in the order in which modules last ran with
+gradients since the optimizer stepped last, or was made, counted from 0; else `NOT_RUN` or
+`RUN_WITHOUT_GRADIENTS`. copy: as data, of the parameter of the same name in copies of the model
+that no optimizer holds; in a frame of its own, with a row for each parameter of each copy. lowest,
+highest: smallest and largest finite value of a batch or an input (of large ones, of the slices that
+data is of); NaN where there is none. negative: share of these values that is below zero, 0 to 1.
 """
 
 

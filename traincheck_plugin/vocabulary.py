@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from enum import IntEnum
@@ -47,6 +48,7 @@ VariableKind = Literal[
     "loader",  # a fact about a data loader
     "input",  # a tensor among the arguments of a root module in training
     "generator",  # the state of a random generator
+    "target",  # where the target of a loss is in a tensor that a root module was given
 ]
 
 NONE = -1
@@ -246,6 +248,9 @@ def decode_signature(text: str) -> tuple[Item, ...]:
             items.append(Item(path=row[0], type=row[1], value=row[2] if len(row) > 2 else None))
     return tuple(items)
 
+
+NOWHERE = math.inf
+"""The lag of a target that is not in the input of the model."""
 
 LAYER = "layer"
 """Stands in the formula of a loss for what has parameters, and for products."""

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 BUGS = {
     "targets_in_a_column": (0, "broadcast|dimension|shape"),
+    "window_holds_target": (0, "predict"),
     "optimizer_after_schedule": (1, r"schedul|\blr\b|learning rate"),
 }
 LENGTH = 24
@@ -26,12 +27,12 @@ class Forecast(nn.Module):
         return self.output(states[:, -1]).squeeze(1)
 
 
-def load_waves(count):
+def load_waves(count, overlap=0):
     """Windows of a wave that gets faster, each with the value that follows."""
     time = torch.arange(count + LENGTH, dtype=torch.float32)
     wave = (0.3 * time + 1e-4 * time.square()).sin() + 0.1 * torch.randn(len(time))
     windows = wave.unfold(0, LENGTH + 1, 1)[:count]
-    return windows[:, :-1, None], windows[:, -1]
+    return windows[:, overlap : LENGTH + overlap, None], windows[:, -1]
 
 
 def main():
@@ -43,7 +44,7 @@ def main():
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
-    inputs, targets = load_waves(768)
+    inputs, targets = load_waves(768, overlap=args.bug == "window_holds_target")
     if args.bug == "targets_in_a_column":
         targets = targets[:, None]
     train_set = TensorDataset(inputs[:640], targets[:640])

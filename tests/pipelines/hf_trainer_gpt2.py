@@ -24,6 +24,7 @@ BUGS = {
     "zero_grad_each_micro_batch": (0, "clear|zero_grad|zeroed"),
     "scheduler_constant": (1, r"schedul|\blr\b|learning rate"),
     "labels_not_masked": (0, "masked"),
+    "labels_shifted_twice": (0, "shifted"),
 }
 
 
@@ -52,11 +53,14 @@ def add_adapters(model, trainable=True):
 class Ramps(Dataset):
     """Sequences that count up from anywhere, by one, two or three."""
 
-    def __init__(self, count, masked=True):
+    def __init__(self, count, masked=True, shifted=False):
         start = torch.randint(0, 32, (count, 1))
         pace = torch.randint(1, 4, (count, 1))
         self.tokens = (start + pace * torch.arange(LENGTH)) % 32
         self.labels = self.tokens.clone()
+        if shifted:
+            # The model shifts them, too.
+            self.labels = nn.functional.pad(self.labels[:, 1:], (0, 1), value=MASKED)
         if masked:
             self.labels[:, :PROMPT] = MASKED
 
@@ -120,7 +124,7 @@ def main():
                 disable_tqdm=True,
                 seed=args.seed,
             ),
-            train_dataset=Ramps(384, masked=bug != "labels_not_masked"),
+            train_dataset=Ramps(384, bug != "labels_not_masked", bug == "labels_shifted_twice"),
             optimizers=optimizers,
         )
         trainer.bug = bug

@@ -23,6 +23,7 @@ BUGS = {
         "in no optimizer|not in .* optimizer|no longer|not part of|of no module",
     ),
     "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "targets_not_shifted": (0, "predict|shift"),
 }
 
 
@@ -71,7 +72,8 @@ def train(model, loader, optimizer, scheduler, bug):
         if bug != "no_zero_grad":
             optimizer.zero_grad()
         logits = model(tokens[:, :-1])
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+        targets = tokens[:, :-1] if bug == "targets_not_shifted" else tokens[:, 1:]
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         loss.backward()
         if bug != "clipped_after_step":
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)

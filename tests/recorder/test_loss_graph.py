@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
-from traincheck_plugin.recorder.loss_graph import MAX_NODES, formula
+from traincheck_plugin.recorder.loss_graph import MAX_NODES, formula, operations
 from traincheck_plugin.recorder.probes import backward
 from traincheck_plugin.vocabulary import LAYER
 
@@ -18,7 +18,7 @@ CROSS_ENTROPY = {"nll_loss<log_softmax", "log_softmax<layer"}
 
 
 def _pairs(loss: Tensor) -> set[str]:
-    return set(formula(loss.grad_fn).split())
+    return set(formula(operations(loss.grad_fn)).split())
 
 
 @pytest.fixture
@@ -100,15 +100,15 @@ def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
 
 def test_parameters_in_the_loss_are_layers() -> None:
     weight = nn.Parameter(torch.ones(3))
-    assert formula((weight * 2).sum().grad_fn) == f"sum[1d]<{LAYER}"
-    assert formula(weight.sum().grad_fn) == ""
+    assert formula(operations((weight * 2).sum().grad_fn)) == f"sum[1d]<{LAYER}"
+    assert formula(operations(weight.sum().grad_fn)) == ""
 
 
 def test_many_terms_tell_what_a_few_do(outputs: Tensor) -> None:
     losses = [functional.cross_entropy(outputs, TARGET) for _ in range(200)]
     several = torch.stack(losses[:3]).mean()
     assert _pairs(torch.stack(losses).mean()) == _pairs(several)
-    assert len(formula(sum(losses[1:], losses[0]).grad_fn).split()) < MAX_NODES
+    assert len(formula(operations(sum(losses[1:], losses[0]).grad_fn)).split()) < MAX_NODES
 
 
 def test_compiled_code_tells_nothing(outputs: Tensor) -> None:
@@ -121,13 +121,13 @@ def test_compiled_code_tells_nothing(outputs: Tensor) -> None:
         def backward(ctx: object, grad: Tensor) -> Tensor:  # type: ignore[override]
             return grad * 2
 
-    assert formula(CompiledFunction.apply(outputs).sum().grad_fn) == ""
+    assert formula(operations(CompiledFunction.apply(outputs).sum().grad_fn)) == ""
 
 
 def test_the_graph_stays_as_it_was(outputs: Tensor) -> None:
     loss = functional.cross_entropy(outputs.softmax(1), TARGET)
     (before,) = torch.autograd.grad(loss, outputs, retain_graph=True)
-    formula(loss.grad_fn)
+    formula(operations(loss.grad_fn))
     (after,) = torch.autograd.grad(loss, outputs)
     assert torch.equal(before, after)
 

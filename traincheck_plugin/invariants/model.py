@@ -25,6 +25,7 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "loader": "torch.utils.data.DataLoader",
     "input": "torch.nn.Module.input",
     "generator": "torch.Generator",
+    "target": "torch.nn.Module.target",
 }
 """How each kind of variable is named in an invariant."""
 

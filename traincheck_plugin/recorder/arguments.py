@@ -16,10 +16,12 @@ import torch
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import LOADER_FACTS, Frame
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.alignment import Alignments
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
 from traincheck_plugin.recorder.fingerprint import hash_tensor, local
+from traincheck_plugin.recorder.loss_graph import Operations, targets
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.ranges import (
@@ -33,7 +35,7 @@ from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
 
-PASSING: frozenset[VariableKind] = frozenset({"batch", "loader", "input", "generator"})
+PASSING: frozenset[VariableKind] = frozenset({"batch", "loader", "input", "generator", "target"})
 """Kinds of variables that are not tracked: they are at hand during one call."""
 
 MAX_TENSORS = 32
@@ -65,8 +67,9 @@ class Arguments:
         self._next = next_sequence
         self._hasher = DeviceHasher()
         self._wants = {kind: plan.wants(role, kind) for role, kind in _ROLES}
-        self._codes: dict[tuple[str, str, str, type], int] = {}
+        self._codes: dict[tuple[str, str, str, type | str], int] = {}
         self._facts: dict[str, Array] = {}
+        self._alignments = Alignments(readings, DeviceReader.HOST)
 
     def of_batch(self, call: OpenCall, owner: str, batch: Any, facts: list[float]) -> list[Frame]:
         """Return the frames of a delivered batch.
@@ -94,11 +97,31 @@ class Arguments:
     ) -> list[Frame]:
         """Return the frames of a training forward that ends."""
         frames: list[Frame] = []
-        if self._wants["input"]:
+        if self._wants["input"] or self._wants["target"]:
             owner = self._labels.text(call.subject)
             given = [*_tensors(args), *_tensors(kwargs or {})]
-            frames += self._of_tensors("input", owner, call, given)
+            if self._wants["input"]:
+                frames += self._of_tensors("input", owner, call, given)
+            if self._wants["target"]:
+                self._alignments.give(owner, given)
         return frames + self.of_generators(call, "end")
+
+    def of_loss(self, call: OpenCall, known: Operations) -> list[Frame]:
+        """Return the frame of where the targets of a loss are among what models were given."""
+        if not self._wants["target"] or not known:
+            return []
+        pairs, lags = self._alignments.of(targets(known))
+        if not pairs:
+            return []
+        codes = [
+            self._code("target", given.owner, given.path, target.operation)
+            for target, given in pairs
+        ]
+        return [self._frame(call, "begin", np.array(codes, np.int32), value=lags)]
+
+    def stepped(self) -> None:
+        """Keep nothing that was given before an optimizer stepped."""
+        self._alignments.clear()
 
     def of_generators(self, call: OpenCall, phase: Phase = "begin") -> list[Frame]:
         """Return the frame of the default generators that are in use."""
@@ -175,11 +198,12 @@ class Arguments:
             columns=columns,
         )
 
-    def _code(self, kind: VariableKind, owner: str, name: str, cls: type) -> int:
-        key = (kind, owner, name, cls)
+    def _code(self, kind: VariableKind, owner: str, name: str, type_: type | str) -> int:
+        key = (kind, owner, name, type_)
         code = self._codes.get(key)
         if code is None:
-            variable = Variable(kind=kind, name=name, owner=owner, type=class_path(cls))
+            text = type_ if isinstance(type_, str) else class_path(type_)
+            variable = Variable(kind=kind, name=name, owner=owner, type=text)
             code = self._codes[key] = self._catalog.variables.code(variable)
         return code
 
@@ -189,6 +213,7 @@ _ROLES: tuple[tuple[Any, VariableKind], ...] = (
     ("data", "loader"),
     ("forward", "input"),
     ("forward", "generator"),
+    ("backward", "target"),
 )
 
 

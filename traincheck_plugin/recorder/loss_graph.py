@@ -6,7 +6,7 @@ import math
 import re
 from collections import deque
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -47,7 +47,7 @@ _PRODUCTS = frozenset(
 _REDUCTIONS = frozenset({"Mean", "Sum"})
 """What tells of the shape that it is given: two shapes that do not fit are broadcast."""
 
-_LOSS, _EXPAND = "Loss", "Expand"
+_LOSS, _EXPAND, _GATHER = "Loss", "Expand", "Gather"
 
 _VERSION = re.compile(r"Backward\d*$")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -96,8 +96,27 @@ def constant_factor(node: Any) -> tuple[float, Any]:
     return factor, node
 
 
-def formula(node: Any) -> str:
-    """Return how the result of *node* is computed from what the last layers return.
+Operations = dict[Any, tuple[str, list[Any]]]
+"""Of each node its name, and the nodes whose results it takes; None stands for a constant."""
+
+
+def operations(node: Any) -> Operations:
+    """Return what computes the result of *node* from what the last layers return.
+
+    The last operation comes first.
+    """
+    known = {node: _operation(node)}
+    waiting = deque(known)
+    while waiting:
+        for inner in known[waiting.popleft()][1]:
+            if inner is not None and inner not in known and len(known) < MAX_NODES:
+                known[inner] = _operation(inner)
+                waiting.append(inner)
+    return known
+
+
+def formula(known: Operations) -> str:
+    """Return a text that tells how a loss is computed.
 
     Returns:
         ``operation<operation`` for each that takes what another returns, sorted, with spaces
@@ -107,27 +126,60 @@ def formula(node: Any) -> str:
         formula.
     """
     pairs = set()
-    known = {node: _operation(node)}
-    waiting = deque(known)
-    while waiting:
-        outer = waiting.popleft()
-        name, inputs = known[outer]
+    for outer, (name, inputs) in known.items():
         if _is_broadcast(outer):
             pairs.add(f"{name}<{BROADCAST}")
         for inner in inputs:
             if inner is None:
                 pairs.add(f"{name}<{CONSTANT}")
-                continue
-            if inner not in known:
-                if len(known) == MAX_NODES:
-                    continue
-                known[inner] = _operation(inner)
-                waiting.append(inner)
-            taken = known[inner][0]
-            if taken is _COMPILED:
-                return ""
-            pairs.add(f"{name}<{taken}")
+            elif inner in known:
+                taken, _ = known[inner]
+                if taken is _COMPILED:
+                    return ""
+                pairs.add(f"{name}<{taken}")
     return " ".join(sorted(pairs))
+
+
+class Target(NamedTuple):
+    """What a loss compares predictions with.
+
+    Attributes:
+        operation: that does: ``nll_loss``.
+        values: the tensor.
+        ignored: the value of elements that do not count; None where all do.
+    """
+
+    operation: str
+    values: torch.Tensor
+    ignored: int | None
+
+
+def targets(known: Operations) -> list[Target]:
+    """Return what a loss compares predictions with, as far as its graph keeps it."""
+    found = []
+    for node, (name, _) in known.items():
+        attribute = _target_of(node)
+        saved = getattr(node, attribute, None) if attribute else None
+        # Hooks on what is saved are the user's, and may compute.
+        if saved is not None and saved.unpack_hook is None and saved.data is not None:
+            ignored = getattr(node, "_saved_ignore_index", None)
+            if ignored is not None and ignored >= 1 << 63:
+                ignored -= 1 << 64
+            found.append(Target(name, saved.data, ignored))
+    return found
+
+
+def _target_of(node: Any) -> str:
+    """Return the attribute with what *node* compares predictions with, or picks of them."""
+    if _kind(node.name()) == _GATHER:
+        return "_raw_saved_index"
+    if not hasattr(node, "_raw_saved_target"):
+        return ""
+    is_constant = [inner is None for inner, _ in node.next_functions[:2]]
+    if is_constant == [True, False]:
+        # The two were given the other way round.
+        return "_raw_saved_self"
+    return "" if is_constant == [False, False] else "_raw_saved_target"
 
 
 @cache

@@ -198,11 +198,13 @@ class Tape:
         is_summarised: bool = False,
         note: Callable[[int], int] | None = None,
         outcome: Outcome | None = None,
+        frames: Callable[[OpenCall], list[Frame]] | None = None,
     ) -> Any:
         """Call *function* and record the call; see `open` for the arguments.
 
         With *is_summarised* the signatures of arguments and result are recorded too; *note* may
-        add to that of the arguments. *outcome* gives what to note of the result instead.
+        add to that of the arguments. *outcome* gives what to note of the result instead. *frames*
+        makes frames of what the call is given.
         """
         inputs = outputs = NONE
         if is_summarised and self.reel.is_observed:
@@ -216,6 +218,8 @@ class Tape:
             self.discard(entry)
             error, self.interruption = self.interruption, None
             raise error
+        if frames is not None:
+            self.note(entry, frames)
         try:
             result = function(*args, **kwargs)
         except BaseException as error:
@@ -514,6 +518,7 @@ class Tape:
         if entry.role == "step":
             self.tracker.completed_step(entry.optimizer)
             self.runs.stepped(entry.optimizer)
+            self.arguments.stepped()
             self.segmenter.stepped(entry.optimizer)
             self.variables.settle()
             if (

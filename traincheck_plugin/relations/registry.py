@@ -41,6 +41,7 @@ from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
+from traincheck_plugin.relations.target_lag import TargetLagRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
 from traincheck_plugin.relations.value_range import ValueRangeRelation
 from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
@@ -86,6 +87,7 @@ BUILT_IN: tuple[Relation, ...] = (
     NewDataRelation(),
     ShuffledDataRelation(),
     ValueRangeRelation(),
+    TargetLagRelation(),
     RankDistinctArgumentRelation(),
 )
 

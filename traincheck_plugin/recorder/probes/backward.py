@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 import torch
 
-from traincheck_plugin.recorder.loss_graph import constant_factor, formula, was_passed
+from traincheck_plugin.events import Frame
+from traincheck_plugin.recorder.calls import OpenCall
+from traincheck_plugin.recorder.loss_graph import (
+    Operations,
+    constant_factor,
+    formula,
+    operations,
+    was_passed,
+)
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
@@ -58,6 +65,7 @@ def _recorded(
             stack = tape.threads.stack
             if is_traced() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
+            loss = _Loss(tape, formulas, args, kwargs) if counts else None
             return tape.around(
                 "backward",
                 api,
@@ -66,7 +74,8 @@ def _recorded(
                 kwargs,
                 counts=counts,
                 is_summarised=True,
-                note=partial(_with_loss, tape, formulas, args, kwargs) if counts else None,
+                note=None if loss is None else loss.note,
+                frames=None if loss is None else loss.frames,
             )
 
         return wrapper
@@ -74,32 +83,50 @@ def _recorded(
     return make
 
 
-def _with_loss(
-    tape: Tape,
-    formulas: set[str],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    arguments: int,
-) -> int:
-    """Return the code *arguments* with what there is to tell of the loss.
+class _Loss:
+    """What a backward begins with, if it is one tensor with a graph.
 
-    ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
-    earlier backward went through it, too; ``formula`` is how it is computed. One that is given
-    gradients has no loss.
+    Args:
+        tape: of the recording.
+        formulas: those that were told already.
+        args, kwargs: of the call.
     """
-    loss = args[0] if args else None
-    given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
-    if not isinstance(loss, torch.Tensor) or loss.grad_fn is None:
+
+    def __init__(
+        self, tape: Tape, formulas: set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> None:
+        self._tape = tape
+        self._formulas = formulas
+        loss = args[0] if args else None
+        given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
+        self._node = loss.grad_fn if isinstance(loss, torch.Tensor) else None
+        # One that is given gradients is no loss.
+        self._is_loss = all(gradient is None for gradient in given)
+        self._operations: Operations = {}
+
+    def note(self, arguments: int) -> int:
+        """Return the code *arguments* with what there is to tell of the loss.
+
+        ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
+        earlier backward went through it, too; ``formula`` is how it is computed.
+        """
+        if self._node is None:
+            return arguments
+        factor, node = constant_factor(self._node)
+        extended = self._tape.signatures.extended
+        if factor != 1.0:
+            arguments = extended(arguments, "factor", repr(factor))
+        if self._is_loss:
+            if was_passed(node):
+                arguments = extended(arguments, "again", "yes")
+            self._operations = operations(node)
+            computed = formula(self._operations)
+            if computed and (computed in self._formulas or len(self._formulas) < MAX_FORMULAS):
+                self._formulas.add(computed)
+                arguments = extended(arguments, "formula", computed)
         return arguments
-    factor, node = constant_factor(loss.grad_fn)
-    extended = tape.signatures.extended
-    if factor != 1.0:
-        arguments = extended(arguments, "factor", repr(factor))
-    if all(gradient is None for gradient in given):
-        if was_passed(node):
-            arguments = extended(arguments, "again", "yes")
-        computed = formula(node)
-        if computed and (computed in formulas or len(formulas) < MAX_FORMULAS):
-            formulas.add(computed)
-            arguments = extended(arguments, "formula", computed)
-    return arguments
+
+    def frames(self, call: OpenCall) -> list[Frame]:
+        """Return the frames about what the loss compares predictions with."""
+        known, self._operations = self._operations, {}
+        return self._tape.arguments.of_loss(call, known)

@@ -1,0 +1,127 @@
+"""Where the targets of a loss are in the inputs, against a naive reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
+from traincheck_plugin.relations.target_lag import MIN_OCCURRENCES, TargetLagRelation
+from traincheck_plugin.vocabulary import NOWHERE, Variable
+
+RELATION = TargetLagRelation()
+
+Lags = tuple[float, float]
+"""Those of two inputs at one backward."""
+
+
+def _of(name: str, lag: int | str, operation: str = "nll_loss") -> tuple[Param, ...]:
+    return (
+        VarNameParam(var_name=name, var_type=VAR_TYPES["target"], attr_name="value"),
+        ConstantParam(value=(operation, lag)),
+    )
+
+
+SHIFTED, ABSENT = _of("GPT.tokens", 1), _of("GPT", "nowhere")
+
+
+def _windows(backwards: Sequence[Lags]) -> list[Window]:
+    run, windows = RunBuilder(), []
+    rows = run.variables(
+        *(
+            Variable(kind="target", name=name, owner="__main__.GPT#0", type="nll_loss")
+            for name in ("tokens", "places")
+        )
+    )
+    for step, lags in enumerate(backwards):
+        run.at(step=step, stage="training")
+        with run.calling("torch.Tensor.backward", role="backward"):
+            run.frame("begin", rows, value=list(lags))
+        windows.append(run.window())
+    return windows
+
+
+def _held(params: tuple[Param, ...], windows: Sequence[Window]) -> list[bool]:
+    return [holds for _, holds in labels(RELATION, params, windows)]
+
+
+LAGS = st.sampled_from([0.0, 1.0, 2.0, NOWHERE, math.nan])
+
+
+@given(st.lists(st.tuples(LAGS, LAGS), max_size=8))
+def test_backwards_are_judged_as_the_formulas_say(backwards: list[Lags]) -> None:
+    windows = _windows(backwards)
+    assert _held(SHIFTED, windows) == [lags[0] == 1 for lags in backwards if math.isfinite(lags[0])]
+    assert _held(ABSENT, windows) == [
+        not any(map(math.isfinite, lags)) for lags in backwards if not all(map(math.isnan, lags))
+    ]
+    assert _held(_of("GPT.tokens", 1, "mse_loss"), windows) == []
+    assert _held(_of("Bert", "nowhere"), windows) == []
+
+
+def _proposed(backwards: Sequence[Lags]) -> set[tuple[Param, ...]]:
+    proposer = RELATION.proposer()
+    for window in _windows(backwards):
+        proposer.observe(window)
+    return {hypothesis.params for hypothesis in proposer.hypotheses()}
+
+
+def test_what_was_always_the_same_is_proposed() -> None:
+    shifted, absent = (1.0, NOWHERE), (NOWHERE, NOWHERE)
+    assert _proposed([shifted] * MIN_OCCURRENCES) == {SHIFTED}
+    assert _proposed([shifted] * (MIN_OCCURRENCES - 1)) == set()
+    assert _proposed([*[shifted] * MIN_OCCURRENCES, (2.0, NOWHERE)]) == set()
+    assert _proposed([*[shifted] * MIN_OCCURRENCES, absent]) == {SHIFTED}
+    assert _proposed([absent] * MIN_OCCURRENCES) == {ABSENT}
+    assert _proposed([(math.nan, math.nan)] * MIN_OCCURRENCES) == set()
+
+
+@pytest.mark.parametrize(
+    ("params", "lags", "message", "cause"),
+    [
+        (SHIFTED, (2.0, NOWHERE), "shifted by 2; in the reference they are `GPT.tokens` shifted by"
+         " 1", "shifted twice against `GPT.tokens`"),
+        (SHIFTED, (3.0, NOWHERE), "shifted by 3", "by 3, not by 1"),
+        (SHIFTED, (0.0, NOWHERE), "the same as `GPT.tokens`", "it only has to copy it"),
+        (ABSENT, (NOWHERE, 4.0), "`GPT.places` shifted by 4; in the reference they are not among",
+         "`GPT.places` holds what the model should predict"),
+    ],
+)  # fmt: skip
+def test_it_is_said_where_they_are(
+    params: tuple[Param, ...], lags: Lags, message: str, cause: str
+) -> None:
+    [window] = _windows([lags])
+    explanation = RELATION.monitor(params).observe(window).explain(0)
+    assert message in explanation.message
+    assert explanation.cause is not None
+    assert cause in explanation.cause.text
+
+
+def test_what_it_says() -> None:
+    assert RELATION.describe(SHIFTED) == "the targets of nll_loss are `GPT.tokens` shifted by 1"
+    assert RELATION.describe(_of("GPT.tokens", 0)).endswith("are the same as `GPT.tokens`")
+    assert RELATION.describe(ABSENT).endswith("are not among the inputs of GPT")
+    assert RELATION.needs(SHIFTED).attributes == {"backward": frozenset({("target", "value")})}
+    assert RELATION.severity(SHIFTED) == "warning"
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SHIFTED[:1],
+        _of("GPT", "somewhere"),
+        _of("GPT", 1.5),  # type: ignore[arg-type]
+        (VarNameParam(var_name="0", var_type=VAR_TYPES["input"], attr_name="value"), SHIFTED[1]),
+    ],
+)
+def test_other_parameters_are_refused(params: tuple[Param, ...]) -> None:
+    with pytest.raises(InvariantError, match="TargetLagRelation"):
+        RELATION.describe(params)

@@ -1,0 +1,251 @@
+"""TargetLagRelation: what a loss asks for is where it was in what the model is given."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import (
+    VAR_TYPES,
+    ConstantParam,
+    Hypothesis,
+    Param,
+    Severity,
+    VarNameParam,
+)
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+    no_explanation,
+)
+from traincheck_plugin.relations.naming import class_name
+from traincheck_plugin.relations.params import pair
+from traincheck_plugin.relations.passing import frames_of
+
+MIN_OCCURRENCES = 10
+"""Backward passes of the reference that show where the targets are."""
+
+_TARGET = VAR_TYPES["target"]
+_NOWHERE: Literal["nowhere"] = "nowhere"
+
+
+class TargetLagRelation(Relation):
+    """The targets of a loss are as many places after the same in an input as they were.
+
+    ``forall backward passes b, inputs x of that name: target(b)[.., i] == x[.., i + k] for all i``,
+    with the one k that all backward passes of the reference showed; or, where none showed any,
+    ``forall b, inputs x of that model, k: target(b)[.., i] != x[.., i + k] for some i``. The inputs
+    are those since the optimizer stepped last.
+
+    Catches labels that are shifted twice, decoders that are given what they should predict, and
+    windows of a series that overlap with their forecast. Cannot see targets that the graph of the
+    loss does not keep, as those of a difference that is squared by hand. Says nothing of a backward
+    where the target has few different values, or is not found where it was in the reference, and
+    nowhere else either: masks and noise do that.
+    """
+
+    name = "TargetLagRelation"
+    takes_stretches = True
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        return _Monitor(_rule(params))
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        rule = _rule(params)
+        if rule.lag is None:
+            return f"the targets of {rule.operation} are not among the inputs of {rule.name}"
+        return f"the targets of {rule.operation} are {_where(rule.lag, rule.name)}"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        _rule(params)
+        return Plan(
+            functions=frozenset(), attributes={"backward": frozenset({("target", "value")})}
+        )
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+def _where(lag: int, name: str) -> str:
+    return f"`{name}` shifted by {lag}" if lag else f"the same as `{name}`"
+
+
+class _Rule(NamedTuple):
+    """A hypothesis.
+
+    Attributes:
+        name: of the input, ``GPT.input_ids``; of the model where the targets are nowhere.
+        operation: that compares predictions with the targets.
+        lag: how many places further on they are; None for nowhere.
+    """
+
+    name: str
+    operation: str
+    lag: int | None
+
+    def hypothesis(self) -> Hypothesis:
+        lag = _NOWHERE if self.lag is None else self.lag
+        return Hypothesis(
+            relation=TargetLagRelation.name,
+            params=(
+                VarNameParam(var_name=self.name, var_type=_TARGET, attr_name="value"),
+                ConstantParam(value=(self.operation, lag)),
+            ),
+        )
+
+
+def _rule(params: tuple[Param, ...]) -> _Rule:
+    """Return what a hypothesis says.
+
+    Raises:
+        InvariantError: it is none of this relation.
+    """
+    relation = TargetLagRelation.name
+    who, claim = pair(relation, params, VarNameParam, ConstantParam)
+    match claim.value:
+        case (str(operation), int(lag)) if who.var_type == _TARGET:
+            return _Rule(who.var_name, operation, lag)
+        case (str(operation), "nowhere") if who.var_type == _TARGET:
+            return _Rule(who.var_name, operation, None)
+    raise InvariantError(
+        f"{relation} expects a target, an operation and the number of places further on, or "
+        f"{_NOWHERE!r}; got {params}"
+    )
+
+
+class _Seen(NamedTuple):
+    """Where the targets of one operation are in one input, at one backward.
+
+    Attributes:
+        model: class of the model that was given the input.
+        path: of the input among the arguments.
+        operation: that compares predictions with the targets.
+        lag: how many places further on they are; `math.inf` for nowhere.
+    """
+
+    model: str
+    path: str
+    operation: str
+    lag: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.model}.{self.path}" if self.path else self.model
+
+
+def _seen(window: Window) -> Iterator[tuple[int, list[_Seen]]]:
+    """Yield the row of each backward, and what is known of its targets."""
+    for row, frame in frames_of(window, "target"):
+        variables = [window.catalog.variables[code] for code in frame.variables.tolist()]
+        yield (
+            row,
+            [
+                _Seen(class_name(variable.owner), variable.name, variable.type, lag)
+                for variable, lag in zip(variables, frame.columns["value"].tolist(), strict=True)
+                if not math.isnan(lag)
+            ],
+        )
+
+
+class _Monitor(Monitor):
+    def __init__(self, rule: _Rule) -> None:
+        self._rule = rule
+
+    def observe(self, window: Window) -> Examples:
+        judged = [
+            (row, wrong) for row, seen in _seen(window) if (wrong := self._judge(seen)) is not None
+        ]
+        if not judged:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array([row for row, _ in judged], np.int64),
+            np.array([not wrong for _, wrong in judged], np.bool_),
+            lambda index: self._explain(judged[index][1]),
+        )
+
+    def _judge(self, seen: list[_Seen]) -> list[_Seen] | None:
+        """Return what is where it should not be; None where that is not known."""
+        rule = self._rule
+        own = [one for one in seen if one.operation == rule.operation]
+        if rule.lag is None:
+            own = [one for one in own if one.model == rule.name]
+            return [one for one in own if math.isfinite(one.lag)] if own else None
+        own = [one for one in own if one.name == rule.name and math.isfinite(one.lag)]
+        # Of several inputs of the name the target may be of any.
+        if any(one.lag == rule.lag for one in own):
+            return []
+        return own or None
+
+    def _explain(self, wrong: list[_Seen]) -> Explanation:
+        if not wrong:
+            return no_explanation(0)
+        rule, found = self._rule, wrong[0]
+        lag = int(found.lag)
+        expected = "not among the inputs" if rule.lag is None else _where(rule.lag, rule.name)
+        return Explanation(
+            message=(
+                f"the targets of {rule.operation} are {_where(lag, found.name)}; in the reference "
+                f"they are {expected}"
+            ),
+            cause=Cause(
+                fact="targets are out of place",
+                subjects=(found.name,),
+                text=_why(rule.lag, lag, found.name),
+            ),
+        )
+
+
+def _why(expected: int | None, lag: int, name: str) -> str:
+    if expected is None or lag == 0:
+        return f"`{name}` holds what the model should predict: it only has to copy it"
+    if lag == 2 * expected:
+        return f"the targets are shifted twice against `{name}`"
+    return f"the targets are shifted against `{name}` by {lag}, not by {expected}"
+
+
+class _Proposer(Proposer):
+    """Proposes the lags that were always the same."""
+
+    def __init__(self) -> None:
+        self._lags: dict[tuple[str, str], Counter[float]] = {}
+        self._models: dict[tuple[str, str], Counter[bool]] = {}
+
+    def observe(self, window: Window) -> None:
+        for _, seen in _seen(window):
+            inputs: dict[tuple[str, str], set[float]] = {}
+            models: dict[tuple[str, str], bool] = {}
+            for one in seen:
+                is_there = math.isfinite(one.lag)
+                if is_there:
+                    inputs.setdefault((one.name, one.operation), set()).add(one.lag)
+                key = one.model, one.operation
+                models[key] = models.get(key, False) or is_there
+            for name, lags in inputs.items():
+                self._lags.setdefault(name, Counter()).update(lags)
+            for name, is_there in models.items():
+                self._models.setdefault(name, Counter())[is_there] += 1
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for (name, operation), lags in self._lags.items():
+            [(lag, number), *others] = lags.most_common()
+            if not others and number >= MIN_OCCURRENCES:
+                yield _Rule(name, operation, int(lag)).hypothesis()
+        for (name, operation), numbers in self._models.items():
+            if not numbers[True] and numbers[False] >= MIN_OCCURRENCES:
+                yield _Rule(name, operation, None).hypothesis()
