@@ -145,6 +145,14 @@ def test_different_causes_stay_apart_gravest_first() -> None:
     ]
 
 
+def test_of_one_step_the_explained_comes_first() -> None:
+    unexplained = _violation(None, message="x", step=2)
+    explained = replace(_violation("frozen", ("a",), step=2), sequence=99)
+    earlier = _violation(None, message="y", step=1)
+    found = diagnose([unexplained, explained, earlier])
+    assert [d.violations[0] for d in found] == [earlier, explained, unexplained]
+
+
 def test_what_was_not_observed_is_not_judged() -> None:
     # Without the frames of steps, a step that updates nothing looks like one that updates.
     unobserved = replace(Plan.full(), attributes={"zero_grad": FULL_ATTRIBUTES["zero_grad"]})

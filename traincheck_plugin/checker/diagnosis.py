@@ -38,7 +38,7 @@ class Diagnosis:
 def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
     """Return the diagnoses of some violations, gravest first, then in order of time.
 
-    Violations belong together when the same fact about overlapping sets of variables explains
+    Of one step those come first that something recorded explains. Violations belong together when the same fact about overlapping sets of variables explains
     them, on whatever rank they happened, or when one is about variables that the cause of the
     other leaves out; without a recorded cause, when they say the same.
     """
@@ -47,7 +47,7 @@ def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
         joined = [group for group in groups if any(_related(violation, v) for v in group)]
         groups = [group for group in groups if group not in joined]
         groups.append([v for group in joined for v in group] + [violation])
-    return tuple(sorted(map(_diagnosis, groups), key=lambda d: _order(d.violations[0])))
+    return tuple(sorted(map(_diagnosis, groups), key=_place))
 
 
 class News:
@@ -73,6 +73,11 @@ class News:
 def _order(violation: Violation) -> tuple[int, int, int, int, str]:
     gravity = -SEVERITIES.index(violation.invariant.severity)
     return gravity, violation.step, violation.sequence, violation.rank, violation.message
+
+
+def _place(diagnosis: Diagnosis) -> tuple[int, int, bool, int, int, str]:
+    gravity, step, sequence, rank, message = _order(diagnosis.violations[0])
+    return gravity, step, not diagnosis.cause, sequence, rank, message
 
 
 def _related(first: Violation, second: Violation) -> bool:
