@@ -23,6 +23,7 @@ BUGS = {
     "no_zero_grad_discriminator": (1, "clear|zero_grad|zeroed"),
     "frozen_generator": (0, "requires_grad|frozen"),
     "generator_not_stepped": (0, "never steps|not stepped"),
+    "generator_learns_from_both": (0, "not detached|too early|other loss"),
 }
 
 
@@ -54,16 +55,22 @@ def train(generator, discriminator, loader, optimizer_g, optimizer_d, bug):
         real = images * 2 - 1
         ones, zeros = torch.ones(len(real)), torch.zeros(len(real))
         fake = generator(torch.randn(len(real), LATENT))
+        shown = fake.detach()
+        if bug == "generator_learns_from_both":
+            # It is cleared here, and not where its own loss goes backward.
+            optimizer_g.zero_grad()
+            shown = generator(torch.randn(len(real), LATENT))
 
         if bug != "no_zero_grad_discriminator":
             optimizer_d.zero_grad()
         loss_real = F.binary_cross_entropy_with_logits(discriminator(real), ones)
-        loss_fake = F.binary_cross_entropy_with_logits(discriminator(fake.detach()), zeros)
+        loss_fake = F.binary_cross_entropy_with_logits(discriminator(shown), zeros)
         loss_d = loss_real + loss_fake
         loss_d.backward()
         optimizer_d.step()
 
-        optimizer_g.zero_grad()
+        if bug != "generator_learns_from_both":
+            optimizer_g.zero_grad()
         judged = fake.detach() if bug == "detached_generator" else fake
         loss_g = F.binary_cross_entropy_with_logits(discriminator(judged), ones)
         loss_g.backward()

@@ -38,9 +38,10 @@ class Diagnosis:
 def diagnose(violations: Iterable[Violation]) -> tuple[Diagnosis, ...]:
     """Return the diagnoses of some violations, gravest first, then in order of time.
 
-    Of one step those come first that something recorded explains. Violations belong together when the same fact about overlapping sets of variables explains
-    them, on whatever rank they happened, or when one is about variables that the cause of the
-    other leaves out; without a recorded cause, when they say the same.
+    Of one step those come first that something recorded explains. Violations belong together when
+    the same fact about overlapping sets of variables explains them, on whatever rank they happened,
+    or when one is about variables that the cause of the other leaves out; without a recorded cause,
+    when they say the same.
     """
     groups: list[list[Violation]] = []
     for violation in sorted(violations, key=_order):

@@ -43,6 +43,7 @@ from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRe
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.target_lag import TargetLagRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
+from traincheck_plugin.relations.unmixed_gradients import UnmixedGradientsRelation
 from traincheck_plugin.relations.value_range import ValueRangeRelation
 from traincheck_plugin.relations.var_periodic_change import VarPeriodicChangeRelation
 from traincheck_plugin.relations.var_state import VarStateRelation
@@ -74,6 +75,7 @@ BUILT_IN: tuple[Relation, ...] = (
     GradientFlowRelation(),
     GradientsUsedRelation(),
     NewGradientsRelation(),
+    UnmixedGradientsRelation(),
     NewLossRelation(),
     LossFormulaRelation(),
     LossScalingRelation(),
