@@ -17,6 +17,7 @@ from tests.recorder.recording import record
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.alignment import (
     MAX_GIVEN,
+    MAX_PAIRS,
     MIN_DISTINCT,
     MIN_KNOWN,
     MIN_SHARE,
@@ -107,9 +108,13 @@ def test_what_is_not_compared():
     text = torch.randint(50, (8, 40))
     weight = torch.randn(8, 40, requires_grad=True)
     assert lags(text, text.float(), text.bool(), weight, torch.zeros(0), torch.tensor(1)) == []
-    assert lags(text, torch.randint(50, (8, 1 << 15))) == []
+    [unknown] = lags(text, torch.randint(50, (8, 1 << 15)))
+    assert math.isnan(unknown)
     assert lags(text, text.to(torch.int32)) == [0]
-    assert len(lags(text, *[text] * 2 * MAX_GIVEN)) <= MAX_GIVEN
+    found = lags(text, *[text] * 2 * MAX_GIVEN)
+    assert len(found) == MAX_GIVEN
+    assert found[:MAX_PAIRS] == [0] * MAX_PAIRS
+    assert all(map(math.isnan, found[MAX_PAIRS:]))
 
 
 def test_the_targets_of_losses():

@@ -47,12 +47,14 @@ class Given(NamedTuple):
     Attributes:
         owner: label of the module.
         path: of the tensor among the arguments.
-        values: the tensor itself.
+        dtype: of the tensor.
+        values: the tensor itself; None where it is too large to be kept.
     """
 
     owner: str
     path: str
-    values: Tensor
+    dtype: torch.dtype
+    values: Tensor | None
 
 
 class Alignments:
@@ -70,7 +72,8 @@ class Alignments:
             self.clear()
         for path, values in found:
             if len(self._given) < MAX_GIVEN and _is_comparable(values):
-                self._given.append(Given(owner, path, values))
+                kept = values if values.nbytes <= MAX_BYTES else None
+                self._given.append(Given(owner, path, values.dtype, kept))
 
     def clear(self) -> None:
         """Keep nothing."""
@@ -81,7 +84,8 @@ class Alignments:
         """Return pairs of a target and an input, and the lag of each; those of a device come later.
 
         The lag is how many places after an element of the target the same is found in the input,
-        row by row; `NOWHERE` where it is not there, NaN where the target says too little.
+        row by row; `NOWHERE` where it is not there, NaN where the target says too little or the
+        input was not looked at.
         """
         self._is_used = True
         pairs = [
@@ -89,10 +93,12 @@ class Alignments:
             for target in targets
             if _is_comparable(target.values)
             for given in self._given
-            if _are_alike(target.values, given.values)
-        ][:MAX_PAIRS]
+            if _are_alike(target.values.dtype, given.dtype)
+        ]
         lags = np.full(len(pairs), math.nan)
-        for place, (target, given) in enumerate(pairs):
+        for place, (target, given) in enumerate(pairs[:MAX_PAIRS]):
+            if given.values is None or given.values.device != target.values.device:
+                continue
             for compared in _arranged(target.values, given.values):
                 self._compare(compared, target.ignored, lags[place : place + 1])
                 if math.isfinite(lags[place]):
@@ -171,14 +177,12 @@ def _is_comparable(values: Tensor) -> bool:
         and values.layout is torch.strided
         and not values.requires_grad
         and values.dim() > 0
-        and 0 < values.nbytes <= MAX_BYTES
+        and values.nbytes > 0
     )
 
 
-def _are_alike(target: Tensor, given: Tensor) -> bool:
-    return target.device == given.device and (
-        target.dtype == given.dtype or {target.dtype, given.dtype} <= _INTEGERS
-    )
+def _are_alike(target: torch.dtype, given: torch.dtype) -> bool:
+    return target == given or {target, given} <= _INTEGERS
 
 
 def _arranged(target: Tensor, given: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -33,6 +33,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
+from traincheck_plugin.vocabulary import NOWHERE
 
 MIN_OCCURRENCES = 10
 """Backward passes of the reference that show where the targets are."""
@@ -135,7 +136,7 @@ class _Seen(NamedTuple):
         model: class of the model that was given the input.
         path: of the input among the arguments.
         operation: that compares predictions with the targets.
-        lag: how many places further on they are; `math.inf` for nowhere.
+        lag: how many places further on they are; `NOWHERE`, or NaN where that is not known.
     """
 
     model: str
@@ -157,7 +158,6 @@ def _seen(window: Window) -> Iterator[tuple[int, list[_Seen]]]:
             [
                 _Seen(class_name(variable.owner), variable.name, variable.type, lag)
                 for variable, lag in zip(variables, frame.columns["value"].tolist(), strict=True)
-                if not math.isnan(lag)
             ],
         )
 
@@ -185,7 +185,9 @@ class _Monitor(Monitor):
         own = [one for one in seen if one.operation == rule.operation]
         if rule.lag is None:
             own = [one for one in own if one.model == rule.name]
-            return [one for one in own if math.isfinite(one.lag)] if own else None
+            found = [one for one in own if math.isfinite(one.lag)]
+            is_known = bool(own) and not any(math.isnan(one.lag) for one in own)
+            return found if found or is_known else None
         own = [one for one in own if one.name == rule.name and math.isfinite(one.lag)]
         # Of several inputs of the name the target may be of any.
         if any(one.lag == rule.lag for one in own):
@@ -224,28 +226,29 @@ class _Proposer(Proposer):
 
     def __init__(self) -> None:
         self._lags: dict[tuple[str, str], Counter[float]] = {}
-        self._models: dict[tuple[str, str], Counter[bool]] = {}
+        self._present: set[tuple[str, str]] = set()
+        self._num_absent: Counter[tuple[str, str]] = Counter()
 
     def observe(self, window: Window) -> None:
         for _, seen in _seen(window):
             inputs: dict[tuple[str, str], set[float]] = {}
-            models: dict[tuple[str, str], bool] = {}
+            models: dict[tuple[str, str], list[float]] = {}
             for one in seen:
-                is_there = math.isfinite(one.lag)
-                if is_there:
+                if math.isfinite(one.lag):
                     inputs.setdefault((one.name, one.operation), set()).add(one.lag)
-                key = one.model, one.operation
-                models[key] = models.get(key, False) or is_there
+                models.setdefault((one.model, one.operation), []).append(one.lag)
             for name, lags in inputs.items():
                 self._lags.setdefault(name, Counter()).update(lags)
-            for name, is_there in models.items():
-                self._models.setdefault(name, Counter())[is_there] += 1
+            for name, all_lags in models.items():
+                if any(map(math.isfinite, all_lags)):
+                    self._present.add(name)
+                self._num_absent[name] += set(all_lags) == {NOWHERE}
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for (name, operation), lags in self._lags.items():
             [(lag, number), *others] = lags.most_common()
             if not others and number >= MIN_OCCURRENCES:
                 yield _Rule(name, operation, int(lag)).hypothesis()
-        for (name, operation), numbers in self._models.items():
-            if not numbers[True] and numbers[False] >= MIN_OCCURRENCES:
+        for (name, operation), number in self._num_absent.items():
+            if (name, operation) not in self._present and number >= MIN_OCCURRENCES:
                 yield _Rule(name, operation, None).hypothesis()
