@@ -193,6 +193,39 @@ def tied(bug, seed):
         optimizer.step()
 
 
+def language(bug, seed):
+    """A language model that predicts the next token."""
+    model = nn.Sequential(nn.Embedding(20, WIDTH), nn.Linear(WIDTH, 20))
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    generator = torch.Generator(torch.get_default_device()).manual_seed(seed)
+    shift = {"labels shifted twice": 2, "labels not shifted": 0}.get(bug, 1)
+    for _ in range(STEPS):
+        text = torch.randint(20, (BATCH, 14), generator=generator)
+        optimizer.zero_grad()
+        targets = text[:, shift : shift + 12].flatten()
+        nn.functional.cross_entropy(model(text[:, :12]).flatten(0, 1), targets).backward()
+        optimizer.step()
+
+
+def adversarial(bug, seed):
+    """A generator and a discriminator, each with an optimizer."""
+    generating, judging = nn.Linear(4, 6), Net()
+    of_generator = torch.optim.Adam(generating.parameters(), lr=1e-3)
+    of_judge = torch.optim.Adam(judging.parameters(), lr=1e-3)
+    for x, _ in batches(seed):
+        if bug == "generator learns from the loss of its judge":
+            of_generator.zero_grad()
+        made = generating(torch.randn(BATCH, 4))
+        of_judge.zero_grad()
+        shown = made if bug == "generator learns from the loss of its judge" else made.detach()
+        (judging(shown).mean() - judging(x).mean()).backward()
+        of_judge.step()
+        if bug != "generator learns from the loss of its judge":
+            of_generator.zero_grad()
+        (-judging(generating(torch.randn(BATCH, 4))).mean()).backward()
+        of_generator.step()
+
+
 @dataclass(frozen=True)
 class Bug:
     """A seeded bug, the loop it is in, who met it, and a word of what must be said."""
@@ -278,6 +311,14 @@ BUGS = [
         first_step=6,
     ),
     Bug("tied weights became separate", tied, "accelerate 993", "were tied and are separate"),
+    Bug("labels shifted twice", language, "of old", "shifted twice"),
+    Bug("labels not shifted", language, "of old", "only has to copy it"),
+    Bug(
+        "generator learns from the loss of its judge",
+        adversarial,
+        "of old",
+        "zero_grad is called too early",
+    ),
 ]
 
 
