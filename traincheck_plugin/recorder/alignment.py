@@ -11,7 +11,7 @@ import torch
 
 from traincheck_plugin.recorder.fingerprint import PLAIN
 from traincheck_plugin.recorder.loss_graph import Target
-from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.readings import DeviceReadings, widest
 from traincheck_plugin.vocabulary import NOWHERE, Array
 
 Tensor = torch.Tensor
@@ -123,7 +123,7 @@ class Alignments:
             is_known &= sampled != target[:num_rows, 1::stride]
         is_same = (given[:, None, :] == sampled[:, :, None]) & is_known[:, :, None]
         parts = (is_same.sum(0), sampled, is_known)
-        vector = torch.cat([part.reshape(-1).to(torch.float64) for part in parts])
+        vector = torch.cat([part.reshape(-1).to(widest(sampled.device)) for part in parts])
         num_sampled = sampled.shape[1]
 
         def receive(numbers: Array) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from traincheck_plugin.recorder.readings import widest
 from traincheck_plugin.vocabulary import Array
 
 Tensor = torch.Tensor
@@ -51,10 +52,8 @@ def host_range(tensor: Tensor) -> tuple[float, float, float]:
 
 def device_ranges(tensors: Sequence[Tensor]) -> Tensor:
     """Return those of tensors on one device as a vector there, in turns, for `finished_ranges`."""
-    # Metal has no float64.
     device = tensors[0].device
-    dtype = torch.float32 if device.type == "mps" else torch.float64
-    nothing = torch.full((_NUM_READ,), math.nan, dtype=dtype, device=device)
+    nothing = torch.full((_NUM_READ,), math.nan, dtype=widest(device), device=device)
     return torch.cat([_device_range(tensor, nothing) for tensor in tensors])
 
 

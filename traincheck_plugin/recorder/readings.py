@@ -23,6 +23,12 @@ def is_capturing() -> bool:
     return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the dtype in which numbers of any kind are read from a device."""
+    # Metal has no float64.
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     host: Tensor
