@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 
@@ -397,6 +398,29 @@ def test_a_load_tells_how_much_of_the_module_it_loaded(state, strict, expected):
     recording = record(lambda: make_model(1).load_state_dict(state(make_model(0)), strict=strict))
     (load,) = [c for c in recording.of_role("checkpoint") if c.name.endswith("load_state_dict")]
     assert [(item.path, item.value) for item in load.outputs] == [("loaded", expected)]
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "is_own"),
+    [
+        (lambda model: model.state_dict(), {}, True),
+        (lambda model: copy.deepcopy(model.state_dict()), {}, False),
+        # What a checkpoint has of another name replaces nothing.
+        (lambda model: {**model.state_dict(), "more": torch.ones(2)}, {"strict": False}, True),
+        (lambda model: {**model.state_dict(), "0.bias": torch.ones(8)}, {}, False),
+        (lambda model: {"0.bias": model[0].bias}, {"strict": False}, True),
+        (lambda model: {"0.weight": model[0].weight.half()}, {"strict": False}, False),
+        # To make tensors one's own is more than to copy what they hold.
+        (lambda model: model.state_dict(), {"assign": True}, False),
+    ],
+)
+def test_a_load_tells_where_all_is_in_the_memory_of_the_module(state, options, is_own):
+    def train():
+        model = make_model()
+        model.load_state_dict(state(model), **options)
+
+    (load,) = record(train).named("torch.nn.Module.load_state_dict")
+    assert ("own" in [item.path for item in load.outputs]) == is_own
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, "none"), (1, "all")])

@@ -11,7 +11,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import is_general
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.model import Invariant
-from traincheck_plugin.relations.load import LOADS, LoadRelation
+from traincheck_plugin.relations.load import LOADS, OTHER, LoadRelation
 from traincheck_plugin.vocabulary import Item
 
 RELATION = LoadRelation()
@@ -20,7 +20,9 @@ RELATION = LoadRelation()
 def _loads(*outcomes: str) -> Window:
     run = RunBuilder()
     for outcome in outcomes:
-        items = [Item(path="loaded", type="str", value=outcome)] if outcome else None
+        items = [Item(path="loaded", type="str", value=outcome.partition(" ")[0])]
+        items += [Item(path="own", type="str", value="yes")] * outcome.endswith(" own")
+        items *= bool(outcome)
         run.call("torch.nn.Module.load_state_dict", object="__main__.Net#0", outputs=items)
         # Of an optimizer, where there may be no state yet.
         run.call("torch.optim.Adam.load_state_dict", object="torch.optim.Adam#0", outputs=items)
@@ -41,7 +43,18 @@ def test_a_failure_names_the_call_and_the_module() -> None:
     )
 
 
-@pytest.mark.parametrize(("outcome", "number"), [("all", 1), ("none", 0), ("", 0)])
+def test_a_module_that_is_given_its_own_memory_is_told() -> None:
+    window = _loads("all", "all own", "", "none", "some own")
+    found = labels(RELATION, (OTHER,), [window])
+    assert [holds for _, holds in found] == [True, False, True, False]
+    cause = RELATION.monitor((OTHER,)).observe(window).explain(1).cause
+    assert cause is not None
+    assert "the memory of __main__.Net#0 itself: its state_dict() was kept" in cause.text
+    assert RELATION.severity((OTHER,)) == "warning"
+    assert RELATION.severity((LOADS,)) == "critical"
+
+
+@pytest.mark.parametrize(("outcome", "number"), [("all", 2), ("all own", 1), ("none", 1), ("", 0)])
 def test_what_loaded_something_is_proposed(outcome: str, number: int) -> None:
     proposer = RELATION.proposer()
     proposer.observe(_loads(outcome))
@@ -52,7 +65,8 @@ def test_what_loaded_something_is_proposed(outcome: str, number: int) -> None:
 
 def test_the_rule_has_words_and_a_form_on_disk() -> None:
     assert RELATION.describe((LOADS,)).startswith("Module.load_state_dict loads at least one")
-    invariant = Invariant(relation=RELATION.name, params=(LOADS,))
-    assert decode_invariant(encode_invariant(invariant)).params == (LOADS,)
+    for params in ((LOADS,), (OTHER,)):
+        invariant = Invariant(relation=RELATION.name, params=params)
+        assert decode_invariant(encode_invariant(invariant)).params == params
     with pytest.raises(InvariantError, match="expects the parameter"):
         RELATION.monitor(())

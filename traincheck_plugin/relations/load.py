@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,20 +20,23 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.loads import MODULE_LOAD, OUTCOME, outcome_of
+from traincheck_plugin.relations.loads import MODULE_LOAD, OUTCOME, OWN, is_own, outcome_of
 from traincheck_plugin.relations.naming import place
 
 LOADS = APIParam(api_full_name=MODULE_LOAD, argument=OUTCOME, role="checkpoint")
+OTHER = APIParam(api_full_name=MODULE_LOAD, argument=OWN, role="checkpoint")
 
 
 class LoadRelation(Relation):
-    """A load finds at least one of the names that the module has.
+    """A load finds at least one of the names that the module has, and loads something else.
 
     ``forall calls a of Module.load_state_dict that raise nothing: names(argument(a)) and
-    names(object(a)) are not disjoint``.
+    names(object(a)) are not disjoint``; and ``exists a tensor in argument(a) of one of these names
+    that is not the memory of that of object(a)``.
 
-    Catches names with a prefix that ``strict=False`` lets pass, so that nothing is loaded. Cannot
-    see that another part than the one that was meant is loaded.
+    Catches names with a prefix that ``strict=False`` lets pass, so that nothing is loaded, and the
+    best weights that were kept by reference, and went on training. Cannot see that another part
+    than the one that was meant is loaded.
     """
 
     name = "LoadRelation"
@@ -42,57 +46,117 @@ class LoadRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        if params != (LOADS,):
-            raise InvariantError(f"{self.name} expects the parameter {LOADS}, got {params}")
-        return _Monitor()
+        return _Monitor(_claim(params))
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        return "Module.load_state_dict loads at least one parameter or buffer"
+        return _claim(params).sentence
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return Plan.nothing()
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
-        return "critical"
+        return "critical" if _claim(params) is _SOME else "warning"
 
     def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
         # Whenever it is: checkpoints are loaded before the training and in the middle of it.
         return ()
 
 
+class _Claim(NamedTuple):
+    """What is claimed of loads.
+
+    Attributes:
+        sentence: the claim.
+        holds: tells of a call whether it does.
+        explain: says of a target and a call what is wrong.
+    """
+
+    sentence: str
+    holds: Callable[[Window, int], bool]
+    explain: Callable[[str, str], Explanation]
+
+
+def _nothing(target: str, call: str) -> Explanation:
+    return Explanation(
+        message=f"load_state_dict loaded nothing into {target}",
+        cause=Cause(
+            fact="not loaded",
+            subjects=(target,),
+            text=f"no name in what {call} was given is one of {target}: all were "
+            "unexpected, and all of its own are missing",
+        ),
+    )
+
+
+def _itself(target: str, call: str) -> Explanation:
+    return Explanation(
+        message=f"load_state_dict loaded what {target} holds anyway",
+        cause=Cause(
+            fact="not loaded",
+            subjects=(target,),
+            text=f"what {call} was given is the memory of {target} itself: its state_dict() was "
+            "kept and not copied, so that it went on with the training, or nothing in it was "
+            "replaced",
+        ),
+    )
+
+
+_SOME = _Claim(
+    "Module.load_state_dict loads at least one parameter or buffer",
+    lambda window, row: outcome_of(window, row) != "none",
+    _nothing,
+)
+_ANOTHER = _Claim(
+    "Module.load_state_dict is given something else than the memory of the module",
+    lambda window, row: not is_own(window, row),
+    _itself,
+)
+
+
+def _claim(params: tuple[Param, ...]) -> _Claim:
+    """Return what a hypothesis claims.
+
+    Raises:
+        InvariantError: it is none of this relation.
+    """
+    if params == (LOADS,):
+        return _SOME
+    if params == (OTHER,):
+        return _ANOTHER
+    raise InvariantError(
+        f"{LoadRelation.name} expects the parameter {LOADS} or {OTHER}, got {params}"
+    )
+
+
 class _Monitor(Monitor):
+    def __init__(self, claim: _Claim) -> None:
+        self._claim = claim
+
     def observe(self, window: Window) -> Examples:
         rows = window.rows_of_name(MODULE_LOAD)
-        outcomes = [outcome_of(window, int(row)) for row in rows]
-        known = np.array([outcome != "" for outcome in outcomes], np.bool_)
+        known = np.array([outcome_of(window, row) != "" for row in rows.tolist()], np.bool_)
         if not known.any():
             return NO_EXAMPLES
         rows = rows[known]
-        holds = np.array([outcome != "none" for outcome in outcomes], np.bool_)[known]
+        holds = np.array([self._claim.holds(window, row) for row in rows.tolist()], np.bool_)
 
         def explain(index: int) -> Explanation:
             code = int(window.calls.object[rows[index]])
             target = window.catalog.objects[code] if code >= 0 else "the module"
             call = f"load_state_dict{place(window, int(rows[index]))}"
-            return Explanation(
-                message=f"load_state_dict loaded nothing into {target}",
-                cause=Cause(
-                    fact="not loaded",
-                    subjects=(target,),
-                    text=f"no name in what {call} was given is one of {target}: all were "
-                    "unexpected, and all of its own are missing",
-                ),
-            )
+            return self._claim.explain(target, call)
 
         return Examples.of_calls(window, rows, holds, explain)
 
 
 class _Proposer(Proposer):
     def __init__(self) -> None:
-        self._is_found = False
+        self._found: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
-        self._is_found = self._is_found or bool(_Monitor().observe(window).holds.any())
+        for param in (LOADS, OTHER):
+            if _Monitor(_claim((param,))).observe(window).holds.any():
+                self._found[param] = None
 
     def hypotheses(self) -> Iterable[Hypothesis]:
-        return [Hypothesis(relation=LoadRelation.name, params=(LOADS,))] if self._is_found else []
+        return [Hypothesis(relation=LoadRelation.name, params=(param,)) for param in self._found]

@@ -14,6 +14,9 @@ OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"
 OUTCOME = "loaded"
 """What the result of a load is recorded as."""
 
+OWN = "own"
+"""What is told besides, where all that was loaded was the memory of the module itself."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -38,6 +41,12 @@ def outcome_of(window: Window, row: int) -> str:
         if item.path == OUTCOME and isinstance(item.value, str):
             return item.value
     return ""
+
+
+def is_own(window: Window, row: int) -> bool:
+    """Return whether a call of `load_state_dict` was given the memory that it loads into."""
+    items = window.catalog.signature(int(window.calls.outputs[row]))
+    return any(item.path == OWN for item in items)
 
 
 def loads_in(window: Window, name: str) -> list[Load]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 
+from traincheck_plugin.recorder.fingerprint import PLAIN
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
@@ -78,8 +80,35 @@ def _outcome(
     value = loaded(args[0], state, result)
     if not value:
         return NONE
-    item = Item(path="loaded", type="str", value=value)
-    return tape.catalog.signatures.code(encode_signature([item]))
+    items = [Item(path="loaded", type="str", value=value)]
+    if isinstance(args[0], Module) and not _assigns(args, kwargs) and _is_own(args[0], state):
+        items.append(Item(path="own", type="str", value="yes"))
+    return tape.catalog.signatures.code(encode_signature(items))
+
+
+def _assigns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a load makes what it is given the module's own."""
+    return bool(args[3] if len(args) > 3 else kwargs.get("assign"))
+
+
+def _is_own(module: Any, state: Mapping[str, Any]) -> bool:
+    """Return whether all that a load finds for *module* is in its memory already."""
+    num_own = 0
+    for name, tensor in itertools.chain(
+        module.named_parameters(remove_duplicate=False),
+        module.named_buffers(remove_duplicate=False),
+    ):
+        given = state.get(name)
+        if isinstance(given, torch.Tensor) and given.numel():
+            if given.device != tensor.device or not _is_same_memory(given, tensor):
+                return False
+            num_own += 1
+    return num_own > 0
+
+
+def _is_same_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
+    # Tensors that stand for others have no memory, or say that it is at 0.
+    return {type(first), type(second)} <= PLAIN and first.data_ptr() == second.data_ptr() != 0
 
 
 def _loaded_of_module(module: Any, state: Mapping[str, Any], result: Any) -> str:
