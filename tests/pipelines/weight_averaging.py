@@ -25,11 +25,11 @@ def main():
     train_set, _ = load_digits(640)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 5, stride=2),
-        nn.BatchNorm2d(8),
+        nn.Conv2d(1, 12, 3, stride=2),
+        nn.BatchNorm2d(12),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(1152, 10),
+        nn.Linear(2028, 10),
     )
     average = AveragedModel(model)
     optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)

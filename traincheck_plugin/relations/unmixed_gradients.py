@@ -32,7 +32,8 @@ from traincheck_plugin.relations.frames import place as place_of
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.naming import class_name, describe_variables, short
 from traincheck_plugin.relations.params import gradient_plan
-from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int32, Role
+from traincheck_plugin.relations.per_run import PerRun
+from traincheck_plugin.vocabulary import NONE, Array, Bool, GradState, Int32, Role
 
 PARAMETER = VAR_TYPES["parameter"]
 
@@ -176,47 +177,83 @@ class _Gradients:
         self.is_left[codes] |= self.is_new[codes]
 
 
+class _Run:
+    """What is known of one run.
+
+    Attributes:
+        gradients: of its parameters.
+        is_own: whether each parameter belongs to the models that a rule is about.
+        others: the APIs by which other optimizers stepped since each one did.
+        stepped: the same of all that ever did.
+        norms: of the gradients where the last backward began.
+    """
+
+    def __init__(self) -> None:
+        self.gradients = _Gradients()
+        self.is_own: Bool = np.zeros(0, np.bool_)
+        self.others: dict[int, dict[int, str]] = {}
+        self.stepped: dict[int, str] = {}
+        self.norms: Array | None = None
+
+    def owned(self, catalog: Catalog, codes: Int32, model: str) -> Bool:
+        """Return which variables belong to models of a class."""
+        missing = range(len(self.is_own), int(codes.max(initial=NONE)) + 1)
+        if missing:
+            owners = [class_name(catalog.variables[code].owner) for code in missing]
+            more = np.array([owner == model for owner in owners])
+            self.is_own = np.concatenate([self.is_own, more])
+        owned: Bool = self.is_own[codes]
+        return owned
+
+    def step(self, optimizer: int, name: str) -> None:
+        """Note that an optimizer stepped."""
+        self.others[optimizer] = {}
+        others = (known for other, known in self.others.items() if other != optimizer)
+        for known in (self.stepped, *others):
+            known.pop(optimizer, None)
+            known[optimizer] = name
+
+    def went(self, codes: Int32, norms: Array, *, is_begin: bool) -> None:
+        """Note the gradients where a backward begins or ends."""
+        before, self.norms = self.norms, norms if is_begin else None
+        if not is_begin and before is not None and len(before) == len(norms):
+            self.gradients.added(codes[norms != before])
+
+
 class _Monitor(Monitor):
     def __init__(self, model: str) -> None:
         self._model = model
-        self._forget()
-
-    def _forget(self) -> None:
-        self._is_own = np.zeros(0, np.bool_)
-        self._gradients = _Gradients()
-        # The APIs by which other optimizers stepped since each one did, if it ever did.
-        self._others: dict[int, dict[int, str]] = {}
-        self._all: dict[int, str] = {}
-        self._before: dict[int, np.ndarray] = {}
+        self._runs = PerRun(_Run)
 
     def observe(self, window: Window) -> Examples:
         if not window.observed:
-            self._forget()
+            self._runs = PerRun(_Run)
             return NO_EXAMPLES
+        run = self._runs.of(window.catalog)
+        gradients = run.gradients
         judged: list[tuple[int, Int32, str]] = []
         for moment in _moments(window):
             frame = window.frames[moment.position]
-            codes, holders = frame.variables, frame.columns["optimizer"]
-            gradients = self._gradients
+            codes, grad = frame.variables, frame.columns["grad"]
             gradients.reserve(codes)
-            grad = frame.columns["grad"]
             gradients.forget(codes[(grad == GradState.NULL) | (grad == GradState.ZERO)])
             if moment.role == "step":
-                target = int(window.calls.object[moment.row])
-                held: Bool = holders == target
+                holders = frame.columns["optimizer"]
+                optimizer = int(window.calls.object[moment.row])
+                held: Bool = holders == optimizer
                 if not held.any():
                     # Another one steps for it.
                     continue
                 gradients.leave(codes[~held & (holders != NONE)])
-                others = self._others.get(target, self._all)
-                own = codes[held & self._owned(window.catalog, codes)]
+                others = run.others.get(optimizer, run.stepped)
+                own = codes[held & run.owned(window.catalog, codes, self._model)]
                 if others and len(own):
-                    mixed = own[gradients.is_mixed[own]]
-                    judged.append((moment.row, mixed, list(others.values())[-1]))
+                    last = list(others.values())[-1]
+                    judged.append((moment.row, own[gradients.is_mixed[own]], last))
                 gradients.forget(codes[held])
-                self._stepped(window, moment.row, target)
+                run.step(optimizer, short(window.catalog.apis[window.calls.api[moment.row]].name))
             elif moment.role == "backward":
-                self._went(codes, frame.columns["grad_norm"], is_begin=moment.is_begin)
+                run.went(codes, frame.columns["grad_norm"], is_begin=moment.is_begin)
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
@@ -225,33 +262,6 @@ class _Monitor(Monitor):
             np.array([not len(mixed) for _, mixed, _ in judged], np.bool_),
             lambda index: _explain(window, *judged[index]),
         )
-
-    def _owned(self, catalog: Catalog, codes: Int32) -> Bool:
-        """Return which variables belong to the models that the rule is about."""
-        known = len(self._is_own)
-        missing = range(known, int(codes.max(initial=NONE)) + 1)
-        if missing:
-            owners = [class_name(catalog.variables[code].owner) for code in missing]
-            more = np.array([owner == self._model for owner in owners])
-            self._is_own = np.concatenate([self._is_own, more])
-        owned: Bool = self._is_own[codes]
-        return owned
-
-    def _stepped(self, window: Window, row: int, target: int) -> None:
-        name = short(window.catalog.apis[int(window.calls.api[row])].name)
-        self._others[target] = {}
-        for stepped in (self._all, *(s for other, s in self._others.items() if other != target)):
-            stepped.pop(target, None)
-            stepped[target] = name
-
-    def _went(self, codes: Int32, norms: np.ndarray, *, is_begin: bool) -> None:
-        """Note the gradients where a backward begins or ends."""
-        if is_begin:
-            self._before = {len(codes): norms}
-            return
-        before = self._before.pop(len(codes), None)
-        if before is not None:
-            self._gradients.added(codes[norms != before])
 
 
 def _explain(window: Window, row: int, mixed: Int32, other: str) -> Explanation:
@@ -278,11 +288,12 @@ class _Proposer(Proposer):
 
     def __init__(self) -> None:
         self._models: dict[str, None] = {}
-        self._optimizers: set[int] = set()
+        self._optimizers: set[str] = set()
 
     def observe(self, window: Window) -> None:
         steps = window.rows_of_role("step")
-        self._optimizers.update(window.calls.object[steps].tolist())
+        codes = set(window.calls.object[steps].tolist()) - {NONE}
+        self._optimizers.update(window.catalog.objects[code] for code in codes)
         frames = frames_at(window, steps, PARAMETER, ("optimizer",), is_begin=True)
         variables = window.catalog.variables
         for _, shown in by_stack(window, frames):
