@@ -11,9 +11,7 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {
-    "best_by_reference": (60, "kept and not copied|reference|same memory"),
-}
+BUGS = {}
 
 
 def main():
@@ -21,7 +19,6 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -48,9 +45,7 @@ def main():
             test_loss = F.cross_entropy(model(test_images), test_labels).item()
         scheduler.step(test_loss)
         if test_loss < best:
-            best, best_weights = test_loss, model.state_dict()
-            if args.bug != "best_by_reference":
-                best_weights = copy.deepcopy(best_weights)
+            best, best_weights = test_loss, copy.deepcopy(model.state_dict())
         print(f"epoch {epoch} train loss {total / len(loader):.4f} test loss {test_loss:.4f}")
     model.load_state_dict(best_weights)
 

@@ -12,7 +12,10 @@ from torch import nn, optim
 from torch.nn.utils import prune
 from torch.utils.data import DataLoader
 
-BUGS = {"keys_renamed": (16, "load|state_dict|checkpoint|missing|unexpected")}
+BUGS = {
+    "keys_renamed": (16, "load|state_dict|checkpoint|missing|unexpected"),
+    "kept_by_reference": (16, "not copied|reference|same memory"),
+}
 ROUNDS = 5
 
 
@@ -22,7 +25,7 @@ def rewind(model, state, bug):
     state = {**state, **masks}
     if bug == "keys_renamed":
         state = {f"module.{name}": value for name, value in state.items()}
-    model.load_state_dict(state, strict=not bug)
+    model.load_state_dict(state, strict=bug != "keys_renamed")
 
 
 def main():
@@ -40,7 +43,9 @@ def main():
     pruned = [(model[1], "weight"), (model[3], "weight")]
     for module, name in pruned:
         prune.identity(module, name)
-    state = copy.deepcopy(model.state_dict())
+    state = model.state_dict()
+    if args.bug != "kept_by_reference":
+        state = copy.deepcopy(state)
     for number in range(1, ROUNDS + 1):
         optimizer = optim.Adam(model.parameters(), lr=2e-3)
         for epoch in range(1, args.epochs + 1):

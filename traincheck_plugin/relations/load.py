@@ -32,7 +32,8 @@ class LoadRelation(Relation):
 
     ``forall calls a of Module.load_state_dict that raise nothing: names(argument(a)) and
     names(object(a)) are not disjoint``; and ``exists a tensor in argument(a) of one of these names
-    that is not the memory of that of object(a)``.
+    that is not the memory of that of object(a)``, unless the state dict was made in the same
+    training step: checkpoints may be read into one in place.
 
     Catches names with a prefix that ``strict=False`` lets pass, so that nothing is loaded, and the
     best weights that were kept by reference, and went on training. Cannot see that another part
@@ -95,8 +96,7 @@ def _itself(target: str, call: str) -> Explanation:
             fact="not loaded",
             subjects=(target,),
             text=f"what {call} was given is the memory of {target} itself: its state_dict() was "
-            "kept and not copied, so that it went on with the training, or nothing in it was "
-            "replaced",
+            "kept and not copied, so that it went on with the training",
         ),
     )
 

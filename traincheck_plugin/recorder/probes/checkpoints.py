@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from traincheck_plugin.recorder.fingerprint import PLAIN
 from traincheck_plugin.recorder.patching import Patches
@@ -23,6 +24,10 @@ Optimizer = torch.optim.Optimizer
 class CheckpointsProbe:
     """Observes `torch.save`, `torch.load` and the state dicts of modules and optimizers."""
 
+    def __init__(self) -> None:
+        # In which training step each tensor of a state dict of a module was made.
+        self._made = WeakIdKeyDictionary()
+
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch the methods and replace the functions in every namespace."""
         for name in ("state_dict", "load_state_dict"):
@@ -35,7 +40,7 @@ class CheckpointsProbe:
                 vars(Module)[name],
                 "checkpoint",
                 code,
-                outcome=partial(_outcome, tape, _loaded_of_module) if is_load else None,
+                outcome=partial(self._loaded if is_load else self._note, tape),
             )
             patches.set(Module, name, method)
             method = recorded(
@@ -44,7 +49,7 @@ class CheckpointsProbe:
                 "checkpoint",
                 partial(_optimizer_api, tape, name),
                 optimizer=_itself,
-                outcome=partial(_outcome, tape, _loaded_of_optimizer) if is_load else None,
+                outcome=partial(_loaded_optimizer, tape) if is_load else None,
             )
             patches.set(Optimizer, name, method)
         replacements = {}
@@ -57,6 +62,40 @@ class CheckpointsProbe:
     def detach(self) -> None:
         """Nothing beyond the patches."""
 
+    def _note(self, tape: Tape, args: Any, kwargs: Any, result: Any) -> int:
+        """Note that a state dict is made."""
+        if isinstance(result, Mapping):
+            for value in result.values():
+                if isinstance(value, torch.Tensor):
+                    self._made[value] = tape.tracker.step
+        return NONE
+
+    def _loaded(
+        self, tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+    ) -> int:
+        """Return the code of what a load into a module came to.
+
+        Besides how much was loaded that is whether all of it was the module's own memory, and kept
+        while it was trained: a checkpoint may be read into a state dict that is made for it.
+        """
+        state = _state_of(args, kwargs)
+        is_own = not _assigns(args, kwargs) and self._is_own(args[0], state, tape.tracker.step)
+        return _outcome(tape, _loaded_of_module(args[0], state, result), is_own=is_own)
+
+    def _is_own(self, module: Any, state: Mapping[str, Any], step: int) -> bool:
+        """Return whether all that a load finds was the module's memory in an earlier step."""
+        num_own = 0
+        for name, tensor in itertools.chain(
+            module.named_parameters(remove_duplicate=False),
+            module.named_buffers(remove_duplicate=False),
+        ):
+            given = state.get(name)
+            if isinstance(given, torch.Tensor) and given.numel():
+                if not _is_same_memory(given, tensor):
+                    return False
+                num_own += self._made.get(given, step) < step
+        return num_own > 0
+
 
 def _optimizer_api(tape: Tape, name: str, optimizer: Any) -> int:
     return tape.apis.method(type(optimizer), name, "checkpoint", Optimizer)
@@ -66,23 +105,24 @@ def _itself(optimizer: Any, *_: Any) -> Any:
     return inner_optimizer(optimizer)
 
 
-def _outcome(
-    tape: Tape,
-    loaded: Callable[[Any, Any, Any], str],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
-    result: Any,
-) -> int:
-    """Return the code of what a load came to: how much of it was loaded."""
+def _state_of(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     state = args[1] if len(args) > 1 else kwargs.get("state_dict")
-    if not isinstance(state, Mapping):
+    return state if isinstance(state, Mapping) else {}
+
+
+def _loaded_optimizer(
+    tape: Tape, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any
+) -> int:
+    """Return the code of whether there was any state of parameters to load into an optimizer."""
+    found = _state_of(args, kwargs).get("state")
+    return _outcome(tape, "" if found is None else "all" if found else "none")
+
+
+def _outcome(tape: Tape, loaded: str, *, is_own: bool = False) -> int:
+    if not loaded:
         return NONE
-    value = loaded(args[0], state, result)
-    if not value:
-        return NONE
-    items = [Item(path="loaded", type="str", value=value)]
-    if isinstance(args[0], Module) and not _assigns(args, kwargs) and _is_own(args[0], state):
-        items.append(Item(path="own", type="str", value="yes"))
+    items = [Item(path="loaded", type="str", value=loaded)]
+    items += [Item(path="own", type="str", value="yes")] * is_own
     return tape.catalog.signatures.code(encode_signature(items))
 
 
@@ -91,24 +131,13 @@ def _assigns(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
     return bool(args[3] if len(args) > 3 else kwargs.get("assign"))
 
 
-def _is_own(module: Any, state: Mapping[str, Any]) -> bool:
-    """Return whether all that a load finds for *module* is in its memory already."""
-    num_own = 0
-    for name, tensor in itertools.chain(
-        module.named_parameters(remove_duplicate=False),
-        module.named_buffers(remove_duplicate=False),
-    ):
-        given = state.get(name)
-        if isinstance(given, torch.Tensor) and given.numel():
-            if given.device != tensor.device or not _is_same_memory(given, tensor):
-                return False
-            num_own += 1
-    return num_own > 0
-
-
 def _is_same_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
     # Tensors that stand for others have no memory, or say that it is at 0.
-    return {type(first), type(second)} <= PLAIN and first.data_ptr() == second.data_ptr() != 0
+    return (
+        {type(first), type(second)} <= PLAIN
+        and first.device == second.device
+        and first.data_ptr() == second.data_ptr() != 0
+    )
 
 
 def _loaded_of_module(module: Any, state: Mapping[str, Any], result: Any) -> str:
@@ -120,9 +149,3 @@ def _loaded_of_module(module: Any, state: Mapping[str, Any], result: Any) -> str
     if not missing and not unexpected:
         return "all"
     return "some" if len(state) > len(unexpected) else "none"
-
-
-def _loaded_of_optimizer(optimizer: Any, state: Mapping[str, Any], result: Any) -> str:
-    """Return whether there was any state of parameters to load into *optimizer*."""
-    found = state.get("state")
-    return "" if found is None else "all" if found else "none"
