@@ -45,7 +45,7 @@ def main():
     loader = DataLoader(load_words(640), batch_size=args.batch_size, shuffle=True)
     model = Classifier()
     optimizer = optim.AdamW(model.layers.parameters(), lr=5e-3)
-    of_embedding = optim.SGD(model.embedding.parameters(), lr=1.0)
+    of_embedding = optim.SGD(model.embedding.parameters(), lr=10.0)
     number = 0
     for epoch in range(1, args.epochs + 1):
         total = 0.0
