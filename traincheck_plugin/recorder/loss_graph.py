@@ -84,9 +84,7 @@ def constant_factor(node: Any) -> tuple[float, Any]:
         if len(inputs) != 1 or (power is None and node.name() != _CAST):
             break
         if power is not None:
-            saved = node._raw_saved_other
-            # Hooks on what is saved are the user's, and may compute.
-            number = saved.data if getattr(saved, "unpack_hook", saved) is None else None
+            number = _kept(node._raw_saved_other)
             if number is not None and number.dim() == 0:
                 if number.is_cpu and number.dtype in _NUMBERS:
                     factor *= float(number) ** power
@@ -159,14 +157,19 @@ def targets(known: Operations) -> list[Target]:
     found = []
     for node, (name, _) in known.items():
         attribute = _target_of(node)
-        saved = getattr(node, attribute, None) if attribute else None
-        # Hooks on what is saved are the user's, and may compute.
-        if saved is not None and saved.unpack_hook is None and saved.data is not None:
+        values = _kept(getattr(node, attribute, None)) if attribute else None
+        if values is not None:
             ignored = getattr(node, "_saved_ignore_index", None)
             if ignored is not None and ignored >= 1 << 63:
                 ignored -= 1 << 64
-            found.append(Target(name, saved.data, ignored))
+            found.append(Target(name, values, ignored))
     return found
+
+
+def _kept(saved: Any) -> torch.Tensor | None:
+    """Return the tensor that a graph keeps; None where hooks do, or torch does not tell."""
+    # Hooks on what is saved are the user's, and may compute.
+    return saved.data if getattr(saved, "unpack_hook", saved) is None else None
 
 
 def _target_of(node: Any) -> str:

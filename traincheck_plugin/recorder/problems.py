@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import threading
 import traceback
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
 import torch  # noqa: F401  # what follows is a part of it that cannot be imported first
 from torch._C._dynamo import eval_frame
+
+
+def _exchanged() -> Any:
+    """Return what compiles the frames that run now, in versions of torch that only exchange it."""
+    callback = eval_frame.set_eval_frame(None)
+    eval_frame.set_eval_frame(callback)
+    return callback
+
+
+_get_callback: Callable[[], Any] = getattr(eval_frame, "get_eval_frame_callback", _exchanged)
 
 
 class _Guarded(threading.local):
@@ -53,7 +64,7 @@ class Problems:
         error.__traceback__ = None
 
     def __enter__(self) -> Problems:
-        compiling = eval_frame.get_eval_frame_callback()
+        compiling = _get_callback()
         if compiling is not None:
             eval_frame.set_eval_frame(None)
         self._guarded.stack.append(compiling)
