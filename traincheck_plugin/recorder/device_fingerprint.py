@@ -52,7 +52,10 @@ def states_of(largest: Array) -> Array:
 
 
 BLOCK = 1 << 16
-_AT_ONCE = 1 << 22
+_ROWS_AT_ONCE = 1 << 22
+_RESTS_AT_ONCE = 1 << 20
+"""Words that are summed up side by side; the weights of the second kind are kept."""
+
 _MAX_LAYOUTS = 16
 _MULTIPLIER = 0x9E3779B97F4A7C15
 
@@ -119,33 +122,35 @@ class DeviceHasher:
                     kind = words.dtype, words.nbytes % 4 == 0
                     rest.setdefault(kind, []).append(_Piece(words, place, num_blocks, part))
         sums = [torch.zeros(0, dtype=torch.int64, device=tensors[0].device)]
-        summed: list[tuple[int, int, int]] = []
+        # Of each piece its place, its part, its first block and how many there are.
+        summed: list[tuple[int, int, int, int]] = []
         for pieces in whole.values():
             sums += self._sums_of_rows([piece.words for piece in pieces])
-            for rows, place, _, part in pieces:
-                summed += [(place, block, part) for block in range(len(rows))]
+            summed += [(place, part, block, len(rows)) for rows, place, block, part in pieces]
         for pieces in rest.values():
             sums += self._sums([piece.words for piece in pieces])
-            summed += [(place, block, part) for _, place, block, part in pieces]
+            summed += [(place, part, block, 1) for _, place, block, part in pieces]
         seeds = np.array([seed_of(t.dtype) << 32 ^ t.numel() for t in tensors], np.uint64)
 
         def finish(numbers: Array) -> Array:
-            places, blocks, parts = np.array(summed, np.uint64).reshape(-1, 3).T
-            weights = (blocks * np.uint64(2 * _MULTIPLIER % 2**64) + np.uint64(1)) * parts
+            places, parts, firsts, counts = np.array(summed, np.int64).reshape(-1, 4).T
+            starts = np.cumsum(counts) - counts
+            blocks = np.arange(len(numbers)) - np.repeat(starts - firsts, counts)
+            weights = blocks.astype(np.uint64) * np.uint64(2 * _MULTIPLIER % 2**64) + np.uint64(1)
+            weights *= np.repeat(parts, counts).astype(np.uint64)
             totals = np.zeros(len(tensors), np.uint64)
-            np.add.at(
-                totals, places.astype(np.int64), numbers.astype(np.int64).view(np.uint64) * weights
-            )
+            sums_of_blocks = numbers.astype(np.int64).view(np.uint64)
+            np.add.at(totals, np.repeat(places, counts), sums_of_blocks * weights)
             return _mixed(totals ^ seeds)
 
         return torch.cat(sums), finish
 
     def _sums_of_rows(self, blocks: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield the sum of each row of all of them, in order."""
-        num_rows = max(1, _AT_ONCE // self._block)
+        num_rows = max(1, _ROWS_AT_ONCE // self._block)
         slices = [part for rows in blocks for part in rows.split(num_rows)]
         weights = self._weights_on(blocks[0].device)
-        for some in _batches(slices):
+        for some in _batches(slices, _ROWS_AT_ONCE):
             rows = some[0] if len(some) == 1 else torch.cat(list(some))
             yield (rows * weights).sum(1)
 
@@ -156,7 +161,7 @@ class DeviceHasher:
         integers that differ in length in the same way each time.
         """
         weights = self._weights_on(tensors[0].device)
-        for some in _batches(tensors):
+        for some in _batches(tensors, _RESTS_AT_ONCE):
             if len(some) == 1:
                 words = _words(some[0])
                 yield (words * weights[: len(words)]).sum().reshape(1)
@@ -225,12 +230,12 @@ def _mixed(numbers: Array) -> Array:
     return mixed
 
 
-def _batches(tensors: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Cut a list into pieces whose tensors have no more than `_AT_ONCE` words together."""
+def _batches(tensors: Sequence[Tensor], num_words: int) -> Iterator[Sequence[Tensor]]:
+    """Cut a list into pieces whose tensors have no more than so many words together."""
     first = size = 0
     for number, tensor in enumerate(tensors):
         size += tensor.nbytes
-        if size > 4 * _AT_ONCE and number > first:
+        if size > 4 * num_words and number > first:
             yield tensors[first:number]
             first, size = number, tensor.nbytes
     yield tensors[first:]
