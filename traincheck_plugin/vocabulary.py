@@ -256,8 +256,13 @@ LAYER = "layer"
 """Stands in the formula of a loss for what has parameters, and for products."""
 
 CONSTANT = "constant"
-"""Stands there for what no gradient goes to: a number, a target, what was detached."""
+"""Stands there for what no gradient goes to: a target, what was detached."""
 
 BROADCAST = "broadcast"
 """Stands there besides for predictions of one number each that a loss expands, by targets of
 another shape, to one for each pair of a prediction and a target."""
+
+Setting = Literal["dimension", "ignored", "masked", "reduction"]
+"""What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
+the last; the target that it leaves out; whether something hides elements from it; how it makes one
+number of many."""

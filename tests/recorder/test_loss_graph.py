@@ -14,10 +14,10 @@ from traincheck_plugin.recorder.loss_graph import MAX_NODES, formula, operations
 from traincheck_plugin.recorder.probes import backward
 from traincheck_plugin.vocabulary import LAYER
 
-CROSS_ENTROPY = {"nll_loss<log_softmax", "log_softmax<layer"}
+CROSS_ENTROPY = {"nll_loss(log_softmax)", "log_softmax(layer)"}
 
 
-def _pairs(loss: Tensor) -> set[str]:
+def _told(loss: Tensor) -> set[str]:
     return set(formula(operations(loss.grad_fn)).split())
 
 
@@ -38,7 +38,7 @@ TARGET = torch.tensor([0, 1, 2, 0])
         (lambda o: functional.nll_loss(o.log_softmax(1), TARGET), CROSS_ENTROPY),
         (
             lambda o: functional.cross_entropy(o.softmax(1), TARGET),
-            {"nll_loss<log_softmax", "log_softmax<softmax", "softmax<layer"},
+            {"nll_loss(log_softmax)", "log_softmax(softmax)", "softmax(layer)"},
         ),
         # Shapes and casts do not count.
         (
@@ -47,14 +47,19 @@ TARGET = torch.tensor([0, 1, 2, 0])
         ),
         (
             lambda o: functional.mse_loss(o, torch.zeros_like(o)),
-            {"mse_loss<layer", "mse_loss<constant"},
+            {"mse_loss(constant,layer)"},
         ),
-        (lambda o: (o - 1).pow(2).mean(), {"mean[2d]<pow", "pow<sub", "sub<layer", "sub<constant"}),
+        (lambda o: (o - 1).pow(2).mean(), {"mean[2d](pow)", "pow(sub)", "sub(constant,layer)"}),
+        # What a number scales is told, the number is not.
+        (lambda o: (o * 2 / 3).sum(), {"sum[2d](div)", "div(mul)", "mul(layer)"}),
+        (lambda o: (o * torch.ones(3)).sum(), {"sum[2d](mul)", "mul(constant,layer)"}),
+        (lambda o: (o.detach() * o).sum(), {"sum[2d](mul)", "mul(constant,layer)"}),
+        (lambda o: (o.exp() * o).sum(), {"sum[2d](mul)", "mul(exp,layer)", "exp(layer)"}),
         (
             lambda o: functional.mse_loss(o, torch.zeros_like(o)) - o.abs().sum(),
             {
-                *("sub<mse_loss", "sub<sum[2d]", "sum[2d]<abs", "abs<layer"),
-                *("mse_loss<layer", "mse_loss<constant"),
+                *("sub(mse_loss,sum[2d])", "sum[2d](abs)", "abs(layer)"),
+                "mse_loss(constant,layer)",
             },
         ),
     ],
@@ -62,13 +67,13 @@ TARGET = torch.tensor([0, 1, 2, 0])
 def test_operations_from_the_loss_to_the_last_layer(
     outputs: Tensor, loss: Callable[[Tensor], Tensor], expected: set[str]
 ) -> None:
-    assert _pairs(loss(outputs)) == expected
+    assert _told(loss(outputs)) == expected
 
 
 def test_predictions_and_targets_of_other_shapes_are_told() -> None:
     predicted, target = nn.Linear(5, 1)(torch.randn(4, 5)), torch.randn(4)
-    assert "mean[1d]<pow" in _pairs((predicted.squeeze(1) - target).pow(2).mean())
-    assert "mean[2d]<pow" in _pairs((predicted - target).pow(2).mean())
+    assert "mean[1d](pow)" in _told((predicted.squeeze(1) - target).pow(2).mean())
+    assert "mean[2d](pow)" in _told((predicted - target).pow(2).mean())
 
 
 @pytest.mark.parametrize("name", ["mse_loss", "smooth_l1_loss", "huber_loss"])
@@ -76,38 +81,38 @@ def test_predictions_and_targets_of_other_shapes_are_told() -> None:
 def test_a_loss_that_compares_each_prediction_with_each_target_is_told(name: str) -> None:
     predicted, target = nn.Linear(5, 1)(torch.randn(4, 5)), torch.randn(4)
     loss = getattr(functional, name)
-    plain = {f"{name}<layer", f"{name}<constant"}
-    assert _pairs(loss(predicted, target)) == plain | {f"{name}<broadcast"}
-    assert _pairs(loss(predicted.squeeze(1), target[:, None])) == plain | {f"{name}<broadcast"}
-    assert _pairs(loss(predicted.squeeze(1), target)) == plain
+    plain, broadcast = {f"{name}(constant,layer)"}, {f"{name}(broadcast,constant,layer)"}
+    assert _told(loss(predicted, target)) == broadcast
+    assert _told(loss(predicted.squeeze(1), target[:, None])) == broadcast
+    assert _told(loss(predicted.squeeze(1), target)) == plain
     # One prediction for all, and one target for several predictions of each sample.
-    assert _pairs(loss(predicted.mean(), target)) == {
-        *(f"{name}<mean[2d]", f"{name}<constant", "mean[2d]<layer"),
+    assert _told(loss(predicted.mean(), target)) == {
+        *(f"{name}(constant,mean[2d])", "mean[2d](layer)"),
     }
-    assert _pairs(loss(nn.Linear(5, 4)(torch.randn(4, 5)), target)) == plain
+    assert _told(loss(nn.Linear(5, 4)(torch.randn(4, 5)), target)) == plain
 
 
 def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
     inputs = torch.randn(4, 5)
     with torch.autocast("cpu", torch.bfloat16):
-        assert _pairs(functional.cross_entropy(model(inputs), TARGET)) == CROSS_ENTROPY
+        assert _told(functional.cross_entropy(model(inputs), TARGET)) == CROSS_ENTROPY
     head = nn.Linear(3, 3).requires_grad_(False)
-    assert _pairs(functional.cross_entropy(head(model(inputs)), TARGET)) == CROSS_ENTROPY
+    assert _told(functional.cross_entropy(head(model(inputs)), TARGET)) == CROSS_ENTROPY
     without_bias = nn.Linear(3, 3, bias=False)
-    assert _pairs(functional.cross_entropy(without_bias(model(inputs)), TARGET)) == CROSS_ENTROPY
+    assert _told(functional.cross_entropy(without_bias(model(inputs)), TARGET)) == CROSS_ENTROPY
 
 
 def test_parameters_in_the_loss_are_layers() -> None:
     weight = nn.Parameter(torch.ones(3))
-    assert formula(operations((weight * 2).sum().grad_fn)) == f"sum[1d]<{LAYER}"
+    assert formula(operations((weight * 2).sum().grad_fn)) == f"sum[1d]({LAYER})"
     assert formula(operations(weight.sum().grad_fn)) == ""
 
 
 def test_many_terms_tell_what_a_few_do(outputs: Tensor) -> None:
     losses = [functional.cross_entropy(outputs, TARGET) for _ in range(200)]
     several = torch.stack(losses[:3]).mean()
-    assert _pairs(torch.stack(losses).mean()) == _pairs(several)
+    assert _told(torch.stack(losses).mean()) == _told(several)
     assert len(formula(operations(sum(losses[1:], losses[0]).grad_fn)).split()) < MAX_NODES
 
 
@@ -147,15 +152,15 @@ def test_each_backward_tells_how_its_loss_is_computed() -> None:
         output = make_model()(batches(1)[0])
         output.backward(torch.ones_like(output))
 
-    assert _backwards(train) == ["mean[2d]<layer"] * 2 + [""]
+    assert _backwards(train) == ["mean[2d](layer)"] * 2 + [""]
 
 
 def test_formulas_that_never_repeat_are_not_told_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backward, "MAX_FORMULAS", 1)
+    monkeypatch.setattr(backward, "MAX_TEXTS", 1)
 
     def train() -> None:
         output = make_model()(batches(1)[0])
         for loss in (output.sum(), output.exp().sum(), output.sum()):
             loss.backward(retain_graph=True)
 
-    assert _backwards(train) == ["sum[2d]<layer", "", "sum[2d]<layer"]
+    assert _backwards(train) == ["sum[2d](layer)", "", "sum[2d](layer)"]

@@ -15,22 +15,19 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.loss_formula import (
-    BACKWARD,
-    FIRST,
     FLOWING,
-    MAX_FORMULAS,
-    MIN_BACKWARDS,
     SHAPED,
     SIGNED,
     LossFormulaRelation,
 )
+from traincheck_plugin.relations.losses import BACKWARD, FIRST, MAX_WAYS, MIN_BACKWARDS
 from traincheck_plugin.vocabulary import Item
 
 RELATION = LossFormulaRelation()
-ENTROPY = "log_softmax<layer nll_loss<log_softmax"
-SQUASHED = "log_softmax<softmax nll_loss<log_softmax softmax<layer"
-SQUARES = "mse_loss<layer"
-BOTH = f"{ENTROPY} {SQUARES} sub<mse_loss sub<nll_loss"
+ENTROPY = "log_softmax(layer) nll_loss(log_softmax)"
+SQUASHED = "log_softmax(softmax) nll_loss(log_softmax) softmax(layer)"
+SQUARES = "mse_loss(layer)"
+BOTH = f"{ENTROPY} {SQUARES} sub(mse_loss,nll_loss)"
 
 
 def _known(*formulas: str, after: str = "Net") -> tuple[Param, ...]:
@@ -83,7 +80,7 @@ def test_what_is_squashed_twice(formulas: list[str]) -> None:
 
 
 def test_predictions_and_targets_that_are_broadcast() -> None:
-    broadcast = f"{SQUARES} mse_loss<broadcast mse_loss<constant"
+    broadcast = "mse_loss(broadcast,constant,layer)"
     assert _held((SHAPED,), [SQUARES, broadcast, ENTROPY, broadcast]) == [True, False, False]
     explanation = _failure((SHAPED,), broadcast)
     assert explanation.message == "mse_loss compares each prediction with each target"
@@ -93,7 +90,7 @@ def test_predictions_and_targets_that_are_broadcast() -> None:
     assert _held((SIGNED, _known(SQUARES)[1]), [SQUARES, broadcast, broadcast]) == [True, False]
 
 
-TERMS = "add<log add<mul log<layer mul<layer sum[1d]<add"
+TERMS = "add(log,mul) log(layer) mul(layer) sum[1d](add)"
 
 
 @pytest.mark.parametrize(
@@ -101,10 +98,10 @@ TERMS = "add<log add<mul log<layer mul<layer sum[1d]<add"
     [
         (TERMS.replace("add", "sub"), True),
         (TERMS.replace("1d", "2d"), True),
-        (TERMS.replace("add<log", "add<neg neg<log"), True),
-        (f"neg<sum[1d] {TERMS}", True),
+        (TERMS.replace("add(log,mul)", "add(mul,neg) neg(log)"), True),
+        (f"neg(sum[1d]) {TERMS}", True),
         (TERMS.replace("log", "exp"), False),
-        (f"{TERMS} add<abs abs<layer", False),
+        (TERMS.replace("add(log,mul)", "add(abs,add) add(log,mul) abs(layer)"), False),
     ],
 )
 def test_signs_and_dimensions_are_no_matter_of_taste(formula: str, is_alike: bool) -> None:
@@ -115,38 +112,47 @@ def test_signs_and_dimensions_are_no_matter_of_taste(formula: str, is_alike: boo
     assert RELATION.severity(_known(TERMS)) == "info"
 
 
-TWO = "add<l1_loss add<mul l1_loss<constant l1_loss<layer mul<constant mul<mse_loss mse_loss<layer"
+TWO = "add(l1_loss,mul) l1_loss(constant,layer) mul(mse_loss) mse_loss(layer)"
+SCALED = "mul(constant,log) log(layer) add(constant,mul)"
 
 
 @pytest.mark.parametrize(
-    ("formula", "is_alike"),
+    ("known", "formula", "is_alike"),
     [
-        ("add<constant add<l1_loss l1_loss<constant l1_loss<layer", True),
-        (TWO.replace("l1_loss<constant", "l1_loss<exp exp<layer"), True),
-        (TWO.replace("l1_loss<constant ", ""), True),
+        (TWO, "add(constant,l1_loss) l1_loss(constant,layer)", True),
+        (TWO, TWO.replace("l1_loss(constant,layer)", "l1_loss(exp,layer) exp(layer)"), True),
+        (TWO, TWO.replace("l1_loss(constant,layer)", "l1_loss(layer,layer)"), True),
+        # Others that take constants hide none that does no longer.
+        (SCALED, SCALED.replace("mul(constant,log)", "mul(log,sub) sub(constant,layer)"), True),
+        (SCALED, SCALED.replace("mul(constant,log)", "mul(log,log)"), True),
         # A term that is left out, or added, or taken with another sign is another matter.
-        ("l1_loss<constant l1_loss<layer", False),
-        (f"{TWO} add<abs abs<layer", False),
-        (TWO.replace("add", "sub"), False),
-        ("sub<constant sub<l1_loss l1_loss<constant l1_loss<layer", False),
+        (TWO, "l1_loss(constant,layer)", False),
+        (TWO, TWO.replace("l1_loss(constant,layer)", "l1_loss(layer)"), False),
+        (TWO, TWO.replace("add(l1_loss,mul)", "add(add,abs) add(l1_loss,mul) abs(layer)"), False),
+        (TWO, TWO.replace("add", "sub"), False),
+        (TWO, "sub(constant,l1_loss) l1_loss(constant,layer)", False),
     ],
 )
-def test_what_gradients_go_to_is_no_matter_of_taste(formula: str, is_alike: bool) -> None:
-    flowing, signed = (FLOWING, _known(TWO)[1]), (SIGNED, _known(TWO)[1])
-    assert _held(flowing, [TWO, formula, formula]) == [True, False][: 1 + is_alike]
-    assert _held(signed, [TWO, formula, formula])[:1] == [True]
-    assert not is_alike or all(_held(signed, [TWO, formula, formula]))
+def test_what_gradients_go_to_is_no_matter_of_taste(
+    known: str, formula: str, is_alike: bool
+) -> None:
+    flowing, signed = (FLOWING, _known(known)[1]), (SIGNED, _known(known)[1])
+    assert _held(flowing, [known, formula, formula]) == [True, False][: 1 + is_alike]
+    assert _held(signed, [known, formula, formula])[:1] == [True]
+    assert not is_alike or all(_held(signed, [known, formula, formula]))
     assert RELATION.severity(flowing) == "warning"
 
 
 def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:
-    cut = _failure((FLOWING, _known(TWO)[1]), "add<constant add<l1_loss l1_loss<constant")
+    cut = _failure((FLOWING, _known(TWO)[1]), "add(constant,l1_loss) l1_loss(constant,layer)")
     assert cut.message == (
         "a term of the loss of Net gives no gradient, in add, and does in the reference"
     )
     assert cut.cause is not None
     assert "under no_grad, or was detached" in cut.cause.text
-    target = _failure((FLOWING, _known(TWO)[1]), TWO.replace("l1_loss<constant ", ""))
+    target = _failure(
+        (FLOWING, _known(TWO)[1]), TWO.replace("l1_loss(constant,layer)", "l1_loss(layer,layer)")
+    )
     assert target.message == (
         "a term of the loss of Net gives a gradient, in l1_loss, and does not in the reference"
     )
@@ -207,9 +213,14 @@ def test_losses_after_other_models_are_others() -> None:
         (BOTH, ENTROPY, "without mse_loss, sub"),
         (BOTH, BOTH.replace("sub", "add"), "with add and without sub"),
         (
-            f"{ENTROPY} mean<neg neg<nll_loss",
-            f"{ENTROPY} neg<mean mean<nll_loss",
+            f"{ENTROPY} mean(neg) neg(nll_loss)",
+            f"{ENTROPY} neg(mean) mean(nll_loss)",
             "with mean of nll_loss, neg of mean and without mean of neg, neg of nll_loss",
+        ),
+        (
+            f"{ENTROPY} mul(constant,nll_loss)",
+            f"{ENTROPY} mul(nll_loss,nll_loss)",
+            "with mul of nll_loss and nll_loss and without mul of constant and nll_loss",
         ),
     ],
 )
@@ -230,7 +241,7 @@ def test_what_is_applied_twice_is_told() -> None:
 
 def test_probabilities_in_place_of_their_logarithms_are_told() -> None:
     for loss in ("nll_loss", "nll_loss2_d", "ctc_loss"):
-        explanation = _failure((BACKWARD,), f"{loss}<softmax softmax<layer")
+        explanation = _failure((BACKWARD,), f"{loss}(softmax) softmax(layer)")
         assert explanation.message == f"the loss applies {loss} to the result of softmax"
         assert explanation.cause is not None
         assert "log_softmax is missing" in explanation.cause.text
@@ -253,7 +264,7 @@ def test_what_a_reference_shows_is_proposed() -> None:
     assert _proposed(_windows(formulas[1:])) == laws
     alone = _proposed(_windows([SQUARES] * MIN_BACKWARDS))
     assert alone == {(SHAPED,), *((about, squares) for about in abouts)}
-    many = [f"add<{number}" for number in range(MAX_FORMULAS + 1)]
+    many = [f"add({number})" for number in range(MAX_WAYS + 1)]
     assert _proposed(_windows(many * 2)) == set()
 
 

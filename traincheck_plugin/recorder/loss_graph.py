@@ -84,9 +84,9 @@ def constant_factor(node: Any) -> tuple[float, Any]:
         if len(inputs) != 1 or (power is None and node.name() != _CAST):
             break
         if power is not None:
-            number = _kept(node._raw_saved_other)
+            number = kept(node._raw_saved_other)
             if number is not None and number.dim() == 0:
-                if number.is_cpu and number.dtype in _NUMBERS:
+                if _is_number(number):
                     factor *= float(number) ** power
                 elif node.name() == _DIVISION:
                     factor = math.nan
@@ -117,25 +117,31 @@ def formula(known: Operations) -> str:
     """Return a text that tells how a loss is computed.
 
     Returns:
-        ``operation<operation`` for each that takes what another returns, sorted, with spaces
-        between: ``log_softmax<layer nll_loss<log_softmax``. A mean and a sum tell the number of
-        dimensions of what they are given: ``mean[2d]<pow``. What is given no gradient is
-        `CONSTANT`, and `BROADCAST` is told of a loss besides. "" where compiled code hides the
-        formula.
+        ``operation(input,input)`` for each operation, with those whose results it takes, sorted,
+        with spaces between: ``log_softmax(layer) nll_loss(log_softmax)``. A mean and a sum tell the
+        number of dimensions of what they are given: ``mean[2d](pow)``. What is given no gradient is
+        `CONSTANT`, unless it is a number, and `BROADCAST` is told of a loss besides. "" where
+        compiled code hides the formula.
     """
-    pairs = set()
+    told = set()
     for outer, (name, inputs) in known.items():
+        names = [
+            CONSTANT if inner is None else known[inner][0]
+            for inner in inputs
+            if inner is None or inner in known
+        ]
+        if _COMPILED in names:
+            return ""
         if _is_broadcast(outer):
-            pairs.add(f"{name}<{BROADCAST}")
-        for inner in inputs:
-            if inner is None:
-                pairs.add(f"{name}<{CONSTANT}")
-            elif inner in known:
-                taken, _ = known[inner]
-                if taken is _COMPILED:
-                    return ""
-                pairs.add(f"{name}<{taken}")
-    return " ".join(sorted(pairs))
+            names.append(BROADCAST)
+        if names:
+            told.add(f"{name}({','.join(_few(sorted(names)))})")
+    return " ".join(sorted(told))
+
+
+def _few(names: list[str]) -> list[str]:
+    """Return names with one that comes more than twice told twice: a stack has any number."""
+    return [name for place, name in enumerate(names) if names[place - 2 : place] != [name] * 2]
 
 
 class Target(NamedTuple):
@@ -157,24 +163,47 @@ def targets(known: Operations) -> list[Target]:
     found = []
     for node, (name, _) in known.items():
         attribute = _target_of(node)
-        values = _kept(getattr(node, attribute, None)) if attribute else None
+        values = kept(getattr(node, attribute, None)) if attribute else None
         if values is not None:
             ignored = getattr(node, "_saved_ignore_index", None)
-            if ignored is not None and ignored >= 1 << 63:
-                ignored -= 1 << 64
-            found.append(Target(name, values, ignored))
+            found.append(Target(name, values, None if ignored is None else wrapped(ignored)))
     return found
 
 
-def _kept(saved: Any) -> torch.Tensor | None:
+def kept(saved: Any) -> torch.Tensor | None:
     """Return the tensor that a graph keeps; None where hooks do, or torch does not tell."""
     # Hooks on what is saved are the user's, and may compute.
     return saved.data if getattr(saved, "unpack_hook", saved) is None else None
 
 
+def wrapped(number: int) -> int:
+    """Return the number that a graph keeps, which tells negative ones without their sign."""
+    return number - (1 << 64) if number >= 1 << 63 else number
+
+
+@cache
+def kind_of(name: str) -> str:
+    """Return the name of a node without that of its version: ``NllLoss``."""
+    return _VERSION.sub("", name)
+
+
+@cache
+def spelled(name: str) -> str:
+    """Return what the operation of a node is called: ``nll_loss``."""
+    kind = kind_of(name)
+    if kind.startswith(_COMPILED):
+        return _COMPILED
+    return LAYER if kind in _PRODUCTS else _WORDS.sub("_", kind).lower()
+
+
+def _is_number(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor is a Python number: a graph keeps those on the CPU."""
+    return tensor.dim() == 0 and tensor.is_cpu and tensor.dtype in _NUMBERS
+
+
 def _target_of(node: Any) -> str:
     """Return the attribute with what *node* compares predictions with, or picks of them."""
-    if _kind(node.name()) == _GATHER:
+    if kind_of(node.name()) == _GATHER:
         return "_raw_saved_index"
     if not hasattr(node, "_raw_saved_target"):
         return ""
@@ -185,23 +214,10 @@ def _target_of(node: Any) -> str:
     return "" if is_constant == [False, False] else "_raw_saved_target"
 
 
-@cache
-def _kind(name: str) -> str:
-    return _VERSION.sub("", name)
-
-
-@cache
-def _spelled(name: str) -> str:
-    kind = _kind(name)
-    if kind.startswith(_COMPILED):
-        return _COMPILED
-    return LAYER if kind in _PRODUCTS else _WORDS.sub("_", kind).lower()
-
-
 def _unshaped(node: Any) -> Any:
     """Return the operation whose result *node* gives another shape or dtype, if it does."""
     for _ in range(MAX_NODES):
-        if node is None or _kind(node.name()) not in _SHAPES:
+        if node is None or kind_of(node.name()) not in _SHAPES:
             break
         node = node.next_functions[0][0]
     return node
@@ -209,10 +225,10 @@ def _unshaped(node: Any) -> Any:
 
 def _is_broadcast(node: Any) -> bool:
     """Return whether a loss is given n predictions as n times n."""
-    if not _kind(node.name()).endswith(_LOSS):
+    if not kind_of(node.name()).endswith(_LOSS):
         return False
     for inner, _ in node.next_functions[:MAX_INPUTS]:
-        if inner is not None and _kind(inner.name()) == _EXPAND:
+        if inner is not None and kind_of(inner.name()) == _EXPAND:
             before = getattr(inner, "_saved_self_sym_sizes", None)
             after = [result.shape for result in getattr(inner, "_input_metadata", ())]
             if before and after and 1 < math.prod(before) == math.prod(after[0]) ** 0.5:
@@ -220,17 +236,24 @@ def _is_broadcast(node: Any) -> bool:
     return False
 
 
+def _takes_number(node: Any) -> bool:
+    """Return whether *node* multiplies or divides by a number."""
+    number = kept(node._raw_saved_other) if node.name() in _FACTORS else None
+    return number is not None and _is_number(number)
+
+
 def _operation(node: Any) -> tuple[str, list[Any]]:
     """Return the name of an operation, and those whose results it takes; None is a constant."""
     inputs = []
-    name = _spelled(node.name())
+    name = spelled(node.name())
     if name is not LAYER:
         for inner, _ in node.next_functions[:MAX_INPUTS]:
             inner = _unshaped(inner)
             if inner is not None and inner.name().endswith(_LEAF):
                 return LAYER, []
-            inputs.append(inner)
-    if _kind(node.name()) in _REDUCTIONS:
+            if inner is not None or not _takes_number(node):
+                inputs.append(inner)
+    if kind_of(node.name()) in _REDUCTIONS:
         sizes = getattr(node, "_saved_self_sym_sizes", None)
         name = name if sizes is None else f"{name}[{len(sizes)}d]"
     return name, inputs

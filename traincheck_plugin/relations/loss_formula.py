@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -10,10 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import APIParam, ConstantParam, Hypothesis, Param, Severity
+from traincheck_plugin.invariants.model import ConstantParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -24,30 +24,23 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.frames import is_backward
-from traincheck_plugin.relations.lifecycle import completed
-from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
-from traincheck_plugin.relations.naming import class_name
+from traincheck_plugin.relations.losses import (
+    BACKWARD,
+    MAX_WAYS,
+    MIN_BACKWARDS,
+    EarlyLosses,
+    losses,
+    whose,
+)
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import BROADCAST, CONSTANT, LAYER, NONE, Int64
+from traincheck_plugin.vocabulary import BROADCAST, CONSTANT, LAYER
 
-BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 SIGNED = replace(BACKWARD, attribute="sign")
 """Speaks of losses that are like one of the reference but for signs and numbers of dimensions."""
 
 FLOWING = replace(BACKWARD, attribute="requires_grad")
 """Speaks of those that are like one but for what gradients go to."""
-
-FIRST = 100
-"""Training steps, from the first loss after a class on, that are judged. A term that joins the loss
-later may do so after the end of the reference."""
-
-MIN_BACKWARDS = 10
-"""So many show how a loss is computed."""
-
-MAX_FORMULAS = 8
-"""A loss that has more depends on the data."""
 
 SHAPED = replace(BACKWARD, attribute="shape")
 """Speaks of all losses of a prediction and a target."""
@@ -66,6 +59,9 @@ SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with
 _ADDING = frozenset({"sub", "rsub"})
 _NEGATION = "neg"
 
+Formula = frozenset[tuple[str, tuple[str, ...]]]
+"""Operations, each with all whose results it takes."""
+
 Pairs = frozenset[tuple[str, str]]
 """Operations, each with one whose result it takes."""
 
@@ -79,10 +75,10 @@ class LossFormulaRelation(Relation):
     as `warning` where b has the formula of the reference but for signs and the numbers of
     dimensions of what is summed up, or but for what is a constant in one of them and something
     that gradients go to in the other. Of all pipelines, ``forall backwards b of a loss that
-    squashes, forall (p, q) in formula(b): not (p squashes, or expects logarithms, and q is a
-    softmax or a sigmoid)``, and ``forall backwards b of a loss in `PAIRED`: it does not take n
-    predictions as n times n``. A formula is the pairs of operations in the autograd graph of which
-    one takes the result of the other, from the loss to the last layers; shapes and casts do not
+    squashes, forall p(.., q, ..) in formula(b): not (p squashes, or expects logarithms, and
+    q is a softmax or a sigmoid)``, and ``forall backwards b of a loss in `PAIRED`: it does not take
+    n predictions as n times n``. A formula is the operations of the autograd graph, each with those
+    whose results it takes, from the loss to the last layers; shapes, casts and numbers do not
     count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
@@ -129,7 +125,7 @@ _SENTENCES: dict[Param, str] = {
 }
 
 
-def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
+def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Formula, ...]] | None:
     """Return a class and its formulas; None where a hypothesis is about all of them.
 
     Raises:
@@ -149,13 +145,18 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[Pairs, ...]] | None:
 
 
 @lru_cache(maxsize=1024)
-def _parse(formula: str) -> Pairs:
-    pairs = (pair.partition("<") for pair in formula.split())
-    return frozenset((outer, inner) for outer, _, inner in pairs)
+def _parse(formula: str) -> Formula:
+    operations = (token.removesuffix(")").partition("(") for token in formula.split())
+    return frozenset((outer, tuple(inputs.split(","))) for outer, _, inputs in operations)
+
+
+@lru_cache(maxsize=1024)
+def _pairs(formula: Formula) -> Pairs:
+    return frozenset((outer, inner) for outer, inputs in formula for inner in inputs)
 
 
 def _unsigned(pairs: Pairs) -> Pairs:
-    """Return what is left of a formula without signs and numbers of dimensions."""
+    """Return what is left of pairs without signs and numbers of dimensions."""
     plain = {(_plain(outer), _plain(inner)) for outer, inner in pairs if inner != BROADCAST}
     takers = {outer for outer, inner in plain if inner == _NEGATION} - {_NEGATION}
     taken = {inner for outer, inner in plain if outer == _NEGATION} - {_NEGATION}
@@ -167,100 +168,31 @@ def _plain(name: str) -> str:
     return "add" if name in _ADDING else name.partition("[")[0]
 
 
-def _varying(pairs: Pairs) -> Pairs:
-    """Return what is left of a formula without constants."""
-    return frozenset(pair for pair in pairs if pair[1] != CONSTANT)
+def _varying(formula: Formula) -> Pairs:
+    """Return the pairs of a formula without constants."""
+    return frozenset(pair for pair in _pairs(formula) if pair[1] != CONSTANT)
 
 
-def _cuts(whole: Pairs, part: Pairs) -> list[str]:
+def _cuts(whole: Formula, part: Formula) -> list[str]:
     """Return operations of *part* with a constant, where *whole* takes something in its place.
 
     Empty where that is not all that tells them apart.
     """
-    rest = part - whole
-    return [] if _varying(rest) else sorted(outer for outer, _ in rest)
+    rest, given = part - whole, whole - part
+    is_cut = all(any(_is_cut(one, of) for of in given) for one in rest)
+    return sorted(outer for outer, _ in rest) if is_cut else []
 
 
-def _operations(pairs: Pairs) -> frozenset[str]:
-    return frozenset(name for pair in pairs for name in pair) - {LAYER, CONSTANT, BROADCAST}
+def _is_cut(part: tuple[str, tuple[str, ...]], whole: tuple[str, tuple[str, ...]]) -> bool:
+    """Return whether an operation is that of *whole* with constants in place of some inputs."""
+    added = Counter(part[1]) - Counter(whole[1])
+    is_constant = set(added) == {CONSTANT} and len(part[1]) == len(whole[1])
+    return part[0] == whole[0] and is_constant
 
 
-class _Loss(NamedTuple):
-    """A loss that goes backward.
-
-    Attributes:
-        row: of the backward.
-        step: the training step that it leads to.
-        after: class of the last model that ran before; "" where none did.
-        formula: its text.
-    """
-
-    row: int
-    step: int
-    after: str
-    formula: str
-
-
-def _losses(window: Window) -> list[_Loss]:
-    """Return the losses of a window whose formulas are known."""
-    found: list[_Loss] | None = window.cache.get(_losses)
-    if found is None:
-        rows = completed(window, window.rows_of_role("backward"))
-        rows = rows[is_backward(window)[rows]]
-        catalog, calls = window.catalog, window.calls
-        forwards = window.rows_of_role("forward")
-        # Those of its own window, however windows are joined.
-        first = np.searchsorted(window.position_of(forwards), window.position_of(rows))
-        several = zip(
-            rows.tolist(),
-            catalog.contexts.column("step")[calls.context[rows]].tolist(),
-            calls.inputs[rows].tolist(),
-            first.tolist(),
-            np.searchsorted(forwards, rows).tolist(),
-            strict=True,
-        )
-        found = window.cache[_losses] = [
-            _Loss(row, step, _model_of(window, forwards[start:stop]), formula)
-            for row, step, code, start, stop in several
-            if (formula := _formula(catalog, code))
-        ]
-    return found
-
-
-def _formula(catalog: Catalog, code: int) -> str:
-    items = catalog.signature(code)
-    return next((str(item.value) for item in items if item.path == "formula"), "")
-
-
-def _model_of(window: Window, forwards: Int64) -> str:
-    """Return the class of the last one that has parameters: a loss may be a module, too."""
-    objects, has_parameters = window.catalog.objects, window.catalog.has_parameters
-    for row in forwards[::-1].tolist():
-        code = int(window.calls.object[row])
-        if code != NONE and has_parameters(objects[code]):
-            return class_name(objects[code])
-    return ""
-
-
-class _Early:
-    """Tells the losses of the first steps of a run after each class from later ones.
-
-    Where an optimizer goes on from a loaded state, all are later ones.
-    """
-
-    def __init__(self) -> None:
-        self._first: dict[str, int] = {}
-        self._is_resumed = False
-
-    def among(self, window: Window) -> Iterator[_Loss]:
-        """Yield the first ones among those of the next window."""
-        loads = [one.row for one in loads_in(window, OPTIMIZER_LOAD) if one.outcome != "none"]
-        until = -1 if self._is_resumed else min(loads, default=len(window.calls))
-        self._is_resumed |= bool(loads)
-        for loss in _losses(window):
-            early = loss.step - self._first.setdefault(loss.after, loss.step) < FIRST
-            if early and loss.row < until:
-                yield loss
+def _operations(formula: Formula) -> frozenset[str]:
+    names = {name for outer, inputs in formula for name in (outer, *inputs)}
+    return frozenset(names - {LAYER, CONSTANT, BROADCAST})
 
 
 class _Known(Monitor):
@@ -272,29 +204,28 @@ class _Known(Monitor):
         about: which of them.
     """
 
-    def __init__(self, after: str, formulas: tuple[Pairs, ...], about: Param) -> None:
+    def __init__(self, after: str, formulas: tuple[Formula, ...], about: Param) -> None:
         self._after = after
         self._about = about
-        self._formulas = tuple(map(_varying, formulas)) if about == SIGNED else formulas
-        self._alike = frozenset(map(_unsigned, self._formulas))
-        self._early = PerRun(_Early)
+        self._formulas = formulas
+        self._known: frozenset[Formula | Pairs] = frozenset(map(self._told, formulas))
+        self._alike = frozenset(_unsigned(_varying(formula)) for formula in formulas)
+        self._early = PerRun(EarlyLosses)
         self._has_failed = False
 
     def observe(self, window: Window) -> Examples:
         rows, holds, failing = [], [], []
         for loss in self._early.of(window.catalog).among(window):
-            if loss.after != self._after:
+            if loss.after != self._after or not loss.formula:
                 continue
-            pairs = _parse(loss.formula)
-            if self._about == SIGNED:
-                pairs = _varying(pairs)
-            held = pairs in self._formulas
-            if not held and not self._is_alike(pairs):
+            formula = _parse(loss.formula)
+            held = self._told(formula) in self._known
+            if not held and not self._is_alike(formula):
                 continue
             if held or self._has_failed:
                 rows.append(loss.row)
                 holds.append(held)
-                failing.append(pairs)
+                failing.append(formula)
             self._has_failed = not held
         if not rows:
             return NO_EXAMPLES
@@ -305,37 +236,37 @@ class _Known(Monitor):
             lambda index: self._explain(failing[index]),
         )
 
-    def _is_alike(self, pairs: Pairs) -> bool:
+    def _told(self, formula: Formula) -> Formula | Pairs:
+        """Return what the rule is about."""
+        return _varying(formula) if self._about == SIGNED else formula
+
+    def _is_alike(self, formula: Formula) -> bool:
         """Return whether the rule is about a formula that is none of the reference."""
         if self._about == SIGNED:
-            return _unsigned(pairs) in self._alike
+            return _unsigned(_varying(formula)) in self._alike
         if self._about == FLOWING:
-            return any(_cuts(known, pairs) or _cuts(pairs, known) for known in self._formulas)
+            return any(_cuts(known, formula) or _cuts(formula, known) for known in self._formulas)
         return True
 
-    def _explain(self, pairs: Pairs) -> Explanation:
+    def _explain(self, formula: Formula) -> Explanation:
         explain = _explain_flow if self._about == FLOWING else _explain_known
-        return explain(self._after, pairs, self._formulas)
+        return explain(self._after, formula, self._formulas)
 
 
-def _whose(after: str) -> str:
-    return f"the loss of {after}" if after else "the loss"
-
-
-def _explain_flow(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Explanation:
-    cut = next((found for known in formulas if (found := _cuts(known, pairs))), None)
+def _explain_flow(after: str, formula: Formula, formulas: tuple[Formula, ...]) -> Explanation:
+    cut = next((found for known in formulas if (found := _cuts(known, formula))), None)
     if cut is not None:
         message = (
-            f"a term of {_whose(after)} gives no gradient, in {cut[0]}, and does in the reference"
+            f"a term of {whose(after)} gives no gradient, in {cut[0]}, and does in the reference"
         )
         text = (
             f"something that {cut[0]} takes in the loss is computed under no_grad, or was "
             "detached: it counts in the loss, and nothing learns from it"
         )
     else:
-        added = next(found for known in formulas if (found := _cuts(pairs, known)))
+        added = next(found for known in formulas if (found := _cuts(formula, known)))
         message = (
-            f"a term of {_whose(after)} gives a gradient, in {added[0]}, and does not in the "
+            f"a term of {whose(after)} gives a gradient, in {added[0]}, and does not in the "
             "reference"
         )
         text = (
@@ -347,16 +278,16 @@ def _explain_flow(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Expl
     )
 
 
-def _explain_known(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Explanation:
-    nearest = min(formulas, key=lambda known: (len(known ^ pairs), sorted(known)))
-    now, then = _operations(pairs), _operations(nearest)
+def _explain_known(after: str, formula: Formula, formulas: tuple[Formula, ...]) -> Explanation:
+    nearest = min(formulas, key=lambda known: (len(known ^ formula), sorted(known)))
+    now, then = _operations(formula), _operations(nearest)
     more, fewer = sorted(now - then), sorted(then - now)
     if not more and not fewer:
-        more, fewer = _told(pairs - nearest), _told(nearest - pairs)
+        more, fewer = _spelled(formula - nearest), _spelled(nearest - formula)
     parts = [f"with {', '.join(more)}"] * bool(more) + [f"without {', '.join(fewer)}"] * bool(fewer)
     told = " and ".join(parts)
     return Explanation(
-        message=f"{_whose(after)} is not computed as in the reference: {told}",
+        message=f"{whose(after)} is not computed as in the reference: {told}",
         cause=Cause(
             fact="another loss",
             subjects=("loss",),
@@ -365,8 +296,8 @@ def _explain_known(after: str, pairs: Pairs, formulas: tuple[Pairs, ...]) -> Exp
     )
 
 
-def _told(pairs: Pairs) -> list[str]:
-    return [f"{outer} of {inner}" for outer, inner in sorted(pairs)]
+def _spelled(formula: Formula) -> list[str]:
+    return [f"{outer} of {' and '.join(inputs)}" for outer, inputs in sorted(formula)]
 
 
 class _Law(NamedTuple):
@@ -379,7 +310,7 @@ class _Law(NamedTuple):
     """
 
     sentence: str
-    faults: Callable[[Pairs], Sequence[tuple[str, str]] | None]
+    faults: Callable[[Formula], Sequence[tuple[str, str]] | None]
     explain: Callable[[str, str], Explanation]
 
 
@@ -392,7 +323,7 @@ class _Lawful(Monitor):
     def observe(self, window: Window) -> Examples:
         judged = [
             (loss.row, faults)
-            for loss in _losses(window)
+            for loss in losses(window)
             if (faults := self._law.faults(_parse(loss.formula))) is not None
         ]
         if not judged:
@@ -405,11 +336,11 @@ class _Lawful(Monitor):
         )
 
 
-def _squashed_twice(pairs: Pairs) -> Sequence[tuple[str, str]] | None:
-    if not _operations(pairs) & SQUASHING:
+def _squashed_twice(formula: Formula) -> Sequence[tuple[str, str]] | None:
+    if not _operations(formula) & SQUASHING:
         return None
     takers = SQUASHING | LOGARITHMIC
-    return sorted(p for p in pairs if p[0] in takers and p[1] in SQUASHED)
+    return sorted(p for p in _pairs(formula) if p[0] in takers and p[1] in SQUASHED)
 
 
 def _explain_squashing(outer: str, inner: str) -> Explanation:
@@ -426,10 +357,10 @@ def _explain_squashing(outer: str, inner: str) -> Explanation:
     )
 
 
-def _broadcast(pairs: Pairs) -> Sequence[tuple[str, str]] | None:
-    if not _operations(pairs) & PAIRED:
+def _broadcast(formula: Formula) -> Sequence[tuple[str, str]] | None:
+    if not _operations(formula) & PAIRED:
         return None
-    return sorted(p for p in pairs if p[0] in PAIRED and p[1] == BROADCAST)
+    return sorted(p for p in _pairs(formula) if p[0] in PAIRED and p[1] == BROADCAST)
 
 
 def _explain_broadcast(loss: str, _: str) -> Explanation:
@@ -460,23 +391,24 @@ _LAWS: dict[tuple[Param, ...], _Law] = {
 
 class _Proposer(Proposer):
     def __init__(self) -> None:
-        self._early = PerRun(_Early)
+        self._early = PerRun(EarlyLosses)
         self._formulas: dict[str, dict[str, None]] = {}
         self._num_seen: dict[str, int] = {}
 
     def observe(self, window: Window) -> None:
         for loss in self._early.of(window.catalog).among(window):
-            self._formulas.setdefault(loss.after, {})[loss.formula] = None
-            self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
+            if loss.formula:
+                self._formulas.setdefault(loss.after, {})[loss.formula] = None
+                self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         name = LossFormulaRelation.name
         every = {_parse(formula) for formulas in self._formulas.values() for formula in formulas}
         for params, law in _LAWS.items():
-            if any(law.faults(pairs) is not None for pairs in every):
+            if any(law.faults(formula) is not None for formula in every):
                 yield Hypothesis(relation=name, params=params)
         for after, formulas in self._formulas.items():
-            if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_FORMULAS:
+            if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_WAYS:
                 value = ConstantParam(value=(after, *sorted(formulas)))
                 for backward in (BACKWARD, SIGNED, FLOWING):
                     yield Hypothesis(relation=name, params=(backward, value))

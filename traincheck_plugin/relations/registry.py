@@ -34,6 +34,7 @@ from traincheck_plugin.relations.new_data import NewDataRelation
 from traincheck_plugin.relations.new_gradients import NewGradientsRelation
 from traincheck_plugin.relations.new_loss import NewLossRelation
 from traincheck_plugin.relations.one_epoch import OneEpochRelation
+from traincheck_plugin.relations.operation_settings import OperationSettingsRelation
 from traincheck_plugin.relations.optimizer_kept import OptimizerKeptRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
@@ -78,6 +79,7 @@ BUILT_IN: tuple[Relation, ...] = (
     UnmixedGradientsRelation(),
     NewLossRelation(),
     LossFormulaRelation(),
+    OperationSettingsRelation(),
     LossScalingRelation(),
     LossShareRelation(),
     OneEpochRelation(),

@@ -17,12 +17,14 @@ from traincheck_plugin.recorder.loss_graph import (
     operations,
     was_passed,
 )
+from traincheck_plugin.recorder.operation_settings import settings
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 
-MAX_FORMULAS = 256
-"""Formulas that are told: a loss that has a new one in each step would fill the catalog."""
+MAX_TEXTS = 256
+"""Formulas and settings that are told: a loss that has new ones in each step would fill the
+catalog."""
 
 
 class BackwardProbe:
@@ -57,7 +59,7 @@ class BackwardProbe:
 def _recorded(
     tape: Tape, api: int, *, counts: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    formulas: set[str] = set()
+    texts: set[str] = set()
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -65,7 +67,7 @@ def _recorded(
             stack = tape.threads.stack
             if is_traced() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
-            loss = _Loss(tape, formulas, args, kwargs) if counts else None
+            loss = _Loss(tape, texts, args, kwargs) if counts else None
             return tape.around(
                 "backward",
                 api,
@@ -88,15 +90,15 @@ class _Loss:
 
     Args:
         tape: of the recording.
-        formulas: those that were told already.
+        texts: those that were told already.
         args, kwargs: of the call.
     """
 
     def __init__(
-        self, tape: Tape, formulas: set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self, tape: Tape, texts: set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> None:
         self._tape = tape
-        self._formulas = formulas
+        self._texts = texts
         loss = args[0] if args else None
         given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
         self._node = loss.grad_fn if isinstance(loss, torch.Tensor) else None
@@ -108,23 +110,27 @@ class _Loss:
         """Return the code *arguments* with what there is to tell of the loss.
 
         ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
-        earlier backward went through it, too; ``formula`` is how it is computed.
+        earlier backward went through it, too; ``formula`` is how it is computed, and ``settings``
+        are those of all operations that do.
         """
         if self._node is None:
             return arguments
         factor, node = constant_factor(self._node)
-        extended = self._tape.signatures.extended
         if factor != 1.0:
-            arguments = extended(arguments, "factor", repr(factor))
+            arguments = self._tape.signatures.extended(arguments, "factor", repr(factor))
         if self._is_loss:
             if was_passed(node):
-                arguments = extended(arguments, "again", "yes")
+                arguments = self._tape.signatures.extended(arguments, "again", "yes")
             self._operations = operations(node)
-            computed = formula(self._operations)
-            if computed and (computed in self._formulas or len(self._formulas) < MAX_FORMULAS):
-                self._formulas.add(computed)
-                arguments = extended(arguments, "formula", computed)
+            arguments = self._told(arguments, "formula", formula(self._operations))
+            arguments = self._told(arguments, "settings", settings(node))
         return arguments
+
+    def _told(self, arguments: int, path: str, text: str) -> int:
+        if not text or (text not in self._texts and len(self._texts) == MAX_TEXTS):
+            return arguments
+        self._texts.add(text)
+        return self._tape.signatures.extended(arguments, path, text)
 
     def frames(self, call: OpenCall) -> list[Frame]:
         """Return the frames about what the loss compares predictions with."""

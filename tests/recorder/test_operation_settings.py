@@ -1,0 +1,175 @@
+"""What the operations of a loss are set to, as its autograd graph tells it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
+
+from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
+from traincheck_plugin.recorder import operation_settings
+from traincheck_plugin.recorder.operation_settings import settings
+
+CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
+
+
+def _told(result: Tensor) -> set[str]:
+    return set(settings(result.sum().grad_fn).split())
+
+
+@pytest.fixture
+def values() -> Tensor:
+    return torch.randn(2, 4, 5, 8, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("compute", "expected"),
+    [
+        (lambda x: x.softmax(-1), {"softmax.dimension=-1", "softmax.masked=no"}),
+        (lambda x: x.softmax(1), {"softmax.dimension=-3", "softmax.masked=no"}),
+        (lambda x: x.log_softmax(3), {"log_softmax.dimension=-1"}),
+        (lambda x: x.mean((1, -1)), {"mean.dimension=-3,-1"}),
+        (lambda x: x.mean((1, 3), keepdim=True), {"mean.dimension=-3,-1"}),
+        (lambda x: functional.adaptive_avg_pool2d(x, 1), {"mean.dimension=-2,-1"}),
+        (lambda x: x.sum(0), {"sum.dimension=-4"}),
+        (lambda x: functional.normalize(x, dim=1), {"linalg_vector_norm.dimension=-3"}),
+        (lambda x: x.logsumexp(2), {"logsumexp.dimension=-2"}),
+        (lambda x: x.max(1)[0], {"max.dimension=-3"}),
+        # What goes over all dimensions, and what only arranges, tells nothing.
+        (lambda x: x.mean() + x.transpose(0, 1).unbind(1)[0], set()),
+    ],
+)
+def test_dimensions_are_counted_from_the_last(
+    values: Tensor, compute: Callable[[Tensor], Tensor], expected: set[str]
+) -> None:
+    assert _told(compute(values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        ("cross_entropy", {"nll_loss.ignored=-100", "nll_loss.reduction=mean"}),
+        ("nll_loss", {"nll_loss.ignored=-100", "nll_loss.reduction=mean"}),
+    ],
+)
+def test_losses_tell_what_they_leave_out(loss: str, expected: set[str]) -> None:
+    outputs, target = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
+    function = getattr(functional, loss)
+    entropy = {"log_softmax.dimension=-1"} if loss == "cross_entropy" else set()
+    assert _told(function(outputs, target)) == expected | entropy
+    told = _told(function(outputs, target, ignore_index=0, reduction="sum"))
+    assert told == {"nll_loss.ignored=0", "nll_loss.reduction=sum"} | entropy
+    # Somebody else makes one number of the losses.
+    alone = _told(function(outputs, target, reduction="none"))
+    assert alone == {"nll_loss.ignored=-100"} | entropy
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [({}, "no"), ({"is_causal": True}, "yes"), ({"attn_mask": CAUSAL}, "yes")],
+)
+def test_attention_tells_whether_it_is_masked(
+    values: Tensor, dropout: float, arguments: dict[str, object], expected: str
+) -> None:
+    result = functional.scaled_dot_product_attention(
+        values, values, values, dropout_p=dropout, **arguments
+    )
+    told = {item.partition("=")[2] for item in _told(result) if ".masked=" in item}
+    assert told == {expected}
+
+
+@pytest.mark.parametrize(
+    ("mask", "expected"),
+    [
+        (lambda s: s, "no"),
+        (lambda s: s.masked_fill(~CAUSAL, -1e9), "yes"),
+        (lambda s: torch.where(CAUSAL, s, torch.tensor(-1e9)), "yes"),
+        (lambda s: (s + torch.zeros(5, 5)) * 0.5, "yes"),
+        # A bias that is learned, as that of relative positions, hides nothing.
+        (lambda s: s + s.mean(0, keepdim=True), "no"),
+        (lambda s: s + (s.mean(0, keepdim=True) + torch.zeros(5, 5)), "yes"),
+    ],
+)
+def test_masks_by_hand_are_seen(
+    values: Tensor, mask: Callable[[Tensor], Tensor], expected: str
+) -> None:
+    scores = values @ values.transpose(-1, -2) / 3
+    assert f"softmax.masked={expected}" in _told(mask(scores).softmax(-1))
+
+
+@pytest.mark.parametrize("needs_weights", [True, False])
+def test_the_mask_of_a_multi_head_attention_is_seen(needs_weights: bool) -> None:
+    attention, inputs = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 5, 8)
+
+    def told(**arguments: Tensor) -> set[str]:
+        result, _ = attention(inputs, inputs, inputs, need_weights=needs_weights, **arguments)
+        return {item.partition("=")[2] for item in _told(result) if ".masked=" in item}
+
+    assert told() == {"no"}
+    assert told(attn_mask=~CAUSAL) == {"yes"}
+    assert told(key_padding_mask=torch.zeros(2, 5, dtype=torch.bool)) == {"yes"}
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_models_of_transformers_tell_their_masks(implementation: str) -> None:
+    tokens = torch.randint(0, 50, (2, 9))
+    sizes = {"vocab_size": 50, "attn_implementation": implementation}
+    generative = GPT2LMHeadModel(
+        GPT2Config(n_layer=2, n_embd=8, n_head=2, bos_token_id=0, eos_token_id=0, **sizes)
+    )
+    [told] = [one for one in _told(generative(tokens).logits) if ".masked=" in one]
+    assert told.endswith("=yes")
+    encoder = BertModel(
+        BertConfig(
+            num_hidden_layers=2,
+            hidden_size=8,
+            num_attention_heads=2,
+            intermediate_size=8,
+            **sizes,
+        )
+    )
+    padding = torch.ones_like(tokens)
+    padding[0, 5:] = 0
+    [told] = [one for one in _told(encoder(tokens, padding)[0]) if ".masked=" in one]
+    assert told.endswith("=yes")
+
+
+def test_what_is_hidden_tells_nothing(monkeypatch: pytest.MonkeyPatch, values: Tensor) -> None:
+    def compute(x: Tensor) -> Tensor:
+        return x.softmax(-1)
+
+    hidden = checkpoint(compute, values, use_reentrant=True).log_softmax(-1)
+    assert _told(hidden) == set()
+    seen = checkpoint(compute, values, use_reentrant=False).log_softmax(-1)
+    assert _told(seen) == _told(compute(values).log_softmax(-1))
+    monkeypatch.setattr(operation_settings, "MAX_OPERATIONS", 3)
+    assert _told(compute(values)) != set()
+    assert _told(compute(values * 2)) == set()
+
+
+def test_hooks_on_what_is_saved_are_not_called(values: Tensor) -> None:
+    def never(_: object) -> Tensor:
+        raise AssertionError
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, never):
+        result = functional.scaled_dot_product_attention(values, values, values, CAUSAL)
+        result = result.max(1)[0].sum() * 2
+    assert "scaled_dot_product_attention.masked=yes" in settings(result.grad_fn)
+
+
+def test_each_backward_tells_the_settings_of_its_loss() -> None:
+    def train() -> None:
+        for batch in batches(2):
+            make_model()(batch).softmax(0).mean(1).sum().backward()
+
+    found = [
+        {item.path: item.value for item in call.inputs}["settings"]
+        for call in record(train, CALLS_ONLY).of_role("backward")
+    ]
+    assert found == ["mean.dimension=-1 softmax.dimension=-2 softmax.masked=no"] * 2

@@ -1,0 +1,180 @@
+"""What operations take together and leave out, against the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.builders import RunBuilder
+from tests.relations.labelling import labels, told
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
+from traincheck_plugin.relations.base import Explanation
+from traincheck_plugin.relations.losses import BACKWARD, FIRST, MAX_WAYS, MIN_BACKWARDS
+from traincheck_plugin.relations.operation_settings import (
+    MAX_EXCUSED,
+    OperationSettingsRelation,
+)
+from traincheck_plugin.vocabulary import Item
+
+RELATION = OperationSettingsRelation()
+ENTROPY = "nll_loss.ignored=-100 nll_loss.reduction=mean"
+BOTH = "softmax.masked=no softmax.masked=yes"
+MASKED, UNMASKED = "softmax.masked=yes", "softmax.masked=no"
+
+
+def _known(*settings: str, after: str = "Net") -> tuple[Param, ...]:
+    return BACKWARD, ConstantParam(value=(after, *settings))
+
+
+def _backward(run: RunBuilder, settings: str, model: str = "Net") -> None:
+    run.parameters("weight", owner=f"__main__.{model}#0")
+    run.call(f"__main__.{model}.forward", object=f"__main__.{model}#0")
+    items = [Item(path="settings", type="str", value=settings)] * bool(settings)
+    run.call("torch.Tensor.backward", inputs=items)
+    run.at(step=run.context.step + 1)
+
+
+def _windows(settings: Sequence[str], cuts: Sequence[int] = ()) -> list[Window]:
+    return told([lambda run, s=s: _backward(run, s) for s in settings], cuts)
+
+
+def _held(params: tuple[Param, ...], settings: Sequence[str]) -> list[bool]:
+    windows = _windows(settings, range(1, len(settings)))
+    return [holds for _, holds in labels(RELATION, params, windows)]
+
+
+def _failure(params: tuple[Param, ...], settings: str) -> Explanation:
+    [window] = _windows([settings] * (MAX_EXCUSED + 1))
+    examples = RELATION.monitor(params).observe(window)
+    return examples.explain(examples.holds.tolist().index(False))
+
+
+OTHER = ENTROPY.replace("-100", "0")
+
+
+@given(st.lists(st.sampled_from([ENTROPY, OTHER, MASKED, ""]), max_size=12))
+def test_another_setting_is_told_when_it_stays(settings: list[str]) -> None:
+    expected, failed = [], 0
+    for one in filter(None, settings):
+        failed = failed + 1 if one == OTHER else 0
+        if not 0 < failed <= MAX_EXCUSED:
+            expected.append(failed == 0)
+    # Operations that the reference had not are not judged.
+    assert _held(_known(ENTROPY), settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "settings", "holds"),
+    [
+        ([MASKED], UNMASKED, False),
+        ([BOTH], UNMASKED, False),
+        # Batches without padding need no mask, and others do.
+        ([MASKED, UNMASKED], UNMASKED, True),
+        ([UNMASKED], MASKED, True),
+        ([MASKED], BOTH, True),
+        ([BOTH], MASKED, True),
+        (["mean.dimension=-1"], "mean.dimension=-2", False),
+        (["mean.dimension=-1"], "mean.dimension=-1 mean.dimension=-2", False),
+        (["mean.dimension=-1", "mean.dimension=-2"], "mean.dimension=-2", True),
+        (["mean.dimension=-1"], "sum.dimension=-2", True),
+        ([ENTROPY], ENTROPY.replace("mean", "sum"), False),
+    ],
+)
+def test_what_another_setting_is(known: list[str], settings: str, holds: bool) -> None:
+    held = _held(_known(*known), [settings] * (MAX_EXCUSED + 1))
+    assert (False not in held) is holds
+
+
+def test_only_the_first_losses_of_each_run_are_judged() -> None:
+    late = [OTHER] * (MAX_EXCUSED + 1)
+    assert all(_held(_known(ENTROPY), [ENTROPY] * FIRST + late))
+    assert not all(_held(_known(ENTROPY), [ENTROPY] * (FIRST - len(late)) + late))
+
+
+def test_losses_after_other_models_are_others() -> None:
+    run = RunBuilder()
+    for _ in range(MAX_EXCUSED + 1):
+        _backward(run, OTHER, "Critic")
+    window = run.window()
+    assert len(RELATION.monitor(_known(ENTROPY)).observe(window)) == 0
+    assert not RELATION.monitor(_known(ENTROPY, after="Critic")).observe(window).holds.all()
+
+
+@pytest.mark.parametrize(
+    ("known", "settings", "message", "cause"),
+    [
+        (
+            MASKED,
+            UNMASKED,
+            "no softmax has a mask; in the reference one has",
+            "the mask, or is_causal, is missing",
+        ),
+        (
+            "softmax.dimension=-1",
+            "softmax.dimension=-2",
+            "softmax goes over dimension -2; in the reference over -1",
+            "its dim is another one",
+        ),
+        (
+            ENTROPY,
+            OTHER,
+            "nll_loss leaves out targets of 0; in the reference of -100",
+            "ignore_index of nll_loss is not what",
+        ),
+        (
+            ENTROPY,
+            ENTROPY.replace("mean", "sum"),
+            "nll_loss takes the sum; in the reference the mean",
+            "reduction of nll_loss is sum",
+        ),
+    ],
+)
+def test_what_is_different_is_told(known: str, settings: str, message: str, cause: str) -> None:
+    explanation = _failure(_known(known), settings)
+    assert explanation.message == f"in the loss of Net, {message}"
+    assert explanation.cause is not None
+    assert cause in explanation.cause.text
+
+
+def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
+    proposer = RELATION.proposer()
+    for window in windows:
+        proposer.observe(window)
+    return {hypothesis.params for hypothesis in proposer.hypotheses()}
+
+
+def test_what_a_reference_shows_is_proposed() -> None:
+    assert _proposed(_windows([ENTROPY, MASKED] * (MIN_BACKWARDS // 2))) == {
+        _known(ENTROPY, MASKED)
+    }
+    assert _proposed(_windows([ENTROPY] * (MIN_BACKWARDS - 1))) == set()
+    many = [f"mean.dimension=-{number}" for number in range(MAX_WAYS + 1)]
+    assert _proposed(_windows(many * 2)) == set()
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        (),
+        (BACKWARD,),
+        (APIParam(api_full_name="torch.Tensor.backward"), ConstantParam(value=("Net", ENTROPY))),
+        (BACKWARD, ConstantParam(value=("Net",))),
+        (BACKWARD, ConstantParam(value=3)),
+    ],
+)
+def test_other_parameters_are_refused(params: tuple[Param, ...]) -> None:
+    with pytest.raises(InvariantError, match="expects the backward"):
+        RELATION.monitor(params)
+
+
+def test_the_rule_is_a_sentence() -> None:
+    assert RELATION.describe(_known(ENTROPY, MASKED)) == (
+        "the operations that compute the loss of Net are set as they were: nll_loss.ignored -100, "
+        "nll_loss.reduction mean, softmax.masked yes"
+    )
+    assert RELATION.severity(_known(ENTROPY)) == "warning"

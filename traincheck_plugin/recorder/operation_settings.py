@@ -1,0 +1,144 @@
+"""What the operations of a graph are set to: what they take together, and what they leave out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from traincheck_plugin.recorder.loss_graph import kept, kind_of, spelled, wrapped
+from traincheck_plugin.vocabulary import Setting
+
+MAX_OPERATIONS = 4096
+"""Nothing is told of a graph that has more."""
+
+_HIDING = ("CheckpointFunction", "CompiledFunction")
+"""Functions that hide operations. What they hide may be seen in another run."""
+
+_SOFTMAX = "Softmax"
+_SOFTMAXES = frozenset({"SafeSoftmax", _SOFTMAX})
+_LOSS = "Loss"
+
+_WITHIN = frozenset({*_SOFTMAXES, "Cumsum", "Logcumsumexp", "LogSoftmax"})
+"""Operations over a dimension that stays."""
+
+_ACROSS = frozenset(
+    {
+        *("Amax", "Amin", "LinalgVectorNorm", "Logsumexp", "Max", "Mean", "Min", "Norm", "Prod"),
+        *("Std", "Sum", "Var"),
+    }
+)
+"""Operations over dimensions that may go."""
+
+_REDUCED = {1: "mean", 2: "sum"}
+"""How losses tell it; those that leave it to others come to one of the two later."""
+
+_MASKS = ("_raw_saved_attn_mask", "_raw_saved_attn_bias")
+_MAX_ADDITIONS = 8
+_PASSING = frozenset({"Add", "Clone", "Div", "Expand", "Mul", "ToCopy", "UnsafeView", "View"})
+"""What may come between a mask and the softmax that it is for."""
+
+_FILLING = frozenset({"IndexPut", "MaskedFill", "Where"})
+_ADDING = frozenset({"Add", "Baddbmm"})
+
+
+def settings(last: Any) -> str:
+    """Return what the operations that compute the result of *last* are set to.
+
+    Returns:
+        ``operation.setting=value`` for each, sorted, with spaces between: ``nll_loss.ignored=-100
+        softmax.dimension=-1``. "" where none tells any, where functions hide operations, and where
+        there are too many.
+    """
+    told: set[str] = set()
+    known = {last}
+    waiting = [last]
+    while waiting:
+        node = waiting.pop()
+        name = node.name()
+        if name.startswith(_HIDING):
+            return ""
+        kind = kind_of(name)
+        if _tells(kind):
+            label = _label(kind)
+            told.update(f"{label}.{setting}={value}" for setting, value in _of(node, kind))
+        for inner, _ in node.next_functions:
+            if inner is not None and inner not in known:
+                if len(known) == MAX_OPERATIONS:
+                    return ""
+                known.add(inner)
+                waiting.append(inner)
+    return " ".join(sorted(told))
+
+
+@cache
+def _tells(kind: str) -> bool:
+    tells = kind in _WITHIN or kind in _ACROSS or kind in _SOFTMAXES
+    return tells or kind.endswith(_LOSS) or _is_attention(kind)
+
+
+def _label(kind: str) -> str:
+    """Return what an operation is called on all devices."""
+    if _is_attention(kind):
+        return "scaled_dot_product_attention"
+    return spelled(_SOFTMAX if kind in _SOFTMAXES else kind)
+
+
+def _is_attention(kind: str) -> bool:
+    return kind.startswith("ScaledDotProduct")
+
+
+def _of(node: Any, kind: str) -> Iterator[tuple[Setting, object]]:
+    if kind in _WITHIN or kind in _ACROSS:
+        dimensions = _dimensions(node, kind in _WITHIN)
+        if dimensions:
+            yield "dimension", dimensions
+    if kind in _SOFTMAXES:
+        yield "masked", "yes" if _is_masked(node.next_functions[0][0]) else "no"
+    if _is_attention(kind):
+        is_masked = getattr(node, "_saved_is_causal", False) or any(
+            _is_given(getattr(node, name, None)) for name in _MASKS
+        )
+        yield "masked", "yes" if is_masked else "no"
+    if kind.endswith(_LOSS):
+        reduced = _REDUCED.get(getattr(node, "_saved_reduction", 0))
+        if reduced is not None:
+            yield "reduction", reduced
+        if hasattr(node, "_saved_ignore_index"):
+            yield "ignored", wrapped(node._saved_ignore_index)
+
+
+def _dimensions(node: Any, is_within: bool) -> str:
+    """Return what *node* goes over, counted from the last dimension: ``-2,-1``; "" for all."""
+    given = getattr(node, "_saved_dim", None)
+    shapes = [result.shape for result in getattr(node, "_input_metadata", ())]
+    if given is None or not shapes:
+        return ""
+    dimensions = [wrapped(one) for one in (given if isinstance(given, tuple) else (given,))]
+    number = len(shapes[0])
+    if not is_within and not getattr(node, "_saved_keepdim", False):
+        number += len(dimensions)
+    return ",".join(map(str, sorted(one - number if one >= 0 else one for one in dimensions)))
+
+
+def _is_masked(node: Any) -> bool:
+    """Return whether something without a gradient was added to the result of *node*, or put in."""
+    waiting = [node]
+    for _ in range(_MAX_ADDITIONS):
+        node = waiting.pop() if waiting else None
+        if node is None:
+            return False
+        kind = kind_of(node.name())
+        inputs = [inner for inner, _ in node.next_functions]
+        if kind in _FILLING or (kind in _ADDING and None in inputs):
+            return True
+        if kind in _PASSING:
+            waiting += [inner for inner in inputs if inner is not None]
+    return False
+
+
+def _is_given(saved: Any) -> bool:
+    """Return whether an operation was given a tensor: one that hooks took over is one, too."""
+    return saved is not None and (
+        getattr(saved, "unpack_hook", None) is not None or kept(saved) is not None
+    )

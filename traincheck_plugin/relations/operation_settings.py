@@ -1,0 +1,208 @@
+"""OperationSettingsRelation: operations take together, and leave out, what they did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+
+import numpy as np
+
+from traincheck_plugin.errors import InvariantError
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import ConstantParam, Hypothesis, Param, Severity
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.relations.base import (
+    NO_EXAMPLES,
+    Cause,
+    Examples,
+    Explanation,
+    Monitor,
+    Proposer,
+    Relation,
+)
+from traincheck_plugin.relations.losses import (
+    BACKWARD,
+    MAX_WAYS,
+    MIN_BACKWARDS,
+    EarlyLosses,
+    whose,
+)
+from traincheck_plugin.relations.params import api_plan
+from traincheck_plugin.relations.per_run import PerRun
+
+Settings = Mapping[str, frozenset[str]]
+"""The values of each ``operation.setting`` of a loss: several operations may have one."""
+
+MAX_EXCUSED = 2
+"""Failures in a row that are excused: batches without padding need no mask."""
+
+_NOT_MASKED = frozenset({"no"})
+
+
+class OperationSettingsRelation(Relation):
+    """The operations of a loss are set to what they were in the reference.
+
+    ``forall backwards b after a forward of C, in the first steps that have one, settings s of
+    operations o in the autograd graph of both: values(b, o, s) in values(reference, o, s)``. The
+    settings are the dimensions that an operation goes over, the target that it leaves out, whether
+    something hides elements from it, and how it makes one number of many. Of what is hidden, only
+    that nothing is where something was in all losses of the reference. The first `MAX_EXCUSED`
+    failures in a row are excused, and nothing is said once a state was loaded into an optimizer.
+
+    Catches an attention without its causal mask, a softmax over another dimension, padding that
+    counts in the loss, and a sum in place of a mean. Cannot see what is computed without operations
+    that tell it: a loss that is masked by a product, padding in a convolution.
+    """
+
+    name = "OperationSettingsRelation"
+    takes_stretches = True
+
+    def proposer(self) -> Proposer:
+        return _Proposer()
+
+    def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        after, known = _known(params)
+        return _Monitor(after, [_parse(text) for text in known])
+
+    def describe(self, params: tuple[Param, ...]) -> str:
+        after, known = _known(params)
+        settings = {(name, values) for text in known for name, values in _parse(text).items()}
+        told = ", ".join(sorted(f"{name} {_spelled(values)}" for name, values in settings))
+        return f"the operations that compute {whose(after)} are set as they were: {told}"
+
+    def needs(self, params: tuple[Param, ...]) -> Plan:
+        return api_plan(BACKWARD)
+
+    def severity(self, params: tuple[Param, ...]) -> Severity:
+        return "warning"
+
+
+def _known(params: tuple[Param, ...]) -> tuple[str, tuple[str, ...]]:
+    """Return a class, and the settings of its losses.
+
+    Raises:
+        InvariantError: the parameters are none of this relation.
+    """
+    if len(params) == 2 and params[0] == BACKWARD and isinstance(params[1], ConstantParam):
+        value = params[1].value
+        if isinstance(value, tuple) and len(value) > 1 and all(isinstance(t, str) for t in value):
+            return value[0], value[1:]
+    raise InvariantError(
+        f"{OperationSettingsRelation.name} expects the backward as APIParam, and a class and the "
+        f"settings of its losses as ConstantParam, got {params}"
+    )
+
+
+@lru_cache(maxsize=1024)
+def _parse(text: str) -> Settings:
+    found: dict[str, set[str]] = {}
+    for setting in text.split():
+        name, _, value = setting.partition("=")
+        found.setdefault(name, set()).add(value)
+    return {name: frozenset(values) for name, values in found.items()}
+
+
+def _spelled(values: frozenset[str]) -> str:
+    return " and ".join(sorted(values))
+
+
+class _Monitor(Monitor):
+    """Judges the settings of the losses after one class.
+
+    Args:
+        after: the class.
+        known: the settings of its losses in the reference.
+    """
+
+    def __init__(self, after: str, known: list[Settings]) -> None:
+        self._after = after
+        self._allowed: dict[str, set[frozenset[str]]] = {}
+        for settings in known:
+            for name, values in settings.items():
+                self._allowed.setdefault(name, set()).add(values)
+        self._early = PerRun(EarlyLosses)
+        self._num_failed = 0
+
+    def observe(self, window: Window) -> Examples:
+        rows, failing = [], []
+        for loss in self._early.of(window.catalog).among(window):
+            if loss.after != self._after or not loss.settings:
+                continue
+            others = self._others(_parse(loss.settings))
+            self._num_failed = self._num_failed + 1 if others else 0
+            if not 0 < self._num_failed <= MAX_EXCUSED:
+                rows.append(loss.row)
+                failing.append(others)
+        if not rows:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array(rows, np.int64),
+            np.array([not others for others in failing], np.bool_),
+            lambda index: self._explain(*failing[index][0]),
+        )
+
+    def _others(self, settings: Settings) -> list[tuple[str, frozenset[str]]]:
+        """Return those that are none of the reference, each with its values."""
+        return [
+            (name, values)
+            for name, values in sorted(settings.items())
+            if name in self._allowed and not self._is_allowed(name, values)
+        ]
+
+    def _is_allowed(self, name: str, values: frozenset[str]) -> bool:
+        allowed = self._allowed[name]
+        if name.endswith(".masked"):
+            return values != _NOT_MASKED or _NOT_MASKED in allowed
+        return values in allowed
+
+    def _explain(self, name: str, values: frozenset[str]) -> Explanation:
+        operation, _, setting = name.rpartition(".")
+        before = " or ".join(sorted(map(_spelled, self._allowed[name])))
+        message, text = _EXPLAINED[setting]
+        told = {"operation": operation, "now": _spelled(values), "before": before}
+        message = f"in {whose(self._after)}, {message.format(**told)}"
+        cause = Cause(fact="another setting", subjects=(operation,), text=text.format(**told))
+        return Explanation(message=message, cause=cause)
+
+
+_EXPLAINED: dict[str, tuple[str, str]] = {
+    "dimension": (
+        "{operation} goes over dimension {now}; in the reference over {before}",
+        "{operation} takes together what belongs to different samples, positions or classes: its "
+        "dim is another one, or what it is given was transposed",
+    ),
+    "ignored": (
+        "{operation} leaves out targets of {now}; in the reference of {before}",
+        "ignore_index of {operation} is not what the targets are padded with: padding counts in "
+        "the loss, or a class does not",
+    ),
+    "masked": (
+        "no {operation} has a mask; in the reference one has",
+        "nothing is hidden from {operation}: the mask, or is_causal, is missing, and positions see "
+        "those that they should predict, or padding",
+    ),
+    "reduction": (
+        "{operation} takes the {now}; in the reference the {before}",
+        "reduction of {operation} is {now}: gradients grow or shrink with the size of the batch",
+    ),
+}
+"""What is told of each setting, and the cause."""
+
+
+class _Proposer(Proposer):
+    def __init__(self) -> None:
+        self._early = PerRun(EarlyLosses)
+        self._settings: dict[str, dict[str, int]] = {}
+
+    def observe(self, window: Window) -> None:
+        for loss in self._early.of(window.catalog).among(window):
+            if loss.settings:
+                known = self._settings.setdefault(loss.after, {})
+                known[loss.settings] = known.get(loss.settings, 0) + 1
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for after, known in self._settings.items():
+            if sum(known.values()) >= MIN_BACKWARDS and len(known) <= MAX_WAYS:
+                value = ConstantParam(value=(after, *sorted(known)))
+                yield Hypothesis(relation=OperationSettingsRelation.name, params=(BACKWARD, value))
