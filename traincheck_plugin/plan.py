@@ -149,7 +149,12 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         group="value",
     ),
     "zero_grad": _pairs(parameter=f"grad {_MEMBERSHIP}"),
-    "backward": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}", module="value", target="value"),
+    "backward": _pairs(
+        parameter=f"grad grad_norm {_MEMBERSHIP}",
+        module="value",
+        target="value",
+        sample="data value",
+    ),
     "clip": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
     "scaler": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),
     "scheduler": _pairs(group="value"),

@@ -12,6 +12,7 @@ import torch
 from traincheck_plugin.recorder.fingerprint import PLAIN
 from traincheck_plugin.recorder.loss_graph import Target
 from traincheck_plugin.recorder.readings import DeviceReadings, widest
+from traincheck_plugin.recorder.samples import picked, tell
 from traincheck_plugin.vocabulary import NOWHERE, Array
 
 Tensor = torch.Tensor
@@ -49,12 +50,14 @@ class Given(NamedTuple):
         path: of the tensor among the arguments.
         dtype: of the tensor.
         values: the tensor itself; None where it is too large to be kept.
+        samples: some elements of each of its samples.
     """
 
     owner: str
     path: str
     dtype: torch.dtype
     values: Tensor | None
+    samples: Tensor | None
 
 
 class Alignments:
@@ -73,7 +76,8 @@ class Alignments:
         for path, values in found:
             if len(self._given) < MAX_GIVEN and _is_comparable(values):
                 kept = values if values.nbytes <= MAX_BYTES else None
-                self._given.append(Given(owner, path, values.dtype, kept))
+                samples = picked(values, len(values))
+                self._given.append(Given(owner, path, values.dtype, kept, samples))
 
     def clear(self) -> None:
         """Keep nothing."""
@@ -104,6 +108,24 @@ class Alignments:
                 if math.isfinite(lags[place]):
                     break
         return pairs, lags
+
+    def samples(self, targets: list[Target]) -> Iterator[tuple[Target, Given, tuple[Array, Array]]]:
+        """Yield pairs of a target and an input, with what `samples.tell` tells of them."""
+        self._is_used = True
+        pairs = [
+            (target, given)
+            for target in targets
+            if _is_comparable(target.values)
+            for given in self._given
+        ]
+        for target, given in pairs[:MAX_PAIRS]:
+            if given.samples is None:
+                continue
+            labels = picked(target.values, len(given.samples))
+            if labels is not None:
+                told = tell(given.samples, labels, self._readings, self._host)
+                if told is not None:
+                    yield target, given, told
 
     def _compare(self, compared: tuple[Tensor, Tensor], ignored: int | None, lag: Array) -> None:
         """Note the lag, now or later, if none is known."""

@@ -16,12 +16,12 @@ import torch
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import LOADER_FACTS, Frame
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder.alignment import Alignments
+from traincheck_plugin.recorder.alignment import Alignments, Given
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
 from traincheck_plugin.recorder.fingerprint import hash_tensor, local
-from traincheck_plugin.recorder.loss_graph import Operations, targets
+from traincheck_plugin.recorder.loss_graph import Operations, Target, targets
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.ranges import (
@@ -35,7 +35,9 @@ from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
 
-PASSING: frozenset[VariableKind] = frozenset({"batch", "loader", "input", "generator", "target"})
+PASSING: frozenset[VariableKind] = frozenset(
+    {"batch", "loader", "input", "generator", "target", "sample"}
+)
 """Kinds of variables that are not tracked: they are at hand during one call."""
 
 MAX_TENSORS = 32
@@ -97,27 +99,32 @@ class Arguments:
     ) -> list[Frame]:
         """Return the frames of a training forward that ends."""
         frames: list[Frame] = []
-        if self._wants["input"] or self._wants["target"]:
+        is_compared = bool(self._wants["target"] or self._wants["sample"])
+        if self._wants["input"] or is_compared:
             owner = self._labels.text(call.subject)
             given = [*_tensors(args), *_tensors(kwargs or {})]
             if self._wants["input"]:
                 frames += self._of_tensors("input", owner, call, given)
-            if self._wants["target"]:
+            if is_compared:
                 self._alignments.give(owner, given)
         return frames + self.of_generators(call, "end")
 
     def of_loss(self, call: OpenCall, known: Operations) -> list[Frame]:
-        """Return the frame of where the targets of a loss are among what models were given."""
-        if not self._wants["target"] or not known:
+        """Return the frames of where the targets of a loss are, and of which each sample has."""
+        if not known or not (self._wants["target"] or self._wants["sample"]):
             return []
-        pairs, lags = self._alignments.of(targets(known))
-        if not pairs:
-            return []
-        codes = [
-            self._code("target", given.owner, given.path, target.operation)
-            for target, given in pairs
-        ]
-        return [self._frame(call, "begin", np.array(codes, np.int32), value=lags)]
+        found = targets(known)
+        frames: list[Frame] = []
+        if self._wants["target"]:
+            pairs, lags = self._alignments.of(found)
+            codes = np.array([self._pair("target", *pair) for pair in pairs], np.int32)
+            if pairs:
+                frames.append(self._frame(call, "begin", codes, value=lags))
+        if self._wants["sample"]:
+            for target, given, (keys, labels) in self._alignments.samples(found):
+                codes = np.full(len(keys), self._pair("sample", target, given), np.int32)
+                frames.append(self._frame(call, "begin", codes, data=keys, value=labels))
+        return frames
 
     def stepped(self) -> None:
         """Keep nothing that was given before an optimizer stepped."""
@@ -198,6 +205,9 @@ class Arguments:
             columns=columns,
         )
 
+    def _pair(self, kind: VariableKind, target: Target, given: Given) -> int:
+        return self._code(kind, given.owner, given.path, target.operation)
+
     def _code(self, kind: VariableKind, owner: str, name: str, type_: type | str) -> int:
         key = (kind, owner, name, type_)
         code = self._codes.get(key)
@@ -214,6 +224,7 @@ _ROLES: tuple[tuple[Any, VariableKind], ...] = (
     ("forward", "input"),
     ("forward", "generator"),
     ("backward", "target"),
+    ("backward", "sample"),
 )
 
 

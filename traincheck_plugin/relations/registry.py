@@ -38,6 +38,7 @@ from traincheck_plugin.relations.operation_settings import OperationSettingsRela
 from traincheck_plugin.relations.optimizer_kept import OptimizerKeptRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
+from traincheck_plugin.relations.sample_targets import SampleTargetsRelation
 from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
@@ -92,6 +93,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ShuffledDataRelation(),
     ValueRangeRelation(),
     TargetLagRelation(),
+    SampleTargetsRelation(),
     RankDistinctArgumentRelation(),
 )
 

@@ -1,0 +1,128 @@
+"""Which target each sample has, as keys and numbers, on the host and not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from tests.recorder.recording import record
+from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.samples import MAX_PICKED, MAX_ROWS, MAX_SAMPLES, picked, tell
+
+
+def told(samples, targets, host="cpu"):
+    """Return the target of each key; None where nothing is told."""
+    readings = DeviceReadings()
+    found = tell(picked(samples, len(samples)), picked(targets, len(samples)), readings, host)
+    if found is None:
+        return None
+    readings.resolve(readings.ticket())
+    keys, labels = found
+    assert len(keys) == min(len(samples), MAX_SAMPLES)
+    return dict(zip(keys.tolist(), labels.tolist(), strict=True))
+
+
+DTYPES = st.sampled_from(
+    [torch.float64, torch.float32, torch.float16, torch.int64, torch.int32, torch.uint8, torch.bool]
+)
+
+
+@given(DTYPES, st.integers(1, 20), st.integers(0, 1000), st.sampled_from(["cpu", "none"]))
+def test_a_sample_has_its_key_wherever_it_is_in_a_batch(dtype, number, seed, host):
+    generator = torch.Generator().manual_seed(seed)
+    # All different, though of half as many different values.
+    samples = torch.rand(number, 16, generator=generator).mul(9).round()
+    samples[:, 0] = torch.arange(number) // 2
+    samples[:, 1] = torch.arange(number) % 2
+    samples = samples.to(dtype) if dtype is not torch.bool else (
+        torch.arange(number)[:, None] >> torch.arange(8) & 1).bool()  # fmt: skip
+    targets = torch.arange(number) * 2
+    order = torch.randperm(number, generator=generator)
+    found = told(samples, targets, host)
+    assert found == told(samples[order], targets[order], host)
+    assert sorted(found.values()) == targets.tolist()
+    assert all(0 <= key < 1 << 52 for key in found)
+
+
+def test_the_same_samples_are_chosen_of_every_batch():
+    samples, targets = torch.randn(300, 8), torch.arange(300) * 3
+    whole = told(samples, targets)
+    assert len(whole) == MAX_SAMPLES
+    limit = max(whole)
+    half = told(samples[:150], targets[:150])
+    assert {key: target for key, target in half.items() if key <= limit} == {
+        key: target for key, target in whole.items() if target < 450
+    }
+    assert set(whole.values()).isdisjoint({None})
+    # Of a very large batch, some.
+    assert len(told(torch.randn(MAX_ROWS + 9, 2), torch.arange(MAX_ROWS + 9) * 2)) == MAX_SAMPLES
+
+
+def test_targets_of_several_numbers_have_a_hash():
+    samples, masks = torch.randn(6, 3, 4, 4), torch.randint(2, (6, 4, 4)).float()
+    found = told(samples, masks)
+    assert found == told(samples, masks.clone())
+    turned = told(samples, masks.flip(2))
+    assert found.keys() == turned.keys()
+    assert all(found[key] != turned[key] for key in found)
+    assert all(float(target).is_integer() for target in found.values())
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [
+        torch.randn(8),
+        torch.tensor([float("nan")] * 8),
+        # Contrastive losses number the samples of a batch, in any order.
+        torch.arange(8),
+        torch.tensor([4, 5, 6, 7, 0, 1, 2, 3]),
+        torch.arange(8) + 24,
+    ],
+)
+def test_real_numbers_and_numbers_of_samples_are_not_told(targets):
+    samples = torch.randn(8, 3)
+    assert told(samples, targets) is None
+    assert np.isnan(list(told(samples, targets, host="none").values())).all()
+    assert len(told(samples[:1], torch.tensor([3]))) == 1
+
+
+def test_large_samples_are_not_kept():
+    large = torch.randn(4, 3 * MAX_PICKED)
+    assert picked(large, 4).shape == (4, MAX_PICKED)
+    assert picked(large, 4).untyped_storage().nbytes() == 4 * 4 * MAX_PICKED
+    assert picked(large[:, :9], 4).data_ptr() == large.data_ptr()
+    assert picked(torch.randn(7), 4) is None
+    assert picked(torch.randn(0), 0) is None
+    assert picked(torch.zeros(4, 0), 4) is None
+
+
+@pytest.mark.parametrize("num_pixels", [3, 1 << 18])
+def test_a_backward_tells_the_targets_of_the_samples(num_pixels):
+    images, labels = torch.randn(6, num_pixels), torch.tensor([0, 2, 1, 1, 0, 2])
+
+    def train():
+        model = nn.Sequential(nn.Linear(num_pixels, 3))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for order in (torch.arange(6), torch.randperm(6)):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(images[order]), labels[order]).backward()
+            optimizer.step()
+
+    recording = record(train, Plan.full())
+
+    told_of = []
+    for call in recording.of_role("backward"):
+        [(phase, frame)] = recording.frames(call, "sample").items()
+        assert phase == "begin"
+        assert len(set(frame.variables.tolist())) == 1
+        variable = recording.windows[0].catalog.variables[int(frame.variables[0])]
+        assert (variable.name, variable.type) == ("0", "nll_loss")
+        told_of.append(dict(zip(*(frame.columns[n].tolist() for n in ("data", "value")))))  # noqa: B905
+    assert told_of[0] == told_of[1]
+    assert sorted(told_of[0].values()) == [0, 0, 1, 1, 2, 2]

@@ -1,0 +1,101 @@
+"""Which target each sample of a batch has: both as numbers that tell them from others."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from traincheck_plugin.recorder.readings import DeviceReadings, widest
+from traincheck_plugin.vocabulary import Array
+
+Tensor = torch.Tensor
+
+MAX_ROWS = 1024
+"""Samples of a batch that are looked at."""
+
+MAX_SAMPLES = 64
+"""Of these are told those with the smallest keys: another batch with the same samples tells them,
+too."""
+
+MAX_PICKED = 256
+"""Elements of a sample, and of its target, that are looked at, spread over all of them."""
+
+_BITS = 52
+_MASK = (1 << _BITS) - 1
+"""So many fit into the double in which they come from a device."""
+
+_WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+_MULTIPLIER = 0x9E3779B97F4A7C15 - (1 << 64)
+
+
+def picked(values: Tensor, number: int) -> Tensor | None:
+    """Return some elements of each sample in a tensor of *number* samples; None if it has not that.
+
+    Of a small tensor they are where they were, of a large one a copy, so that it need not be kept.
+    """
+    if not number or values.numel() < number or values.numel() % number:
+        return None
+    rows = values.reshape(number, -1)[:MAX_ROWS]
+    stride = -(-rows.shape[1] // MAX_PICKED)
+    return rows if stride == 1 else rows[:, ::stride].clone()
+
+
+def tell(
+    samples: Tensor, targets: Tensor, readings: DeviceReadings, host: str
+) -> tuple[Array, Array] | None:
+    """Return the key and the target of some of the samples; those of a device arrive in them later.
+
+    Args:
+        samples: elements of each.
+        targets: elements of the target of each.
+        readings: of devices.
+        host: type of the device that is read at once.
+
+    Returns:
+        Keys of `_BITS` bits, and targets: whole numbers, or hashes where a sample has several; NaN
+        where they are not whole, and where they only number the samples of the batch. None where
+        all are NaN already, and where a device has no numbers of that width.
+    """
+    if widest(samples.device) is not torch.float64 or samples.device != targets.device:
+        return None
+    number = min(len(samples), MAX_SAMPLES)
+    found = torch.topk(_keys(samples), number, largest=False, sorted=False)
+    values = targets if targets.dtype is torch.float64 else targets.double()
+    is_whole = (values == values.round()).all(1)
+    told = values[:, 0] if values.shape[1] == 1 else _keys(targets).double()
+    if values.shape[1] == 1 and len(values) > 1:
+        # Contrastive losses number the samples of a batch.
+        is_whole &= ~torch.sort(values[:, 0])[0].diff().eq(1).all()
+    told = torch.where(is_whole, told, torch.full_like(told, math.nan))
+    vector = torch.cat([found.values.double(), told[found.indices]])
+    keys, labels = np.zeros(number, np.uint64), np.full(number, math.nan)
+
+    def receive(numbers: Array) -> None:
+        keys[:] = numbers[:number]
+        labels[:] = numbers[number:]
+
+    if vector.device.type == host:
+        receive(vector.numpy())
+        if np.isnan(labels).all():
+            return None
+    else:
+        readings.add(vector, receive)
+    return keys, labels
+
+
+def _keys(rows: Tensor) -> Tensor:
+    """Return a number of `_BITS` bits for each row, of the bits of its elements."""
+    words = rows.contiguous().view(_WORDS[rows.itemsize]).long()
+    keys = (words * _weights(words.shape[1], rows.device)).sum(1)
+    for _ in range(2):
+        keys = (keys ^ (keys >> 29)) * _MULTIPLIER
+    return (keys >> 8) & _MASK
+
+
+@lru_cache(maxsize=64)
+def _weights(number: int, device: torch.device) -> Tensor:
+    weights = np.random.default_rng(number).integers(-(1 << 62), 1 << 62, number) * 2 + 1
+    return torch.from_numpy(weights).to(device)
