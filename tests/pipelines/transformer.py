@@ -24,12 +24,14 @@ BUGS = {
     ),
     "no_zero_grad": (1, "clear|zero_grad|zeroed"),
     "targets_not_shifted": (0, "predict|shift"),
+    "mask_missing": (0, "mask"),
 }
 
 
 class LanguageModel(nn.Module):
-    def __init__(self, width=32):
+    def __init__(self, width=32, bug=None):
         super().__init__()
+        self.bug = bug
         self.embedding = nn.Embedding(len(ALPHABET), width)
         self.position = nn.Parameter(torch.zeros(LENGTH, width))
         layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.1, batch_first=True)
@@ -42,7 +44,7 @@ class LanguageModel(nn.Module):
         length = tokens.shape[1]
         mask = torch.triu(torch.full((length, length), float("-inf")), diagonal=1)
         x = self.embedding(tokens) + self.position[:length]
-        return self.head(self.blocks(x, mask=mask))
+        return self.head(self.blocks(x, mask=None if self.bug == "mask_missing" else mask))
 
 
 def load_sums(count):
@@ -97,7 +99,7 @@ def main():
 
     loader = DataLoader(load_sums(320), batch_size=args.batch_size, shuffle=True)
 
-    model = LanguageModel()
+    model = LanguageModel(bug=args.bug)
     if args.bug == "untied_weights":
         # As re-initialising every Linear after tying does.
         model.head.weight = nn.Parameter(torch.randn_like(model.head.weight) * 0.1)

@@ -92,6 +92,23 @@ def test_a_loss_that_compares_each_prediction_with_each_target_is_told(name: str
     assert _told(loss(nn.Linear(5, 4)(torch.randn(4, 5)), target)) == plain
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_difference_of_each_prediction_to_each_target_is_told(turned: bool) -> None:
+    predicted, target = nn.Linear(5, 1)(torch.randn(4, 5)), torch.randn(4)
+
+    def told(first: Tensor, second: Tensor) -> set[str]:
+        return _told((second - first if turned else first - second).sum())
+
+    assert "sub(broadcast,constant,layer)" in told(predicted, target)
+    assert "sub(broadcast,constant,layer)" in told(predicted.squeeze(1), target[:, None])
+    assert "sub(constant,layer)" in told(predicted.squeeze(1), target)
+    # Quantiles, a mean of several, one sample, and pairs that are compared on purpose.
+    assert "sub(constant,layer)" in told(nn.Linear(5, 3)(torch.randn(4, 5)), target[:, None])
+    assert "sub(constant,layer)" in told(nn.Linear(5, 3)(torch.randn(4, 5)), target[:3])
+    assert "sub(constant,layer)" in told(nn.Linear(5, 1)(torch.randn(1, 5)).squeeze(1), target[:1])
+    assert "sub(layer,layer)" in told(predicted, predicted.squeeze(1))
+
+
 def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
     inputs = torch.randn(4, 5)

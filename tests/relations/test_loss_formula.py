@@ -82,6 +82,10 @@ def test_what_is_squashed_twice(formulas: list[str]) -> None:
 def test_predictions_and_targets_that_are_broadcast() -> None:
     broadcast = "mse_loss(broadcast,constant,layer)"
     assert _held((SHAPED,), [SQUARES, broadcast, ENTROPY, broadcast]) == [True, False, False]
+    by_hand = "mean[2d](pow) pow(sub) sub(broadcast,constant,layer)"
+    difference = _failure((SHAPED,), by_hand)
+    assert difference.message == "the difference compares each prediction with each target"
+    assert _held((SHAPED,), [by_hand.replace("broadcast,", "")]) == [True]
     explanation = _failure((SHAPED,), broadcast)
     assert explanation.message == "mse_loss compares each prediction with each target"
     assert explanation.cause is not None

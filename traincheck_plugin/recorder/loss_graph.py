@@ -47,7 +47,7 @@ _PRODUCTS = frozenset(
 _REDUCTIONS = frozenset({"Mean", "Sum"})
 """What tells of the shape that it is given: two shapes that do not fit are broadcast."""
 
-_LOSS, _EXPAND, _GATHER = "Loss", "Expand", "Gather"
+_LOSS, _DIFFERENCE, _EXPAND, _GATHER = "Loss", "Sub", "Expand", "Gather"
 
 _VERSION = re.compile(r"Backward\d*$")
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
@@ -120,8 +120,8 @@ def formula(known: Operations) -> str:
         ``operation(input,input)`` for each operation, with those whose results it takes, sorted,
         with spaces between: ``log_softmax(layer) nll_loss(log_softmax)``. A mean and a sum tell the
         number of dimensions of what they are given: ``mean[2d](pow)``. What is given no gradient is
-        `CONSTANT`, unless it is a number, and `BROADCAST` is told of a loss besides. "" where
-        compiled code hides the formula.
+        `CONSTANT`, unless it is a number, and `BROADCAST` is told of a loss or a difference
+        besides. "" where compiled code hides the formula.
     """
     told = set()
     for outer, (name, inputs) in known.items():
@@ -224,16 +224,27 @@ def _unshaped(node: Any) -> Any:
 
 
 def _is_broadcast(node: Any) -> bool:
-    """Return whether a loss is given n predictions as n times n."""
-    if not kind_of(node.name()).endswith(_LOSS):
-        return False
-    for inner, _ in node.next_functions[:MAX_INPUTS]:
-        if inner is not None and kind_of(inner.name()) == _EXPAND:
-            before = getattr(inner, "_saved_self_sym_sizes", None)
-            after = [result.shape for result in getattr(inner, "_input_metadata", ())]
-            if before and after and 1 < math.prod(before) == math.prod(after[0]) ** 0.5:
-                return True
+    """Return whether a loss, or a difference to a constant, takes n predictions as n times n."""
+    kind = kind_of(node.name())
+    inputs = node.next_functions[:MAX_INPUTS]
+    if kind == _DIFFERENCE:
+        [(first, number), *others] = sorted(inputs, key=lambda one: one[0] is None)
+        if first is None or [inner for inner, _ in others] != [None]:
+            return False
+        return 1 < _num_results(first, number) ** 2 == _num_results(node)
+    if kind.endswith(_LOSS):
+        for inner, _ in inputs:
+            if inner is not None and kind_of(inner.name()) == _EXPAND:
+                number = math.prod(getattr(inner, "_saved_self_sym_sizes", ()))
+                if 1 < number**2 == _num_results(inner):
+                    return True
     return False
+
+
+def _num_results(node: Any, number: int = 0) -> int:
+    """Return how many elements a result of *node* has; 0 where torch does not tell."""
+    shapes = [result.shape for result in getattr(node, "_input_metadata", ())]
+    return math.prod(shapes[number]) if number < len(shapes) else 0
 
 
 def _takes_number(node: Any) -> bool:

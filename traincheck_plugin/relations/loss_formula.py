@@ -45,8 +45,10 @@ FLOWING = replace(BACKWARD, attribute="requires_grad")
 SHAPED = replace(BACKWARD, attribute="shape")
 """Speaks of all losses of a prediction and a target."""
 
-PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss"})
-"""Losses of a prediction and a target that broadcast them."""
+_DIFFERENCE = "sub"
+
+PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE})
+"""Losses, and the difference, of a prediction and a target that broadcast them."""
 
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
@@ -56,7 +58,7 @@ LOGARITHMIC = frozenset({"nll_loss", "nll_loss2_d", "ctc_loss"})
 
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
-_ADDING = frozenset({"sub", "rsub"})
+_ADDING = frozenset({_DIFFERENCE, "rsub"})
 _NEGATION = "neg"
 
 Formula = frozenset[tuple[str, tuple[str, ...]]]
@@ -76,10 +78,10 @@ class LossFormulaRelation(Relation):
     dimensions of what is summed up, or but for what is a constant in one of them and something
     that gradients go to in the other. Of all pipelines, ``forall backwards b of a loss that
     squashes, forall p(.., q, ..) in formula(b): not (p squashes, or expects logarithms, and
-    q is a softmax or a sigmoid)``, and ``forall backwards b of a loss in `PAIRED`: it does not take
-    n predictions as n times n``. A formula is the operations of the autograd graph, each with those
-    whose results it takes, from the loss to the last layers; shapes, casts and numbers do not
-    count.
+    q is a softmax or a sigmoid)``, and ``forall backwards b of a loss with one of `PAIRED`: it does
+    not take n predictions as n times n``. A formula is the operations of the autograd graph, each
+    with those whose results it takes, from the loss to the last layers; shapes, casts and numbers
+    do not count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
     that are broadcast against each other, a term that is computed under `no_grad`, and a target
@@ -364,6 +366,7 @@ def _broadcast(formula: Formula) -> Sequence[tuple[str, str]] | None:
 
 
 def _explain_broadcast(loss: str, _: str) -> Explanation:
+    loss = "the difference" if loss == _DIFFERENCE else loss
     return Explanation(
         message=f"{loss} compares each prediction with each target",
         cause=Cause(
