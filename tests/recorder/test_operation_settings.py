@@ -30,8 +30,8 @@ def values() -> Tensor:
 @pytest.mark.parametrize(
     ("compute", "expected"),
     [
-        (lambda x: x.softmax(-1), {"softmax.dimension=-1", "softmax.masked=no"}),
-        (lambda x: x.softmax(1), {"softmax.dimension=-3", "softmax.masked=no"}),
+        (lambda x: x.softmax(-1), {"softmax.dimension=-1"}),
+        (lambda x: x.softmax(1), {"softmax.dimension=-3"}),
         (lambda x: x.log_softmax(3), {"log_softmax.dimension=-1"}),
         (lambda x: x.mean((1, -1)), {"mean.dimension=-3,-1"}),
         (lambda x: x.mean((1, 3), keepdim=True), {"mean.dimension=-3,-1"}),
@@ -80,8 +80,8 @@ def test_attention_tells_whether_it_is_masked(
     result = functional.scaled_dot_product_attention(
         values, values, values, dropout_p=dropout, **arguments
     )
-    told = {item.partition("=")[2] for item in _told(result) if ".masked=" in item}
-    assert told == {expected}
+    told = {item for item in _told(result) if ".masked=" in item}
+    assert told == {f"attention.masked={expected}"}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,14 @@ def test_masks_by_hand_are_seen(
     values: Tensor, mask: Callable[[Tensor], Tensor], expected: str
 ) -> None:
     scores = values @ values.transpose(-1, -2) / 3
-    assert f"softmax.masked={expected}" in _told(mask(scores).softmax(-1))
+    weights = functional.dropout(mask(scores).softmax(-1), 0.5)
+    assert f"attention.masked={expected}" in _told(weights @ values)
+    result = torch.einsum("bhqk,bhkd->bqhd", weights, values)
+    assert f"attention.masked={expected}" in _told(result)
+    # A router gives no attention.
+    routed = _told(weights * weights.mean(-1, keepdim=True))
+    assert "softmax.dimension=-1" in routed
+    assert not any("attention" in item for item in routed)
 
 
 @pytest.mark.parametrize("needs_weights", [True, False])
@@ -160,7 +167,7 @@ def test_hooks_on_what_is_saved_are_not_called(values: Tensor) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, never):
         result = functional.scaled_dot_product_attention(values, values, values, CAUSAL)
         result = result.max(1)[0].sum() * 2
-    assert "scaled_dot_product_attention.masked=yes" in settings(result.grad_fn)
+    assert "attention.masked=yes" in settings(result.grad_fn)
 
 
 def test_each_backward_tells_the_settings_of_its_loss() -> None:
@@ -172,4 +179,4 @@ def test_each_backward_tells_the_settings_of_its_loss() -> None:
         {item.path: item.value for item in call.inputs}["settings"]
         for call in record(train, CALLS_ONLY).of_role("backward")
     ]
-    assert found == ["mean.dimension=-1 softmax.dimension=-2 softmax.masked=no"] * 2
+    assert found == ["mean.dimension=-1 softmax.dimension=-2"] * 2

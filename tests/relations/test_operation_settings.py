@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -19,12 +20,13 @@ from traincheck_plugin.relations.operation_settings import (
     MAX_EXCUSED,
     OperationSettingsRelation,
 )
-from traincheck_plugin.vocabulary import Item
+from traincheck_plugin.vocabulary import NOWHERE, Item, Variable
 
 RELATION = OperationSettingsRelation()
+LAW: tuple[Param, ...] = (BACKWARD,)
 ENTROPY = "nll_loss.ignored=-100 nll_loss.reduction=mean"
-BOTH = "softmax.masked=no softmax.masked=yes"
-MASKED, UNMASKED = "softmax.masked=yes", "softmax.masked=no"
+BOTH = "attention.masked=no attention.masked=yes"
+MASKED, UNMASKED = "attention.masked=yes", "attention.masked=no"
 
 
 def _known(*settings: str, after: str = "Net") -> tuple[Param, ...]:
@@ -90,6 +92,61 @@ def test_what_another_setting_is(known: list[str], settings: str, holds: bool) -
     assert (False not in held) is holds
 
 
+def _lagging(settings: str, lag: float, operation: str = "nll_loss") -> list[Window]:
+    run = RunBuilder()
+    rows = run.variables(
+        *(
+            Variable(kind="target", name=name, owner="__main__.Net#0", type=operation)
+            for name in ("tokens", "places")
+        )
+    )
+    run.parameters("weight", owner="__main__.Net#0")
+    windows = []
+    for _ in range(2):
+        run.call("__main__.Net.forward", object="__main__.Net#0")
+        items = [Item(path="settings", type="str", value=settings)] * bool(settings)
+        with run.calling("torch.Tensor.backward", role="backward", inputs=items):
+            run.frame("begin", rows, value=[math.nan, lag])
+        windows.append(run.window())
+    return windows
+
+
+@pytest.mark.parametrize(
+    ("settings", "lag", "operation", "expected"),
+    [
+        (MASKED, 1, "nll_loss", [True] * 2),
+        (BOTH, 1, "nll_loss", [True] * 2),
+        (UNMASKED, 1, "nll_loss", [False] * 2),
+        (UNMASKED, 3, "nll_loss2_d", [False] * 2),
+        # What is copied, is somewhere else, or comes before is no prediction of what follows.
+        (UNMASKED, 0, "nll_loss", []),
+        (UNMASKED, -1, "nll_loss", []),
+        (UNMASKED, NOWHERE, "nll_loss", []),
+        (UNMASKED, math.nan, "nll_loss", []),
+        # Attention may go over series in place of times.
+        (UNMASKED, 1, "mse_loss", []),
+        (ENTROPY, 1, "nll_loss", []),
+        ("", 1, "nll_loss", []),
+    ],
+)
+def test_predictions_of_what_follows_need_a_mask(
+    settings: str, lag: float, operation: str, expected: list[bool]
+) -> None:
+    windows = _lagging(settings, lag, operation)
+    assert [holds for _, holds in labels(RELATION, LAW, windows)] == expected
+
+
+def test_what_attention_sees_is_told() -> None:
+    explanation = RELATION.monitor(LAW).observe(_lagging(UNMASKED, 1)[0]).explain(0)
+    assert explanation.message == (
+        "in the loss of Net, targets come later in the input, and no attention has a mask"
+    )
+    assert explanation.cause is not None
+    assert "positions see the targets" in explanation.cause.text
+    assert RELATION.needs(LAW).attributes == {"backward": frozenset({("target", "value")})}
+    assert "has a mask" in RELATION.describe(LAW)
+
+
 def test_only_the_first_losses_of_each_run_are_judged() -> None:
     late = [OTHER] * (MAX_EXCUSED + 1)
     assert all(_held(_known(ENTROPY), [ENTROPY] * FIRST + late))
@@ -111,7 +168,7 @@ def test_losses_after_other_models_are_others() -> None:
         (
             MASKED,
             UNMASKED,
-            "no softmax has a mask; in the reference one has",
+            "no attention has a mask; in the reference one has",
             "the mask, or is_causal, is missing",
         ),
         (
@@ -150,7 +207,8 @@ def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
 
 def test_what_a_reference_shows_is_proposed() -> None:
     assert _proposed(_windows([ENTROPY, MASKED] * (MIN_BACKWARDS // 2))) == {
-        _known(ENTROPY, MASKED)
+        LAW,
+        _known(MASKED, ENTROPY),
     }
     assert _proposed(_windows([ENTROPY] * (MIN_BACKWARDS - 1))) == set()
     many = [f"mean.dimension=-{number}" for number in range(MAX_WAYS + 1)]
@@ -161,7 +219,7 @@ def test_what_a_reference_shows_is_proposed() -> None:
     "params",
     [
         (),
-        (BACKWARD,),
+        (BACKWARD, BACKWARD),
         (APIParam(api_full_name="torch.Tensor.backward"), ConstantParam(value=("Net", ENTROPY))),
         (BACKWARD, ConstantParam(value=("Net",))),
         (BACKWARD, ConstantParam(value=3)),
@@ -174,7 +232,7 @@ def test_other_parameters_are_refused(params: tuple[Param, ...]) -> None:
 
 def test_the_rule_is_a_sentence() -> None:
     assert RELATION.describe(_known(ENTROPY, MASKED)) == (
-        "the operations that compute the loss of Net are set as they were: nll_loss.ignored -100, "
-        "nll_loss.reduction mean, softmax.masked yes"
+        "the operations that compute the loss of Net are set as they were: attention.masked yes, "
+        "nll_loss.ignored -100, nll_loss.reduction mean"
     )
     assert RELATION.severity(_known(ENTROPY)) == "warning"

@@ -33,11 +33,20 @@ _ACROSS = frozenset(
 _REDUCED = {1: "mean", 2: "sum"}
 """How losses tell it; those that leave it to others come to one of the two later."""
 
+_FUSED = "ScaledDotProduct"
 _MASKS = ("_raw_saved_attn_mask", "_raw_saved_attn_bias")
-_MAX_ADDITIONS = 8
-_PASSING = frozenset({"Add", "Clone", "Div", "Expand", "Mul", "ToCopy", "UnsafeView", "View"})
-"""What may come between a mask and the softmax that it is for."""
+_PRODUCTS = frozenset({"Bmm", "Mm"})
+_MAX_LENGTH = 8
+_ARRANGING = frozenset(
+    {
+        *("Clone", "Expand", "NativeDropout", "Permute", "ReshapeAlias", "Squeeze", "ToCopy"),
+        *("Transpose", "UnsafeView", "Unsqueeze", "View"),
+    }
+)
+_SCALING = frozenset({"Div", "Mul"})
+"""What may come between a softmax and the product with values, and between it and a mask."""
 
+_ATTENTION = "attention"
 _FILLING = frozenset({"IndexPut", "MaskedFill", "Where"})
 _ADDING = frozenset({"Add", "Baddbmm"})
 
@@ -60,8 +69,7 @@ def settings(last: Any) -> str:
             return ""
         kind = kind_of(name)
         if _tells(kind):
-            label = _label(kind)
-            told.update(f"{label}.{setting}={value}" for setting, value in _of(node, kind))
+            told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
         for inner, _ in node.next_functions:
             if inner is not None and inner not in known:
                 if len(known) == MAX_OPERATIONS:
@@ -73,39 +81,48 @@ def settings(last: Any) -> str:
 
 @cache
 def _tells(kind: str) -> bool:
-    tells = kind in _WITHIN or kind in _ACROSS or kind in _SOFTMAXES
-    return tells or kind.endswith(_LOSS) or _is_attention(kind)
+    tells = kind in _WITHIN or kind in _ACROSS or kind in _PRODUCTS
+    return tells or kind.endswith(_LOSS) or kind.startswith(_FUSED)
 
 
-def _label(kind: str) -> str:
-    """Return what an operation is called on all devices."""
-    if _is_attention(kind):
-        return "scaled_dot_product_attention"
-    return spelled(_SOFTMAX if kind in _SOFTMAXES else kind)
-
-
-def _is_attention(kind: str) -> bool:
-    return kind.startswith("ScaledDotProduct")
-
-
-def _of(node: Any, kind: str) -> Iterator[tuple[Setting, object]]:
-    if kind in _WITHIN or kind in _ACROSS:
-        dimensions = _dimensions(node, kind in _WITHIN)
-        if dimensions:
-            yield "dimension", dimensions
-    if kind in _SOFTMAXES:
-        yield "masked", "yes" if _is_masked(node.next_functions[0][0]) else "no"
-    if _is_attention(kind):
+def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
+    """Yield what an operation is called on all devices, a setting, and its value."""
+    if kind in _PRODUCTS:
+        softmax = _softmax_of(node)
+        if softmax is not None:
+            yield _ATTENTION, "masked", _spelled(_is_masked(softmax.next_functions[0][0]))
+    elif kind.startswith(_FUSED):
         is_masked = getattr(node, "_saved_is_causal", False) or any(
             _is_given(getattr(node, name, None)) for name in _MASKS
         )
-        yield "masked", "yes" if is_masked else "no"
-    if kind.endswith(_LOSS):
+        yield _ATTENTION, "masked", _spelled(is_masked)
+    elif kind.endswith(_LOSS):
         reduced = _REDUCED.get(getattr(node, "_saved_reduction", 0))
         if reduced is not None:
-            yield "reduction", reduced
+            yield spelled(kind), "reduction", reduced
         if hasattr(node, "_saved_ignore_index"):
-            yield "ignored", wrapped(node._saved_ignore_index)
+            yield spelled(kind), "ignored", wrapped(node._saved_ignore_index)
+    else:
+        dimensions = _dimensions(node, kind in _WITHIN)
+        if dimensions:
+            yield spelled(_SOFTMAX if kind in _SOFTMAXES else kind), "dimension", dimensions
+
+
+def _spelled(is_so: bool) -> str:
+    return "yes" if is_so else "no"
+
+
+def _softmax_of(product: Any) -> Any:
+    """Return the softmax by whose result values are multiplied; None where that is none."""
+    for inner, _ in product.next_functions:
+        for _ in range(_MAX_LENGTH):
+            kind = "" if inner is None else kind_of(inner.name())
+            if kind in _SOFTMAXES:
+                return inner
+            if kind not in _ARRANGING and kind not in _SCALING:
+                break
+            inner = next((one for one, _ in inner.next_functions if one is not None), None)
+    return None
 
 
 def _dimensions(node: Any, is_within: bool) -> str:
@@ -124,7 +141,7 @@ def _dimensions(node: Any, is_within: bool) -> str:
 def _is_masked(node: Any) -> bool:
     """Return whether something without a gradient was added to the result of *node*, or put in."""
     waiting = [node]
-    for _ in range(_MAX_ADDITIONS):
+    for _ in range(_MAX_LENGTH):
         node = waiting.pop() if waiting else None
         if node is None:
             return False
@@ -132,7 +149,7 @@ def _is_masked(node: Any) -> bool:
         inputs = [inner for inner, _ in node.next_functions]
         if kind in _FILLING or (kind in _ADDING and None in inputs):
             return True
-        if kind in _PASSING:
+        if kind in _ADDING or kind in _ARRANGING or kind in _SCALING:
             waiting += [inner for inner in inputs if inner is not None]
     return False
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
 
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import ConstantParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -25,10 +26,14 @@ from traincheck_plugin.relations.losses import (
     MAX_WAYS,
     MIN_BACKWARDS,
     EarlyLosses,
+    Loss,
+    losses,
     whose,
 )
 from traincheck_plugin.relations.params import api_plan
+from traincheck_plugin.relations.passing import frames_of
 from traincheck_plugin.relations.per_run import PerRun
+from traincheck_plugin.vocabulary import VariableKind
 
 Settings = Mapping[str, frozenset[str]]
 """The values of each ``operation.setting`` of a loss: several operations may have one."""
@@ -49,6 +54,9 @@ class OperationSettingsRelation(Relation):
     that nothing is where something was in all losses of the reference. The first `MAX_EXCUSED`
     failures in a row are excused, and nothing is said once a state was loaded into an optimizer.
 
+    Of all pipelines, ``forall backwards b of nll_loss, of which the targets come later in an input,
+    with an attention in the graph: an attention of b is masked``.
+
     Catches an attention without its causal mask, a softmax over another dimension, padding that
     counts in the loss, and a sum in place of a mean. Cannot see what is computed without operations
     that tell it: a loss that is masked by a product, padding in a convolution.
@@ -61,20 +69,33 @@ class OperationSettingsRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
+        if params == _LAW:
+            return _Lawful()
         after, known = _known(params)
         return _Monitor(after, [_parse(text) for text in known])
 
     def describe(self, params: tuple[Param, ...]) -> str:
+        if params == _LAW:
+            return "attention that leads to predictions of what comes next in the input has a mask"
         after, known = _known(params)
         settings = {(name, values) for text in known for name, values in _parse(text).items()}
         told = ", ".join(sorted(f"{name} {_spelled(values)}" for name, values in settings))
         return f"the operations that compute {whose(after)} are set as they were: {told}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return api_plan(BACKWARD)
+        plan = api_plan(BACKWARD)
+        if params != _LAW:
+            return plan
+        return plan.union(Plan(functions=frozenset(), attributes={"backward": _LAGS}))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
+
+
+_LAW: tuple[Param, ...] = (BACKWARD,)
+"""Speaks of all pipelines."""
+
+_LAGS: frozenset[tuple[VariableKind, str]] = frozenset({("target", "value")})
 
 
 def _known(params: tuple[Param, ...]) -> tuple[str, tuple[str, ...]]:
@@ -88,8 +109,8 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[str, ...]]:
         if isinstance(value, tuple) and len(value) > 1 and all(isinstance(t, str) for t in value):
             return value[0], value[1:]
     raise InvariantError(
-        f"{OperationSettingsRelation.name} expects the backward as APIParam, and a class and the "
-        f"settings of its losses as ConstantParam, got {params}"
+        f"{OperationSettingsRelation.name} expects the backward as APIParam, and where it is about "
+        f"one model its class and the settings of its losses as ConstantParam, got {params}"
     )
 
 
@@ -166,6 +187,48 @@ class _Monitor(Monitor):
         return Explanation(message=message, cause=cause)
 
 
+class _Lawful(Monitor):
+    """Judges the attention of losses whose targets come later in an input."""
+
+    def observe(self, window: Window) -> Examples:
+        following = {row for row, frame in frames_of(window, "target") if _follows(window, frame)}
+        judged = [
+            (loss, values)
+            for loss in losses(window)
+            if loss.row in following
+            and (values := _parse(loss.settings).get("attention.masked")) is not None
+        ]
+        if not judged:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array([loss.row for loss, _ in judged], np.int64),
+            np.array([values != _NOT_MASKED for _, values in judged], np.bool_),
+            lambda index: _explain_leak(judged[index][0]),
+        )
+
+
+def _follows(window: Window, frame: Frame) -> bool:
+    """Return whether classes that are to be predicted come later in an input."""
+    return any(
+        0 < lag < math.inf and window.catalog.variables[code].type.startswith("nll_loss")
+        for code, lag in zip(frame.variables.tolist(), frame.columns["value"].tolist(), strict=True)
+    )
+
+
+def _explain_leak(loss: Loss) -> Explanation:
+    return Explanation(
+        message=f"in {whose(loss.after)}, targets come later in the input, and no attention has a "
+        "mask",
+        cause=Cause(
+            fact="another setting",
+            subjects=("attention",),
+            text="nothing is hidden from attention: the causal mask, or is_causal, is missing, and "
+            "positions see the targets that they should predict",
+        ),
+    )
+
+
 _EXPLAINED: dict[str, tuple[str, str]] = {
     "dimension": (
         "{operation} goes over dimension {now}; in the reference over {before}",
@@ -202,6 +265,8 @@ class _Proposer(Proposer):
                 known[loss.settings] = known.get(loss.settings, 0) + 1
 
     def hypotheses(self) -> Iterable[Hypothesis]:
+        if any("attention.masked" in text for known in self._settings.values() for text in known):
+            yield Hypothesis(relation=OperationSettingsRelation.name, params=_LAW)
         for after, known in self._settings.items():
             if sum(known.values()) >= MIN_BACKWARDS and len(known) <= MAX_WAYS:
                 value = ConstantParam(value=(after, *sorted(known)))
