@@ -78,7 +78,9 @@ def test_another_setting_is_told_when_it_stays(settings: list[str]) -> None:
         # Batches without padding need no mask, and others do.
         ([MASKED, UNMASKED], UNMASKED, True),
         ([UNMASKED], MASKED, True),
-        ([MASKED], BOTH, True),
+        ([MASKED], BOTH, False),
+        ([MASKED, BOTH], BOTH, True),
+        ([UNMASKED], BOTH, True),
         ([BOTH], MASKED, True),
         (["mean.dimension=-1"], "mean.dimension=-2", False),
         (["mean.dimension=-1"], "mean.dimension=-1 mean.dimension=-2", False),
@@ -168,7 +170,19 @@ def test_losses_after_other_models_are_others() -> None:
         (
             MASKED,
             UNMASKED,
-            "no attention has a mask; in the reference one has",
+            "no attention has a mask; in the reference every attention has",
+            "the mask, or is_causal, is missing",
+        ),
+        (
+            MASKED,
+            BOTH,
+            "not every attention has a mask; in the reference every attention has",
+            "the mask, or is_causal, is missing",
+        ),
+        (
+            BOTH,
+            UNMASKED,
+            "no attention has a mask; in the reference not every attention has",
             "the mask, or is_causal, is missing",
         ),
         (

@@ -41,7 +41,7 @@ Settings = Mapping[str, frozenset[str]]
 MAX_EXCUSED = 2
 """Failures in a row that are excused: batches without padding need no mask."""
 
-_NOT_MASKED = frozenset({"no"})
+_MASKING = "no", "not every", "every"
 
 
 class OperationSettingsRelation(Relation):
@@ -51,7 +51,7 @@ class OperationSettingsRelation(Relation):
     operations o in the autograd graph of both: values(b, o, s) in values(reference, o, s)``. The
     settings are the dimensions that an operation goes over, the target that it leaves out, whether
     something hides elements from it, and how it makes one number of many. Of what is hidden, only
-    that nothing is where something was in all losses of the reference. The first `MAX_EXCUSED`
+    that less is than in all losses of the reference. The first `MAX_EXCUSED`
     failures in a row are excused, and nothing is said once a state was loaded into an optimizer.
 
     Of all pipelines, ``forall backwards b of nll_loss, of which the targets come later in an input,
@@ -127,6 +127,11 @@ def _spelled(values: frozenset[str]) -> str:
     return " and ".join(sorted(values))
 
 
+def _how_masked(values: frozenset[str]) -> int:
+    """Return the place in `_MASKING` of what is told of the masks of all operations of a name."""
+    return ("yes" in values) * (2 - ("no" in values))
+
+
 class _Monitor(Monitor):
     """Judges the settings of the losses after one class.
 
@@ -174,14 +179,19 @@ class _Monitor(Monitor):
     def _is_allowed(self, name: str, values: frozenset[str]) -> bool:
         allowed = self._allowed[name]
         if name.endswith(".masked"):
-            return values != _NOT_MASKED or _NOT_MASKED in allowed
+            return _how_masked(values) >= min(map(_how_masked, allowed))
         return values in allowed
 
     def _explain(self, name: str, values: frozenset[str]) -> Explanation:
         operation, _, setting = name.rpartition(".")
-        before = " or ".join(sorted(map(_spelled, self._allowed[name])))
         message, text = _EXPLAINED[setting]
-        told = {"operation": operation, "now": _spelled(values), "before": before}
+        told = {"operation": operation}
+        if setting == "masked":
+            told["now"] = _MASKING[_how_masked(values)]
+            told["before"] = _MASKING[min(map(_how_masked, self._allowed[name]))]
+        else:
+            told["now"] = _spelled(values)
+            told["before"] = " or ".join(sorted(map(_spelled, self._allowed[name])))
         message = f"in {whose(self._after)}, {message.format(**told)}"
         cause = Cause(fact="another setting", subjects=(operation,), text=text.format(**told))
         return Explanation(message=message, cause=cause)
@@ -203,7 +213,7 @@ class _Lawful(Monitor):
         return Examples.of_calls(
             window,
             np.array([loss.row for loss, _ in judged], np.int64),
-            np.array([values != _NOT_MASKED for _, values in judged], np.bool_),
+            np.array([_how_masked(values) > 0 for _, values in judged], np.bool_),
             lambda index: _explain_leak(judged[index][0]),
         )
 
@@ -241,7 +251,7 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "the loss, or a class does not",
     ),
     "masked": (
-        "no {operation} has a mask; in the reference one has",
+        "{now} {operation} has a mask; in the reference {before} {operation} has",
         "nothing is hidden from {operation}: the mask, or is_causal, is missing, and positions see "
         "those that they should predict, or padding",
     ),
