@@ -50,6 +50,13 @@ TARGET = torch.tensor([0, 1, 2, 0])
             {"mse_loss(constant,layer)"},
         ),
         (lambda o: (o - 1).pow(2).mean(), {"mean[2d](pow)", "pow(sub)", "sub(constant,layer)"}),
+        # Nor does which elements are taken.
+        (
+            lambda o: functional.nll_loss(
+                o.softmax(1)[torch.tensor([True, False] * 2)][:, :3], TARGET[:2]
+            ),
+            {"nll_loss(softmax)", "softmax(layer)"},
+        ),
         # What a number scales is told, the number is not.
         (lambda o: (o * 2 / 3).sum(), {"sum[2d](div)", "div(mul)", "mul(layer)"}),
         (lambda o: (o * torch.ones(3)).sum(), {"sum[2d](mul)", "mul(constant,layer)"}),

@@ -16,6 +16,7 @@ from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.loss_formula import (
     FLOWING,
+    LOGARITHMED,
     SHAPED,
     SIGNED,
     LossFormulaRelation,
@@ -147,6 +148,26 @@ def test_what_gradients_go_to_is_no_matter_of_taste(
     assert RELATION.severity(flowing) == "warning"
 
 
+@pytest.mark.parametrize(
+    ("known", "formula", "is_alike"),
+    [
+        ("mul(constant,log_softmax) log_softmax(layer)", "mul(constant,softmax) softmax(layer)", 1),
+        ("add(log_sigmoid) log_sigmoid(layer)", "add(sigmoid) sigmoid(layer)", 1),
+        ("add(sigmoid) sigmoid(layer)", "add(log_sigmoid) log_sigmoid(layer)", 1),
+        # That is the same, spelled out; and that is another loss.
+        ("add(log_softmax) log_softmax(layer)", "add(log) log(softmax) softmax(layer)", 0),
+        ("add(log_softmax) log_softmax(layer)", "add(sigmoid) sigmoid(layer)", 0),
+    ],
+)
+def test_logarithms_of_probabilities_are_no_matter_of_taste(
+    known: str, formula: str, is_alike: int
+) -> None:
+    about = (LOGARITHMED, _known(known)[1])
+    assert _held(about, [known, formula, formula]) == [True, False][: 1 + is_alike]
+    assert RELATION.severity(about) == "warning"
+    assert RELATION.describe(about).startswith("logarithms of probabilities stay")
+
+
 def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:
     cut = _failure((FLOWING, _known(TWO)[1]), "add(constant,l1_loss) l1_loss(constant,layer)")
     assert cut.message == (
@@ -261,7 +282,7 @@ def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
 def test_what_a_reference_shows_is_proposed() -> None:
     formulas = [ENTROPY, SQUARES] * (MIN_BACKWARDS // 2)
     known, squares = _known(ENTROPY, SQUARES)[1], _known(SQUARES)[1]
-    abouts = (BACKWARD, SIGNED, FLOWING)
+    abouts = (BACKWARD, SIGNED, FLOWING, LOGARITHMED)
     expected: set[tuple[Param, ...]] = {(about, known) for about in abouts}
     laws: set[tuple[Param, ...]] = {(BACKWARD,), (SHAPED,)}
     assert _proposed(_windows(formulas)) == laws | expected

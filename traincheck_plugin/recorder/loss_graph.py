@@ -32,9 +32,10 @@ _SHAPES = frozenset(
     {
         *("Alias", "AsStrided", "Clone", "Expand", "Permute", "ReshapeAlias", "SplitWithSizes"),
         *("Squeeze", "T", "ToCopy", "Transpose", "UnsafeView", "Unsqueeze", "View"),
+        *("Index", "IndexSelect", "MaskedSelect", "Select", "Slice", "Split", "Unbind"),
     }
 )
-"""What only arranges values anew, or gives them another dtype."""
+"""What only arranges values anew, gives them another dtype, or takes some of them."""
 
 _PRODUCTS = frozenset(
     {

@@ -42,6 +42,9 @@ SIGNED = replace(BACKWARD, attribute="sign")
 FLOWING = replace(BACKWARD, attribute="requires_grad")
 """Speaks of those that are like one but for what gradients go to."""
 
+LOGARITHMED = replace(BACKWARD, attribute="log")
+"""Speaks of those that are like one but for the logarithms of probabilities."""
+
 SHAPED = replace(BACKWARD, attribute="shape")
 """Speaks of all losses of a prediction and a target."""
 
@@ -60,6 +63,7 @@ SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with
 
 _ADDING = frozenset({_DIFFERENCE, "rsub"})
 _NEGATION = "neg"
+_PROBABILITIES = {"log_softmax": "softmax", "log_sigmoid": "sigmoid"}
 
 Formula = frozenset[tuple[str, tuple[str, ...]]]
 """Operations, each with all whose results it takes."""
@@ -75,13 +79,13 @@ class LossFormulaRelation(Relation):
     one: formula(b) in formulas``; the first failure in a row is excused, and nothing is said once a
     state was loaded into an optimizer. That is told as `info`, for losses are changed on purpose;
     as `warning` where b has the formula of the reference but for signs and the numbers of
-    dimensions of what is summed up, or but for what is a constant in one of them and something
-    that gradients go to in the other. Of all pipelines, ``forall backwards b of a loss that
-    squashes, forall p(.., q, ..) in formula(b): not (p squashes, or expects logarithms, and
-    q is a softmax or a sigmoid)``, and ``forall backwards b of a loss with one of `PAIRED`: it does
-    not take n predictions as n times n``. A formula is the operations of the autograd graph, each
-    with those whose results it takes, from the loss to the last layers; shapes, casts and numbers
-    do not count.
+    dimensions of what is summed up, but for what is a constant in one of them and something
+    that gradients go to in the other, or but for probabilities in place of their logarithms. Of
+    all pipelines, ``forall backwards b of a loss that squashes, forall p(.., q, ..) in
+    formula(b): not (p squashes, or expects logarithms, and q is a softmax or a sigmoid)``, and
+    ``forall backwards b of a loss with one of `PAIRED`: it does not take n predictions as n
+    times n``. A formula is the operations of the autograd graph, each with those whose results
+    it takes, from the loss to the last layers; shapes, casts and numbers do not count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
     that are broadcast against each other, a term that is computed under `no_grad`, and a target
@@ -124,6 +128,7 @@ class LossFormulaRelation(Relation):
 _SENTENCES: dict[Param, str] = {
     SIGNED: "the terms of {} keep their signs",
     FLOWING: "gradients go to the same terms of {}",
+    LOGARITHMED: "logarithms of probabilities stay such in {}",
 }
 
 
@@ -164,6 +169,14 @@ def _unsigned(pairs: Pairs) -> Pairs:
     taken = {inner for outer, inner in plain if outer == _NEGATION} - {_NEGATION}
     kept = {pair for pair in plain if _NEGATION not in pair}
     return frozenset({*kept, *product(takers, taken)})
+
+
+def _without_logarithms(formula: Formula) -> Pairs:
+    """Return the pairs with probabilities in place of their logarithms."""
+    names = _PROBABILITIES
+    return frozenset(
+        (names.get(outer, outer), names.get(inner, inner)) for outer, inner in _pairs(formula)
+    )
 
 
 def _plain(name: str) -> str:
@@ -212,6 +225,7 @@ class _Known(Monitor):
         self._formulas = formulas
         self._known: frozenset[Formula | Pairs] = frozenset(map(self._told, formulas))
         self._alike = frozenset(_unsigned(_varying(formula)) for formula in formulas)
+        self._squashed = frozenset(map(_without_logarithms, formulas))
         self._early = PerRun(EarlyLosses)
         self._has_failed = False
 
@@ -248,6 +262,8 @@ class _Known(Monitor):
             return _unsigned(_varying(formula)) in self._alike
         if self._about == FLOWING:
             return any(_cuts(known, formula) or _cuts(formula, known) for known in self._formulas)
+        if self._about == LOGARITHMED:
+            return _without_logarithms(formula) in self._squashed
         return True
 
     def _explain(self, formula: Formula) -> Explanation:
@@ -413,5 +429,5 @@ class _Proposer(Proposer):
         for after, formulas in self._formulas.items():
             if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_WAYS:
                 value = ConstantParam(value=(after, *sorted(formulas)))
-                for backward in (BACKWARD, SIGNED, FLOWING):
+                for backward in (BACKWARD, SIGNED, FLOWING, LOGARITHMED):
                     yield Hypothesis(relation=name, params=(backward, value))
