@@ -46,7 +46,8 @@ CHANGED = VarTypeParam(
 )
 
 LATITUDE = 2
-"""How many times longer than in the reference it may take, in steps of the first epoch."""
+"""How many times longer than in the reference it may take: in steps, and after the first epoch in
+epochs."""
 
 AT_ONCE = 2
 """The step that shows what changes with the first one."""
@@ -56,8 +57,8 @@ class EventualChangeRelation(Relation):
     """The named parameters are not always what they were at first.
 
     ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first step)``.
-    What took until a later epoch in the reference may take as many steps, and until the end of that
-    epoch or of the run; what changed with the first step, one more; all else, `LATITUDE` times the
+    What took until a later epoch in the reference may take as many steps, and until the end of the
+    run, if that comes in that epoch or later, and of the epoch with twice its number; what changed with the first step, one more; all else, `LATITUDE` times the
     steps. Named are those of which no optimizer has gradients when they are first seen. The
     parameters of a module that an optimizer holds and that never ran are not judged.
 
@@ -288,7 +289,8 @@ class _Monitor(Monitor):
         last, catalog = self._last, self._catalog
         if last is None or catalog is None:
             return NO_EXAMPLES
-        if not catalog.contexts[last.context].epoch == self._epoch > 0:
+        epoch = catalog.contexts[last.context].epoch
+        if not self._epoch or not self._epoch <= LATITUDE * epoch <= LATITUDE * self._epoch:
             return NO_EXAMPLES
         unchanged = self._history.of(catalog).unchanged(self._number)
         codes = np.flatnonzero(unchanged & self._named.among(catalog)[: len(unchanged)])
@@ -355,7 +357,7 @@ class _Proposer(Proposer):
             # What happens at about the same time is one rule.
             is_due = epoch > 0 or number <= AT_ONCE
             limit = number if is_due else LATITUDE * (1 << (number - 1).bit_length())
-            together.setdefault((limit, epoch), []).append(name)
+            together.setdefault((limit, LATITUDE * epoch), []).append(name)
         for both, names in sorted(together.items()):
             yield Hypothesis(
                 relation=EventualChangeRelation.name,
