@@ -163,6 +163,7 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         buffer="data",
         input="data value lowest highest negative",
         generator="data",
+        sample="data",
     ),
     "data": _pairs(batch="data value lowest highest negative", loader="value"),
     "mode": _pairs(module="value"),

@@ -13,7 +13,14 @@ from torch.nn import functional
 from tests.recorder.recording import record
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.readings import DeviceReadings
-from traincheck_plugin.recorder.samples import MAX_PICKED, MAX_ROWS, MAX_SAMPLES, picked, tell
+from traincheck_plugin.recorder.samples import (
+    MAX_PICKED,
+    MAX_ROWS,
+    MAX_SAMPLES,
+    keys_of,
+    picked,
+    tell,
+)
 
 
 def told(samples, targets, host="cpu"):
@@ -126,3 +133,46 @@ def test_a_backward_tells_the_targets_of_the_samples(num_pixels):
         told_of.append(dict(zip(*(frame.columns[n].tolist() for n in ("data", "value")))))  # noqa: B905
     assert told_of[0] == told_of[1]
     assert sorted(told_of[0].values()) == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("host", ["cpu", "none"])
+def test_keys_alone_are_the_same_ones(host):
+    samples = torch.randn(100, 4)
+    readings = DeviceReadings()
+    keys = keys_of(picked(samples, 100), readings, host)
+    readings.resolve(readings.ticket())
+    assert sorted(keys.tolist()) == sorted(told(samples, torch.arange(100) * 2))
+
+
+def test_a_forward_tells_the_samples_of_real_numbers():
+    first, second, tokens = torch.randn(6, 3), torch.randn(8, 3), torch.randint(9, (6, 3))
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+
+        def forward(self, first, tokens, *, second):
+            return self.layer(torch.cat([first, second])).sum() + tokens.sum()
+
+    def train():
+        model = Model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(first, tokens, second=torch.cat([second[:4], second[:4]])).backward()
+        optimizer.step()
+        with torch.no_grad():
+            model(first, tokens, second=second)
+
+    recording = record(train, Plan.full())
+
+    found = [
+        (recording.windows[0].catalog.variables[int(frame.variables[0])].name, frame)
+        for window in recording.windows
+        for frame in window.frames
+        if window.kind(frame) == "sample" and frame.phase == "end"
+    ]
+    assert [name for name, _ in found[:2]] == ["0", "second"]
+    assert all(set(frame.columns) == {"data"} for _, frame in found)
+    assert len(set(found[0][1].columns["data"].tolist())) == 6
+    twice = found[1][1].columns["data"].tolist()
+    assert (len(twice), len(set(twice))) == (8, 4)

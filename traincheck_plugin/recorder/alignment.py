@@ -74,7 +74,7 @@ class Alignments:
         if self._is_used:
             self.clear()
         for path, values in found:
-            if len(self._given) < MAX_GIVEN and _is_comparable(values):
+            if len(self._given) < MAX_GIVEN and is_comparable(values):
                 kept = values if values.nbytes <= MAX_BYTES else None
                 samples = picked(values, len(values))
                 self._given.append(Given(owner, path, values.dtype, kept, samples))
@@ -95,7 +95,7 @@ class Alignments:
         pairs = [
             (target, given)
             for target in targets
-            if _is_comparable(target.values)
+            if is_comparable(target.values)
             for given in self._given
             if _are_alike(target.values.dtype, given.dtype)
         ]
@@ -115,7 +115,7 @@ class Alignments:
         pairs = [
             (target, given)
             for target in targets
-            if _is_comparable(target.values)
+            if is_comparable(target.values)
             for given in self._given
         ]
         for target, given in pairs[:MAX_PAIRS]:
@@ -192,7 +192,8 @@ def lag_of(counts: Array, values: Array, is_known: Array, sampled: range) -> flo
     return float(min(lags, key=lambda lag: (abs(lag), -lag))) if lags else NOWHERE
 
 
-def _is_comparable(values: Tensor) -> bool:
+def is_comparable(values: Tensor) -> bool:
+    """Return whether the values of a tensor are looked at: no sparse or empty one, no result."""
     return (
         type(values) in PLAIN
         and (values.dtype in _INTEGERS or values.dtype in _FLOATS)

@@ -16,7 +16,7 @@ import torch
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import LOADER_FACTS, Frame
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder.alignment import Alignments, Given
+from traincheck_plugin.recorder.alignment import Alignments, Given, is_comparable
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
@@ -31,6 +31,7 @@ from traincheck_plugin.recorder.ranges import (
     host_range,
 )
 from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.samples import keys_of, picked
 from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
@@ -42,6 +43,9 @@ PASSING: frozenset[VariableKind] = frozenset(
 
 MAX_TENSORS = 32
 """Tensors of one batch, or among the arguments of one call, that are fingerprinted."""
+
+MAX_TOLD = 4
+"""Tensors among the arguments of one call of which the samples are told."""
 
 MAX_BYTES = 1 << 18
 """Of a larger tensor, `_SLICES` slices of it that have this size together."""
@@ -69,6 +73,7 @@ class Arguments:
         self._next = next_sequence
         self._hasher = DeviceHasher()
         self._wants = {kind: plan.wants(role, kind) for role, kind in _ROLES}
+        self._tells_samples = bool(plan.wants("forward", "sample"))
         self._codes: dict[tuple[str, str, str, type | str], int] = {}
         self._facts: dict[str, Array] = {}
         self._alignments = Alignments(readings, DeviceReader.HOST)
@@ -100,13 +105,15 @@ class Arguments:
         """Return the frames of a training forward that ends."""
         frames: list[Frame] = []
         is_compared = bool(self._wants["target"] or self._wants["sample"])
-        if self._wants["input"] or is_compared:
+        if self._wants["input"] or is_compared or self._tells_samples:
             owner = self._labels.text(call.subject)
             given = [*_tensors(args), *_tensors(kwargs or {})]
             if self._wants["input"]:
                 frames += self._of_tensors("input", owner, call, given)
             if is_compared:
                 self._alignments.give(owner, given)
+            if self._tells_samples:
+                frames += self._of_samples(owner, call, given)
         return frames + self.of_generators(call, "end")
 
     def of_loss(self, call: OpenCall, known: Operations) -> list[Frame]:
@@ -153,6 +160,22 @@ class Arguments:
         tensors = [local(tensor.detach()) for _, tensor in found]
         columns = self._read(tensors, self._wants[kind])
         yield self._frame(call, "end", np.array(codes, np.int32), **columns)
+
+    def _of_samples(
+        self, owner: str, call: OpenCall, found: list[tuple[str, Tensor]]
+    ) -> Iterator[Frame]:
+        """Yield the frames of the samples in tensors of real numbers."""
+        real = [one for one in found if one[1].is_floating_point() and is_comparable(one[1])]
+        for path, tensor in real[:MAX_TOLD]:
+            samples = picked(tensor, len(tensor))
+            keys = None
+            if samples is not None:
+                keys = keys_of(samples, self._readings, DeviceReader.HOST)
+            if keys is not None:
+                codes = np.full(
+                    len(keys), self._code("sample", owner, path, type(tensor)), np.int32
+                )
+                yield self._frame(call, "end", codes, data=keys)
 
     def _read(self, tensors: list[Tensor], names: frozenset[str]) -> dict[str, Array]:
         """Return the columns among *names*; the numbers of a device arrive in them later."""

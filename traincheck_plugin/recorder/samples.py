@@ -1,4 +1,4 @@
-"""Which target each sample of a batch has: both as numbers that tell them from others."""
+"""The samples of a batch, and which target each has, as numbers that tell them from others."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def tell(
     """
     if widest(samples.device) is not torch.float64 or samples.device != targets.device:
         return None
-    number = min(len(samples), MAX_SAMPLES)
-    found = torch.topk(_keys(samples), number, largest=False, sorted=False)
+    found = _smallest(samples)
+    number = len(found.values)
     values = targets if targets.dtype is torch.float64 else targets.double()
     is_whole = (values == values.round()).all(1)
     told = values[:, 0] if values.shape[1] == 1 else _keys(targets).double()
@@ -84,6 +84,28 @@ def tell(
     else:
         readings.add(vector, receive)
     return keys, labels
+
+
+def keys_of(samples: Tensor, readings: DeviceReadings, host: str) -> Array | None:
+    """Return the keys of some of the samples, as `tell` does."""
+    if widest(samples.device) is not torch.float64:
+        return None
+    found = _smallest(samples).values.double()
+    keys = np.zeros(len(found), np.uint64)
+
+    def receive(numbers: Array) -> None:
+        keys[:] = numbers
+
+    if found.device.type == host:
+        receive(found.numpy())
+    else:
+        readings.add(found, receive)
+    return keys
+
+
+def _smallest(samples: Tensor) -> torch.return_types.topk:
+    """Return the smallest keys, and of which samples they are."""
+    return torch.topk(_keys(samples), min(len(samples), MAX_SAMPLES), largest=False, sorted=False)
 
 
 def _keys(rows: Tensor) -> Tensor:

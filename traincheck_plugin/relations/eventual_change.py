@@ -56,11 +56,12 @@ AT_ONCE = 2
 class EventualChangeRelation(Relation):
     """The named parameters are not always what they were at first.
 
-    ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first step)``.
-    What took until a later epoch in the reference may take as many steps, and until the end of the
-    run, if that comes in that epoch or later, and of the epoch with twice its number; what changed with the first step, one more; all else, `LATITUDE` times the
-    steps. Named are those of which no optimizer has gradients when they are first seen. The
-    parameters of a module that an optimizer holds and that never ran are not judged.
+    ``forall v in names: exists training step t <= n: x(v at begin(t)) != x(v at its first
+    step)``. What took until a later epoch in the reference may take as many steps, and until
+    the end of the run, if that comes in that epoch or later, and of the epoch with twice its
+    number; what changed with the first step, one more; all else, `LATITUDE` times the steps.
+    Named are those of which no optimizer has gradients when they are first seen. The parameters
+    of a module that an optimizer holds and that never ran are not judged.
 
     Catches a backbone that is never unfrozen, a target network or an average that nothing updates,
     and a model that the weights trained in its place are never copied to. Cannot see that it is

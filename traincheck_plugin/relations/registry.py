@@ -17,6 +17,7 @@ from traincheck_plugin.relations.consistent_output import ConsistentOutputRelati
 from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.copies import CopyRelation
 from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
+from traincheck_plugin.relations.distinct_inputs import DistinctInputsRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.eventual_change import EventualChangeRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
@@ -89,6 +90,7 @@ BUILT_IN: tuple[Relation, ...] = (
     EventualChangeRelation(),
     VarStateRelation(),
     DistinctArgumentRelation(),
+    DistinctInputsRelation(),
     NewDataRelation(),
     ShuffledDataRelation(),
     ValueRangeRelation(),

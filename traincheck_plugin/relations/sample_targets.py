@@ -165,6 +165,8 @@ def _batches(window: Window) -> list[_Batch]:
 def _read(window: Window) -> Iterator[_Batch]:
     steps = window.catalog.contexts.column("step")[window.calls.context]
     for row, frame in frames_of(window, "sample"):
+        if "value" not in frame.columns:
+            continue
         keys, values = frame.columns["data"], frame.columns["value"]
         is_told = ~np.isnan(values)
         if is_told.any():
