@@ -52,6 +52,11 @@ VariableKind = Literal[
     "sample",  # which target a loss has for a part of such a tensor
 ]
 
+PASSING: frozenset[VariableKind] = frozenset(
+    {"batch", "loader", "input", "generator", "target", "sample"}
+)
+"""Kinds of variables that are not tracked: they are at hand during one call."""
+
 NONE = -1
 """The code of an absent object, parent, exception, source or signature."""
 

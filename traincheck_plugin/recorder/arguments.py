@@ -36,11 +36,6 @@ from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
 
-PASSING: frozenset[VariableKind] = frozenset(
-    {"batch", "loader", "input", "generator", "target", "sample"}
-)
-"""Kinds of variables that are not tracked: they are at hand during one call."""
-
 MAX_TENSORS = 32
 """Tensors of one batch, or among the arguments of one call, that are fingerprinted."""
 

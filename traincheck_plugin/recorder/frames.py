@@ -13,7 +13,6 @@ import torch
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import ATTRIBUTES, Frame
 from traincheck_plugin.plan import CHANGE, Plan
-from traincheck_plugin.recorder.arguments import PASSING
 from traincheck_plugin.recorder.columns import (
     Columns,
     DeviceReader,
@@ -27,7 +26,7 @@ from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.structure import Structure
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.recorder.variables import Variables
-from traincheck_plugin.vocabulary import NONE, Array, Phase, Role
+from traincheck_plugin.vocabulary import NONE, PASSING, Array, Phase, Role
 
 Tensor = torch.Tensor
 

@@ -31,7 +31,7 @@ from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import NONE, Array
+from traincheck_plugin.vocabulary import Array
 
 MIN_OCCURRENCES = 10
 """So many comparisons of the reference show that samples differ."""
@@ -44,6 +44,8 @@ MAX_USUAL = 0.05
 MAX_AGAIN = 0.25
 """Share of those that may be."""
 
+ALL = 0.95
+
 WITHIN, BETWEEN = "within", "between"
 """A rule is about the samples of one window, or about those of two that follow each other."""
 
@@ -54,9 +56,10 @@ class DistinctInputsRelation(Relation):
     """The samples that the models of a class are given differ from one another.
 
     ``forall windows w: share of the samples of w that are in w twice <= MAX_AGAIN``, and ``forall
-    windows v, w that follow each other in one epoch: share of the samples of w that are in v <=
-    MAX_AGAIN``, where it was `MAX_USUAL` at most in all of the reference. Samples are the rows of
-    tensors of real numbers. The first failure in a row is excused.
+    windows v, w that follow each other: share of the samples of w that are in v <= MAX_AGAIN``,
+    where it was `MAX_USUAL` at most in all of the reference. Of two epochs, nothing is said where
+    nearly all are. Samples are the rows of tensors of real numbers. The first failure in a row is
+    excused.
 
     Catches two views of a sample that are one, and one stream of several that begins anew for each
     batch. Cannot see samples that are nearly the same.
@@ -135,14 +138,16 @@ class _Given:
         for root, row, keys in _samples(window):
             number = len(keys)
             unique = np.unique(keys)
-            last, before = self._before.get(root, (NONE, unique))
+            before = self._before.get(root)
             epoch = int(epochs[window.calls.context[row]])
             self._before[root] = epoch, unique
             if number >= MIN_SAMPLES:
                 yield root, _Comparison(row, WITHIN, number, number - len(unique))
-                if epoch == last:
-                    again = int(np.count_nonzero(np.isin(keys, before)))
-                    yield root, _Comparison(row, BETWEEN, number, again)
+                if before is not None:
+                    again = int(np.count_nonzero(np.isin(keys, before[1])))
+                    # Where an epoch has one batch, all samples come again.
+                    if epoch == before[0] or again < ALL * number:
+                        yield root, _Comparison(row, BETWEEN, number, again)
 
 
 def _samples(window: Window) -> list[tuple[str, int, Array]]:
@@ -159,7 +164,7 @@ def _samples(window: Window) -> list[tuple[str, int, Array]]:
 
 
 class _Monitor(Monitor):
-    """Judges the tensors that models of one class are given.
+    """Judges the samples that models of one class are given.
 
     Args:
         root: the class.

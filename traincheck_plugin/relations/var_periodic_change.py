@@ -39,7 +39,7 @@ from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.stacks import frames_of
-from traincheck_plugin.vocabulary import NONE, Bool, Int32, Int64, Role, Variable
+from traincheck_plugin.vocabulary import NONE, PASSING, Bool, Int32, Int64, Role, Variable
 
 PARAMETER, BUFFER = VAR_TYPES["parameter"], VAR_TYPES["buffer"]
 
@@ -101,7 +101,7 @@ class VarPeriodicChangeRelation(Relation):
             return Plan(functions=frozenset(), attributes={"step": wanted})
         roles: tuple[Role, ...] = ("forward", "backward") if variables == FIXED else ("forward",)
         attributes = {
-            role: frozenset(p for p in FULL_ATTRIBUTES[role] if p[0] not in ("input", "generator"))
+            role: frozenset(p for p in FULL_ATTRIBUTES[role] if p[0] not in PASSING)
             for role in roles
         }
         return Plan(functions=frozenset(), attributes=attributes)
