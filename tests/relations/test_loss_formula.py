@@ -16,6 +16,7 @@ from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.loss_formula import (
     FLOWING,
+    HIDING,
     LOGARITHMED,
     SHAPED,
     SIGNED,
@@ -168,6 +169,28 @@ def test_logarithms_of_probabilities_are_no_matter_of_taste(
     assert RELATION.describe(about).startswith("logarithms of probabilities stay")
 
 
+FILLED = "log_softmax(masked_fill) masked_fill(div) div(layer) nll_loss(log_softmax)"
+WEIGHTED = "neg(sum[1d]) sum[1d](mul) mul(constant,gather) gather(log_softmax) log_softmax(layer)"
+
+
+@pytest.mark.parametrize(
+    ("known", "formula", "is_alike"),
+    [
+        (FILLED, "log_softmax(div) div(layer) nll_loss(log_softmax)", 1),
+        (WEIGHTED, WEIGHTED.replace("sum[1d](mul) mul(constant,gather)", "sum[1d](gather)"), 1),
+        # More may be hidden on purpose; a product of two results hides nothing.
+        ("log_softmax(div) div(layer) nll_loss(log_softmax)", FILLED, 0),
+        (WEIGHTED, WEIGHTED.replace("mul(constant,gather)", "mul(gather,gather)"), 0),
+        (WEIGHTED, WEIGHTED.replace("sum[1d](mul) mul(constant,gather)", "sum[1d](exp)"), 0),
+    ],
+)
+def test_what_a_mask_hides_is_no_matter_of_taste(known: str, formula: str, is_alike: int) -> None:
+    about = (HIDING, _known(known)[1])
+    assert _held(about, [known, formula, formula]) == [True, False][: 1 + is_alike]
+    assert RELATION.severity(about) == "warning"
+    assert RELATION.describe(about).startswith("what masks and factors hide stays hidden")
+
+
 def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:
     cut = _failure((FLOWING, _known(TWO)[1]), "add(constant,l1_loss) l1_loss(constant,layer)")
     assert cut.message == (
@@ -282,7 +305,7 @@ def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
 def test_what_a_reference_shows_is_proposed() -> None:
     formulas = [ENTROPY, SQUARES] * (MIN_BACKWARDS // 2)
     known, squares = _known(ENTROPY, SQUARES)[1], _known(SQUARES)[1]
-    abouts = (BACKWARD, SIGNED, FLOWING, LOGARITHMED)
+    abouts = (BACKWARD, SIGNED, FLOWING, LOGARITHMED, HIDING)
     expected: set[tuple[Param, ...]] = {(about, known) for about in abouts}
     laws: set[tuple[Param, ...]] = {(BACKWARD,), (SHAPED,)}
     assert _proposed(_windows(formulas)) == laws | expected

@@ -121,8 +121,8 @@ def formula(known: Operations) -> str:
         ``operation(input,input)`` for each operation, with those whose results it takes, sorted,
         with spaces between: ``log_softmax(layer) nll_loss(log_softmax)``. A mean and a sum tell the
         number of dimensions of what they are given: ``mean[2d](pow)``. What is given no gradient is
-        `CONSTANT`, unless it is a number, and `BROADCAST` is told of a loss or a difference
-        besides. "" where compiled code hides the formula.
+        `CONSTANT`, and `BROADCAST` is told of a loss or a difference besides. "" where compiled
+        code hides the formula.
     """
     told = set()
     for outer, (name, inputs) in known.items():
@@ -216,11 +216,11 @@ def _target_of(node: Any) -> str:
 
 
 def _unshaped(node: Any) -> Any:
-    """Return the operation whose result *node* gives another shape or dtype, if it does."""
+    """Return the operation whose result *node* only arranges, or multiplies by a number."""
     for _ in range(MAX_NODES):
-        if node is None or kind_of(node.name()) not in _SHAPES:
+        if node is None or (kind_of(node.name()) not in _SHAPES and not _takes_number(node)):
             break
-        node = node.next_functions[0][0]
+        node = next((inner for inner, _ in node.next_functions if inner is not None), None)
     return node
 
 
@@ -263,8 +263,7 @@ def _operation(node: Any) -> tuple[str, list[Any]]:
             inner = _unshaped(inner)
             if inner is not None and inner.name().endswith(_LEAF):
                 return LAYER, []
-            if inner is not None or not _takes_number(node):
-                inputs.append(inner)
+            inputs.append(inner)
     if kind_of(node.name()) in _REDUCTIONS:
         sizes = getattr(node, "_saved_self_sym_sizes", None)
         name = name if sizes is None else f"{name}[{len(sizes)}d]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import replace
 from functools import lru_cache
 from itertools import product
@@ -45,6 +45,9 @@ FLOWING = replace(BACKWARD, attribute="requires_grad")
 LOGARITHMED = replace(BACKWARD, attribute="log")
 """Speaks of those that are like one but for the logarithms of probabilities."""
 
+HIDING = replace(BACKWARD, attribute="mask")
+"""Speaks of those that are like one but for masks and factors that it has and they have not."""
+
 SHAPED = replace(BACKWARD, attribute="shape")
 """Speaks of all losses of a prediction and a target."""
 
@@ -63,6 +66,8 @@ SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with
 
 _ADDING = frozenset({_DIFFERENCE, "rsub"})
 _NEGATION = "neg"
+_PRODUCT = "mul"
+_FILLING = frozenset({"masked_fill", "where"})
 _PROBABILITIES = {"log_softmax": "softmax", "log_sigmoid": "sigmoid"}
 
 Formula = frozenset[tuple[str, tuple[str, ...]]]
@@ -80,12 +85,13 @@ class LossFormulaRelation(Relation):
     state was loaded into an optimizer. That is told as `info`, for losses are changed on purpose;
     as `warning` where b has the formula of the reference but for signs and the numbers of
     dimensions of what is summed up, but for what is a constant in one of them and something
-    that gradients go to in the other, or but for probabilities in place of their logarithms. Of
-    all pipelines, ``forall backwards b of a loss that squashes, forall p(.., q, ..) in
-    formula(b): not (p squashes, or expects logarithms, and q is a softmax or a sigmoid)``, and
-    ``forall backwards b of a loss with one of `PAIRED`: it does not take n predictions as n
-    times n``. A formula is the operations of the autograd graph, each with those whose results
-    it takes, from the loss to the last layers; shapes, casts and numbers do not count.
+    that gradients go to in the other, but for probabilities in place of their logarithms, or
+    but for a mask or a constant factor that it has not. Of all pipelines, ``forall backwards b
+    of a loss that squashes, forall p(.., q, ..) in formula(b): not (p squashes, or expects
+    logarithms, and q is a softmax or a sigmoid)``, and ``forall backwards b of a loss with one
+    of `PAIRED`: it does not take n predictions as n times n``. A formula is the operations of
+    the autograd graph, each with those whose results it takes, from the loss to the last
+    layers; shapes, casts and numbers do not count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
     that are broadcast against each other, a term that is computed under `no_grad`, and a target
@@ -129,6 +135,7 @@ _SENTENCES: dict[Param, str] = {
     SIGNED: "the terms of {} keep their signs",
     FLOWING: "gradients go to the same terms of {}",
     LOGARITHMED: "logarithms of probabilities stay such in {}",
+    HIDING: "what masks and factors hide stays hidden in {}",
 }
 
 
@@ -165,10 +172,29 @@ def _pairs(formula: Formula) -> Pairs:
 def _unsigned(pairs: Pairs) -> Pairs:
     """Return what is left of pairs without signs and numbers of dimensions."""
     plain = {(_plain(outer), _plain(inner)) for outer, inner in pairs if inner != BROADCAST}
-    takers = {outer for outer, inner in plain if inner == _NEGATION} - {_NEGATION}
-    taken = {inner for outer, inner in plain if outer == _NEGATION} - {_NEGATION}
-    kept = {pair for pair in plain if _NEGATION not in pair}
+    return _without(plain, {_NEGATION})
+
+
+def _without(pairs: Set[tuple[str, str]], names: Set[str]) -> Pairs:
+    """Return the pairs with what some operations take in place of these."""
+    takers = {outer for outer, inner in pairs if inner in names} - names
+    taken = {inner for outer, inner in pairs if outer in names} - names
+    kept = {pair for pair in pairs if names.isdisjoint(pair)}
     return frozenset({*kept, *product(takers, taken)})
+
+
+def _masks(formula: Formula) -> Formula:
+    """Return the operations that hide elements, or weight them by what is constant."""
+    return frozenset(
+        one for one in formula if one[0] in _FILLING or (one[0] == _PRODUCT and CONSTANT in one[1])
+    )
+
+
+def _unmasked(formula: Formula) -> Pairs:
+    """Return the pairs without what masks, and without products if none is of two results."""
+    products = [inputs for outer, inputs in formula if outer == _PRODUCT]
+    is_scaling = all(len(inputs) - inputs.count(CONSTANT) < 2 for inputs in products)
+    return _without(_varying(formula), {*_FILLING, _PRODUCT} if is_scaling else _FILLING)
 
 
 def _without_logarithms(formula: Formula) -> Pairs:
@@ -264,6 +290,11 @@ class _Known(Monitor):
             return any(_cuts(known, formula) or _cuts(formula, known) for known in self._formulas)
         if self._about == LOGARITHMED:
             return _without_logarithms(formula) in self._squashed
+        if self._about == HIDING:
+            return any(
+                len(_masks(formula)) < len(_masks(known)) and _unmasked(formula) == _unmasked(known)
+                for known in self._formulas
+            )
         return True
 
     def _explain(self, formula: Formula) -> Explanation:
@@ -429,5 +460,5 @@ class _Proposer(Proposer):
         for after, formulas in self._formulas.items():
             if self._num_seen[after] >= MIN_BACKWARDS and len(formulas) <= MAX_WAYS:
                 value = ConstantParam(value=(after, *sorted(formulas)))
-                for backward in (BACKWARD, SIGNED, FLOWING, LOGARITHMED):
+                for backward in (BACKWARD, *_SENTENCES):
                     yield Hypothesis(relation=name, params=(backward, value))
