@@ -23,14 +23,15 @@ Lags = tuple[float, float]
 """Those of two inputs at one backward."""
 
 
-def _of(name: str, lag: int | str, operation: str = "nll_loss") -> tuple[Param, ...]:
+def _of(name: str, lag: int | str, *known: str, operation: str = "nll_loss") -> tuple[Param, ...]:
     return (
         VarNameParam(var_name=name, var_type=VAR_TYPES["target"], attr_name="value"),
-        ConstantParam(value=(operation, lag)),
+        ConstantParam(value=(operation, lag, *known)),
     )
 
 
 SHIFTED, ABSENT = _of("GPT.tokens", 1), _of("GPT", "nowhere")
+ONLY = _of("GPT", "nowhere", "tokens")
 
 
 def _windows(backwards: Sequence[Lags]) -> list[Window]:
@@ -65,7 +66,10 @@ def test_backwards_are_judged_as_the_formulas_say(backwards: list[Lags]) -> None
         for lags in backwards
         if any(map(math.isfinite, lags)) or lags == (NOWHERE, NOWHERE)
     ]
-    assert _held(_of("GPT.tokens", 1, "mse_loss"), windows) == []
+    assert _held(ONLY, windows) == [
+        not math.isfinite(lags[1]) for lags in backwards if not math.isnan(lags[1])
+    ]
+    assert _held(_of("GPT.tokens", 1, operation="mse_loss"), windows) == []
     assert _held(_of("Bert", "nowhere"), windows) == []
 
 
@@ -78,16 +82,20 @@ def _proposed(backwards: Sequence[Lags]) -> set[tuple[Param, ...]]:
 
 def test_what_was_always_the_same_is_proposed() -> None:
     shifted, absent = (1.0, NOWHERE), (NOWHERE, NOWHERE)
-    assert _proposed([shifted] * MIN_OCCURRENCES) == {SHIFTED}
+    assert _proposed([shifted] * MIN_OCCURRENCES) == {SHIFTED, ONLY}
     assert _proposed([shifted] * (MIN_OCCURRENCES - 1)) == set()
-    assert _proposed([*[shifted] * MIN_OCCURRENCES, (2.0, NOWHERE)]) == set()
-    assert _proposed([*[shifted] * MIN_OCCURRENCES, absent]) == {SHIFTED}
+    assert _proposed([*[shifted] * MIN_OCCURRENCES, (2.0, NOWHERE)]) == {ONLY}
+    assert _proposed([*[shifted] * MIN_OCCURRENCES, absent]) == {SHIFTED, ONLY}
+    assert _proposed([(1.0, 4.0)] * MIN_OCCURRENCES) == {SHIFTED, _of("GPT.places", 4)}
+    assert _proposed([(1.0, math.nan)] * MIN_OCCURRENCES) == {SHIFTED}
     assert _proposed([absent] * MIN_OCCURRENCES) == {ABSENT}
     # An input that is too large to be looked at may be what the target is.
     for unknown in ((math.nan, math.nan), (math.nan, NOWHERE)):
         assert _proposed([unknown] * MIN_OCCURRENCES) == set()
     assert _proposed([*[absent] * MIN_OCCURRENCES, (math.nan, NOWHERE)]) == {ABSENT}
-    assert _proposed([*[absent] * MIN_OCCURRENCES, (NOWHERE, 3.0)]) == set()
+    assert _proposed([*[absent] * MIN_OCCURRENCES, (NOWHERE, 3.0)]) == {
+        _of("GPT", "nowhere", "places")
+    }
 
 
 @pytest.mark.parametrize(
@@ -97,6 +105,8 @@ def test_what_was_always_the_same_is_proposed() -> None:
          " 1", "shifted twice against `GPT.tokens`"),
         (SHIFTED, (3.0, NOWHERE), "shifted by 3", "by 3, not by 1"),
         (SHIFTED, (0.0, NOWHERE), "the same as `GPT.tokens`", "it only has to copy it"),
+        (ONLY, (1.0, 0.0), "the same as `GPT.places`; in the reference they are not among the"
+         " inputs of GPT other than `tokens`", "it only has to copy it"),
         (ABSENT, (NOWHERE, 4.0), "`GPT.places` shifted by 4; in the reference they are not among",
          "`GPT.places` holds what the model should predict"),
     ],
@@ -115,6 +125,7 @@ def test_what_it_says() -> None:
     assert RELATION.describe(SHIFTED) == "the targets of nll_loss are `GPT.tokens` shifted by 1"
     assert RELATION.describe(_of("GPT.tokens", 0)).endswith("are the same as `GPT.tokens`")
     assert RELATION.describe(ABSENT).endswith("are not among the inputs of GPT")
+    assert RELATION.describe(ONLY).endswith("not among the inputs of GPT other than `tokens`")
     assert RELATION.needs(SHIFTED).attributes == {"backward": frozenset({("target", "value")})}
     assert RELATION.severity(SHIFTED) == "warning"
 

@@ -46,9 +46,9 @@ class TargetLagRelation(Relation):
     """The targets of a loss are as many places after the same in an input as they were.
 
     ``forall backward passes b, inputs x of that name: target(b)[.., i] == x[.., i + k] for all i``,
-    with the one k that all backward passes of the reference showed; or, where none showed any,
-    ``forall b, inputs x of that model, k: target(b)[.., i] != x[.., i + k] for some i``. The inputs
-    are those since the optimizer stepped last.
+    with the one k that all backward passes of the reference showed; and ``forall b, inputs x of
+    that model, k: target(b)[.., i] != x[.., i + k] for some i``, but for the x in which they were
+    in the reference. The inputs are those since the optimizer stepped last.
 
     Catches labels that are shifted twice, decoders that are given what they should predict, and
     windows of a series that overlap with their forecast. Cannot see targets that the graph of the
@@ -69,7 +69,7 @@ class TargetLagRelation(Relation):
     def describe(self, params: tuple[Param, ...]) -> str:
         rule = _rule(params)
         if rule.lag is None:
-            return f"the targets of {rule.operation} are not among the inputs of {rule.name}"
+            return f"the targets of {rule.operation} are {rule.nowhere()}"
         return f"the targets of {rule.operation} are {_where(rule.lag, rule.name)}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
@@ -93,19 +93,28 @@ class _Rule(NamedTuple):
         name: of the input, ``GPT.input_ids``; of the model where the targets are nowhere.
         operation: that compares predictions with the targets.
         lag: how many places further on they are; None for nowhere.
+        known: paths of the inputs of the model in which they are all the same.
     """
 
     name: str
     operation: str
     lag: int | None
+    known: tuple[str, ...] = ()
+
+    def nowhere(self) -> str:
+        """Return the words for where the targets are not."""
+        if not self.known:
+            return f"not among the inputs of {self.name}"
+        names = ", ".join(f"`{path}`" for path in self.known)
+        return f"not among the inputs of {self.name} other than {names}"
 
     def hypothesis(self) -> Hypothesis:
-        lag = _NOWHERE if self.lag is None else self.lag
+        lag = (_NOWHERE, *self.known) if self.lag is None else (self.lag,)
         return Hypothesis(
             relation=TargetLagRelation.name,
             params=(
                 VarNameParam(var_name=self.name, var_type=_TARGET, attr_name="value"),
-                ConstantParam(value=(self.operation, lag)),
+                ConstantParam(value=(self.operation, *lag)),
             ),
         )
 
@@ -121,8 +130,8 @@ def _rule(params: tuple[Param, ...]) -> _Rule:
     match claim.value:
         case (str(operation), int(lag)) if who.var_type == _TARGET:
             return _Rule(who.var_name, operation, lag)
-        case (str(operation), "nowhere") if who.var_type == _TARGET:
-            return _Rule(who.var_name, operation, None)
+        case (str(operation), "nowhere", *known) if who.var_type == _TARGET:
+            return _Rule(who.var_name, operation, None, tuple(map(str, known)))
     raise InvariantError(
         f"{relation} expects a target, an operation and the number of places further on, or "
         f"{_NOWHERE!r}; got {params}"
@@ -184,7 +193,7 @@ class _Monitor(Monitor):
         rule = self._rule
         own = [one for one in seen if one.operation == rule.operation]
         if rule.lag is None:
-            own = [one for one in own if one.model == rule.name]
+            own = [one for one in own if one.model == rule.name and one.path not in rule.known]
             found = [one for one in own if math.isfinite(one.lag)]
             is_known = bool(own) and not any(math.isnan(one.lag) for one in own)
             return found if found or is_known else None
@@ -199,7 +208,7 @@ class _Monitor(Monitor):
             return no_explanation(0)
         rule, found = self._rule, wrong[0]
         lag = int(found.lag)
-        expected = "not among the inputs" if rule.lag is None else _where(rule.lag, rule.name)
+        expected = rule.nowhere() if rule.lag is None else _where(rule.lag, rule.name)
         return Explanation(
             message=(
                 f"the targets of {rule.operation} are {_where(lag, found.name)}; in the reference "
@@ -226,29 +235,36 @@ class _Proposer(Proposer):
 
     def __init__(self) -> None:
         self._lags: dict[tuple[str, str], Counter[float]] = {}
-        self._present: set[tuple[str, str]] = set()
-        self._num_absent: Counter[tuple[str, str]] = Counter()
+        # By model and operation: where the targets were, and of other inputs, how often not.
+        self._present: dict[tuple[str, str], set[str]] = {}
+        self._absent: dict[tuple[str, str], Counter[str]] = {}
 
     def observe(self, window: Window) -> None:
         for _, seen in _seen(window):
             inputs: dict[tuple[str, str], set[float]] = {}
-            models: dict[tuple[str, str], list[float]] = {}
+            models: dict[tuple[str, str], dict[str, set[float]]] = {}
             for one in seen:
                 if math.isfinite(one.lag):
                     inputs.setdefault((one.name, one.operation), set()).add(one.lag)
-                models.setdefault((one.model, one.operation), []).append(one.lag)
+                paths = models.setdefault((one.model, one.operation), {})
+                paths.setdefault(one.path, set()).add(one.lag)
             for name, lags in inputs.items():
                 self._lags.setdefault(name, Counter()).update(lags)
-            for name, all_lags in models.items():
-                if any(map(math.isfinite, all_lags)):
-                    self._present.add(name)
-                self._num_absent[name] += set(all_lags) == {NOWHERE}
+            for name, paths in models.items():
+                found = {path for path, lags in paths.items() if any(map(math.isfinite, lags))}
+                self._present.setdefault(name, set()).update(found)
+                # An input that is too large to be looked at may hold them, if no other does.
+                if found or not any(math.isnan(lag) for lags in paths.values() for lag in lags):
+                    others = [path for path, lags in paths.items() if lags == {NOWHERE}]
+                    self._absent.setdefault(name, Counter()).update(others)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for (name, operation), lags in self._lags.items():
             [(lag, number), *others] = lags.most_common()
             if not others and number >= MIN_OCCURRENCES:
                 yield _Rule(name, operation, int(lag)).hypothesis()
-        for (name, operation), number in self._num_absent.items():
-            if (name, operation) not in self._present and number >= MIN_OCCURRENCES:
-                yield _Rule(name, operation, None).hypothesis()
+        for (name, operation), absent in self._absent.items():
+            known = self._present[name, operation]
+            numbers = [number for path, number in absent.items() if path not in known]
+            if max(numbers, default=0) >= MIN_OCCURRENCES:
+                yield _Rule(name, operation, None, tuple(sorted(known))).hypothesis()
