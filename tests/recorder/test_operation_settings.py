@@ -50,6 +50,16 @@ def test_dimensions_are_counted_from_the_last(
     assert _told(compute(values)) == expected
 
 
+def test_losses_of_images_and_of_two_classes_tell_it_too() -> None:
+    images, classes = torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(2, 4, 4).long()
+    assert _told(functional.cross_entropy(images, classes, ignore_index=1)) == {
+        *("log_softmax.dimension=-3", "nll_loss2_d.ignored=1", "nll_loss2_d.reduction=mean"),
+    }
+    outputs, flags = torch.randn(4, requires_grad=True), torch.zeros(4)
+    loss = functional.binary_cross_entropy_with_logits(outputs, flags, reduction="sum")
+    assert _told(loss) == {"binary_cross_entropy_with_logits.reduction=sum"}
+
+
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [

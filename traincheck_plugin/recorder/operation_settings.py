@@ -17,7 +17,9 @@ _HIDING = ("CheckpointFunction", "CompiledFunction")
 
 _SOFTMAX = "Softmax"
 _SOFTMAXES = frozenset({"SafeSoftmax", _SOFTMAX})
-_LOSS = "Loss"
+_LOSSES = ("Loss", "BinaryCrossEntropy", "KlDiv")
+"""What is in the names of operations that make one number of many."""
+
 
 _WITHIN = frozenset({*_SOFTMAXES, "Cumsum", "Logcumsumexp", "LogSoftmax"})
 """Operations over a dimension that stays."""
@@ -82,7 +84,11 @@ def settings(last: Any) -> str:
 @cache
 def _tells(kind: str) -> bool:
     tells = kind in _WITHIN or kind in _ACROSS or kind in _PRODUCTS
-    return tells or kind.endswith(_LOSS) or kind.startswith(_FUSED)
+    return tells or _is_loss(kind) or kind.startswith(_FUSED)
+
+
+def _is_loss(kind: str) -> bool:
+    return any(name in kind for name in _LOSSES)
 
 
 def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
@@ -96,7 +102,7 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
             _is_given(getattr(node, name, None)) for name in _MASKS
         )
         yield _ATTENTION, "masked", _spelled(is_masked)
-    elif kind.endswith(_LOSS):
+    elif _is_loss(kind):
         reduced = _REDUCED.get(getattr(node, "_saved_reduction", 0))
         if reduced is not None:
             yield spelled(kind), "reduction", reduced

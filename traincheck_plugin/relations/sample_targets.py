@@ -243,7 +243,7 @@ class _Monitor(Monitor):
                 fact="targets of other samples",
                 subjects=(self._name,),
                 text=f"targets do not belong to their samples (`{self._name}`): they were "
-                "shuffled, sorted, shifted or changed apart from them, or other targets were read",
+                "shuffled, sorted, shifted or masked apart from them, or other targets were read",
             ),
         )
 
