@@ -47,8 +47,9 @@ class TargetLagRelation(Relation):
 
     ``forall backward passes b, inputs x of that name: target(b)[.., i] == x[.., i + k] for all i``,
     with the one k that all backward passes of the reference showed; and ``forall b, inputs x of
-    that model, k: target(b)[.., i] != x[.., i + k] for some i``, but for the x in which they were
-    in the reference. The inputs are those since the optimizer stepped last.
+    that model, k: target(b)[.., i] != x[.., i + k] for some i``; where they were in some inputs in
+    the reference, for the other ones and k = 0. The inputs are those since the optimizer stepped
+    last. The first failure in a row is excused.
 
     Catches labels that are shifted twice, decoders that are given what they should predict, and
     windows of a series that overlap with their forecast. Cannot see targets that the graph of the
@@ -174,11 +175,16 @@ def _seen(window: Window) -> Iterator[tuple[int, list[_Seen]]]:
 class _Monitor(Monitor):
     def __init__(self, rule: _Rule) -> None:
         self._rule = rule
+        self._has_failed = False
 
     def observe(self, window: Window) -> Examples:
-        judged = [
-            (row, wrong) for row, seen in _seen(window) if (wrong := self._judge(seen)) is not None
-        ]
+        judged = []
+        for row, seen in _seen(window):
+            wrong = self._judge(seen)
+            if wrong is not None:
+                if not wrong or self._has_failed:
+                    judged.append((row, wrong))
+                self._has_failed = bool(wrong)
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
@@ -195,6 +201,9 @@ class _Monitor(Monitor):
         if rule.lag is None:
             own = [one for one in own if one.model == rule.name and one.path not in rule.known]
             found = [one for one in own if math.isfinite(one.lag)]
+            if rule.known:
+                # They may follow what a decoder is given besides.
+                found = [one for one in found if one.lag == 0]
             is_known = bool(own) and not any(math.isnan(one.lag) for one in own)
             return found if found or is_known else None
         own = [one for one in own if one.name == rule.name and math.isfinite(one.lag)]
