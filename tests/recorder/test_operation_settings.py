@@ -91,7 +91,7 @@ def test_attention_tells_whether_it_is_masked(
         values, values, values, dropout_p=dropout, **arguments
     )
     told = {item for item in _told(result) if ".masked=" in item}
-    assert told == {f"attention.masked={expected}"}
+    assert told == {f"attention.masked={expected}", f"self_attention.masked={expected}"}
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_models_of_transformers_tell_their_masks(implementation: str) -> None:
     generative = GPT2LMHeadModel(
         GPT2Config(n_layer=2, n_embd=8, n_head=2, bos_token_id=0, eos_token_id=0, **sizes)
     )
-    [told] = [one for one in _told(generative(tokens).logits) if ".masked=" in one]
-    assert told.endswith("=yes")
+    told = {one for one in _told(generative(tokens).logits) if ".masked=" in one}
+    assert told == {"attention.masked=yes", "self_attention.masked=yes"}
     encoder = BertModel(
         BertConfig(
             num_hidden_layers=2,
@@ -153,8 +153,15 @@ def test_models_of_transformers_tell_their_masks(implementation: str) -> None:
     )
     padding = torch.ones_like(tokens)
     padding[0, 5:] = 0
-    [told] = [one for one in _told(encoder(tokens, padding)[0]) if ".masked=" in one]
-    assert told.endswith("=yes")
+    told = {one for one in _told(encoder(tokens, padding)[0]) if ".masked=" in one}
+    assert told == {"attention.masked=yes", "self_attention.masked=yes"}
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_attention_to_another_sequence_is_told_from_that_to_the_own(dropout: float) -> None:
+    queries, keys = torch.randn(2, 2, 4, 8, requires_grad=True), torch.randn(2, 2, 6, 8)
+    result = functional.scaled_dot_product_attention(queries, keys, keys, dropout_p=dropout)
+    assert {item for item in _told(result) if ".masked=" in item} == {"attention.masked=no"}
 
 
 def test_what_is_hidden_tells_nothing(monkeypatch: pytest.MonkeyPatch, values: Tensor) -> None:

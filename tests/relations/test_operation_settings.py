@@ -83,6 +83,7 @@ def test_another_setting_is_told_when_it_stays(settings: list[str]) -> None:
         ([UNMASKED], BOTH, True),
         ([BOTH], MASKED, True),
         (["mean.dimension=-1"], "mean.dimension=-2", False),
+        ([f"{MASKED} self_{MASKED}"], f"{MASKED} self_{UNMASKED}", True),
         (["mean.dimension=-1"], "mean.dimension=-1 mean.dimension=-2", False),
         (["mean.dimension=-1", "mean.dimension=-2"], "mean.dimension=-2", True),
         (["mean.dimension=-1"], "sum.dimension=-2", True),
@@ -134,12 +135,15 @@ def _lagging(settings: str, lag: float, operation: str = "nll_loss") -> list[Win
 def test_predictions_of_what_follows_need_a_mask(
     settings: str, lag: float, operation: str, expected: list[bool]
 ) -> None:
-    windows = _lagging(settings, lag, operation)
+    own = settings.replace("attention", "self_attention")
+    windows = _lagging(f"{settings} {own}", lag, operation)
     assert [holds for _, holds in labels(RELATION, LAW, windows)] == expected
 
 
 def test_what_attention_sees_is_told() -> None:
-    explanation = RELATION.monitor(LAW).observe(_lagging(UNMASKED, 1)[0]).explain(0)
+    explanation = (
+        RELATION.monitor(LAW).observe(_lagging("self_attention.masked=no", 1)[0]).explain(0)
+    )
     assert explanation.message == (
         "in the loss of Net, targets come later in the input, and no attention has a mask"
     )
@@ -220,10 +224,13 @@ def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:
 
 
 def test_what_a_reference_shows_is_proposed() -> None:
-    assert _proposed(_windows([ENTROPY, MASKED] * (MIN_BACKWARDS // 2))) == {
+    own = "self_attention.masked=yes"
+    assert _proposed(_windows([ENTROPY, own] * (MIN_BACKWARDS // 2))) == {
         LAW,
-        _known(MASKED, ENTROPY),
+        _known(ENTROPY, own),
     }
+    # Attention to another sequence needs no mask, and says nothing of what needs one.
+    assert _proposed(_windows([MASKED] * MIN_BACKWARDS)) == {_known(MASKED)}
     assert _proposed(_windows([ENTROPY] * (MIN_BACKWARDS - 1))) == set()
     many = [f"mean.dimension=-{number}" for number in range(MAX_WAYS + 1)]
     assert _proposed(_windows(many * 2)) == set()

@@ -48,7 +48,6 @@ _ARRANGING = frozenset(
 _SCALING = frozenset({"Div", "Mul"})
 """What may come between a softmax and the product with values, and between it and a mask."""
 
-_ATTENTION = "attention"
 _FILLING = frozenset({"IndexPut", "MaskedFill", "Where"})
 _ADDING = frozenset({"Add", "Baddbmm"})
 
@@ -96,12 +95,16 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
     if kind in _PRODUCTS:
         softmax = _softmax_of(node)
         if softmax is not None:
-            yield _ATTENTION, "masked", _spelled(_is_masked(softmax.next_functions[0][0]))
+            is_masked = _is_masked(softmax.next_functions[0][0])
+            yield from _attention(is_masked, *_shape(softmax)[-2:])
     elif kind.startswith(_FUSED):
         is_masked = getattr(node, "_saved_is_causal", False) or any(
             _is_given(getattr(node, name, None)) for name in _MASKS
         )
-        yield _ATTENTION, "masked", _spelled(is_masked)
+        keys = kept(getattr(node, "_raw_saved_key", None))
+        yield from _attention(
+            is_masked, *_shape(node)[-2:-1], *(keys.shape[-2:-1] if keys is not None else ())
+        )
     elif _is_loss(kind):
         reduced = _REDUCED.get(getattr(node, "_saved_reduction", 0))
         if reduced is not None:
@@ -114,8 +117,18 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
             yield spelled(_SOFTMAX if kind in _SOFTMAXES else kind), "dimension", dimensions
 
 
-def _spelled(is_so: bool) -> str:
-    return "yes" if is_so else "no"
+def _attention(is_masked: bool, *lengths: int) -> Iterator[tuple[str, Setting, str]]:
+    """Yield what is told of an attention of so many queries and so many keys."""
+    told = "yes" if is_masked else "no"
+    yield "attention", "masked", told
+    if len(lengths) == 2 and 1 < lengths[0] == lengths[1]:
+        # Each position may see each of the same sequence.
+        yield "self_attention", "masked", told
+
+
+def _shape(node: Any) -> tuple[int, ...]:
+    """Return the shape of the first result of a node; () where torch does not tell."""
+    return next((tuple(result.shape) for result in getattr(node, "_input_metadata", ())), ())
 
 
 def _softmax_of(product: Any) -> Any:
@@ -134,11 +147,10 @@ def _softmax_of(product: Any) -> Any:
 def _dimensions(node: Any, is_within: bool) -> str:
     """Return what *node* goes over, counted from the last dimension: ``-2,-1``; "" for all."""
     given = getattr(node, "_saved_dim", None)
-    shapes = [result.shape for result in getattr(node, "_input_metadata", ())]
-    if given is None or not shapes:
+    if given is None or not hasattr(node, "_input_metadata"):
         return ""
     dimensions = [wrapped(one) for one in (given if isinstance(given, tuple) else (given,))]
-    number = len(shapes[0])
+    number = len(_shape(node))
     if not is_within and not getattr(node, "_saved_keepdim", False):
         number += len(dimensions)
     return ",".join(map(str, sorted(one - number if one >= 0 else one for one in dimensions)))
