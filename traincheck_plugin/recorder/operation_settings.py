@@ -20,7 +20,6 @@ _SOFTMAXES = frozenset({"SafeSoftmax", _SOFTMAX})
 _LOSSES = ("Loss", "BinaryCrossEntropy", "KlDiv")
 """What is in the names of operations that make one number of many."""
 
-
 _WITHIN = frozenset({*_SOFTMAXES, "Cumsum", "Logcumsumexp", "LogSoftmax"})
 """Operations over a dimension that stays."""
 
@@ -39,6 +38,8 @@ _FUSED = "ScaledDotProduct"
 _MASKS = ("_raw_saved_attn_mask", "_raw_saved_attn_bias")
 _PRODUCTS = frozenset({"Bmm", "Mm"})
 _MAX_LENGTH = 8
+"""Operations that are followed from a product to a softmax, and from there to a mask."""
+
 _ARRANGING = frozenset(
     {
         *("Clone", "Expand", "NativeDropout", "Permute", "ReshapeAlias", "Squeeze", "ToCopy"),

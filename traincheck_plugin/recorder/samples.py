@@ -119,5 +119,6 @@ def _keys(rows: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _weights(number: int, device: torch.device) -> Tensor:
-    weights = np.random.default_rng(number).integers(-(1 << 62), 1 << 62, number) * 2 + 1
-    return torch.from_numpy(weights).to(device)
+    # Made where they are used: to copy them there would wait for the device.
+    weights = torch.arange(1, number + 1, device=device) * _MULTIPLIER
+    return (weights ^ (weights >> 31)) * _MULTIPLIER | 1
