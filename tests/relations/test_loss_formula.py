@@ -178,6 +178,12 @@ WEIGHTED = "neg(sum[1d]) sum[1d](mul) mul(constant,gather) gather(log_softmax) l
     [
         (FILLED, "log_softmax(div) div(layer) nll_loss(log_softmax)", 1),
         (WEIGHTED, WEIGHTED.replace("sum[1d](mul) mul(constant,gather)", "sum[1d](gather)"), 1),
+        # What is no longer dropped out was not summed up.
+        (
+            "nll_loss(log_softmax) log_softmax(mul) mul(constant,layer)",
+            "nll_loss(log_softmax) log_softmax(layer)",
+            0,
+        ),
         # More may be hidden on purpose; a product of two results hides nothing.
         ("log_softmax(div) div(layer) nll_loss(log_softmax)", FILLED, 0),
         (WEIGHTED, WEIGHTED.replace("mul(constant,gather)", "mul(gather,gather)"), 0),
@@ -189,6 +195,10 @@ def test_what_a_mask_hides_is_no_matter_of_taste(known: str, formula: str, is_al
     assert _held(about, [known, formula, formula]) == [True, False][: 1 + is_alike]
     assert RELATION.severity(about) == "warning"
     assert RELATION.describe(about).startswith("what masks and factors hide stays hidden")
+    if is_alike:
+        explanation = _failure(about, formula)
+        assert explanation.cause is not None
+        assert explanation.cause.text.endswith("counts in full")
 
 
 def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:

@@ -68,6 +68,7 @@ _ADDING = frozenset({_DIFFERENCE, "rsub"})
 _NEGATION = "neg"
 _PRODUCT = "mul"
 _FILLING = frozenset({"masked_fill", "where"})
+_SUMS = frozenset({"mean", "sum"})
 _PROBABILITIES = {"log_softmax": "softmax", "log_sigmoid": "sigmoid"}
 
 Formula = frozenset[tuple[str, tuple[str, ...]]]
@@ -94,8 +95,9 @@ class LossFormulaRelation(Relation):
     layers; shapes, casts and numbers do not count.
 
     Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
-    that are broadcast against each other, a term that is computed under `no_grad`, and a target
-    that is not detached. Cannot see another constant, nor a target that is wrong.
+    that are broadcast against each other, a term that is computed under `no_grad`, a target that
+    is not detached, and a mask that is not applied. Cannot see another constant, nor a target that
+    is wrong.
     """
 
     name = "LossFormulaRelation"
@@ -184,9 +186,15 @@ def _without(pairs: Set[tuple[str, str]], names: Set[str]) -> Pairs:
 
 
 def _masks(formula: Formula) -> Formula:
-    """Return the operations that hide elements, or weight them by what is constant."""
+    """Return the operations that hide elements, or weight by what is constant what is summed up.
+
+    Other products with constants may be of dropout, which is switched off on purpose.
+    """
+    is_summed = any(_plain(outer) in _SUMS and _PRODUCT in inputs for outer, inputs in formula)
     return frozenset(
-        one for one in formula if one[0] in _FILLING or (one[0] == _PRODUCT and CONSTANT in one[1])
+        (outer, inputs)
+        for outer, inputs in formula
+        if outer in _FILLING or (is_summed and outer == _PRODUCT and CONSTANT in inputs)
     )
 
 
@@ -298,8 +306,12 @@ class _Known(Monitor):
         return True
 
     def _explain(self, formula: Formula) -> Explanation:
-        explain = _explain_flow if self._about == FLOWING else _explain_known
-        return explain(self._after, formula, self._formulas)
+        if self._about == FLOWING:
+            return _explain_flow(self._after, formula, self._formulas)
+        why = ": what a mask hid, or a factor weighted, counts in full"
+        return _explain_known(
+            self._after, formula, self._formulas, why if self._about == HIDING else ""
+        )
 
 
 def _explain_flow(after: str, formula: Formula, formulas: tuple[Formula, ...]) -> Explanation:
@@ -327,7 +339,9 @@ def _explain_flow(after: str, formula: Formula, formulas: tuple[Formula, ...]) -
     )
 
 
-def _explain_known(after: str, formula: Formula, formulas: tuple[Formula, ...]) -> Explanation:
+def _explain_known(
+    after: str, formula: Formula, formulas: tuple[Formula, ...], why: str
+) -> Explanation:
     nearest = min(formulas, key=lambda known: (len(known ^ formula), sorted(known)))
     now, then = _operations(formula), _operations(nearest)
     more, fewer = sorted(now - then), sorted(then - now)
@@ -340,7 +354,8 @@ def _explain_known(after: str, formula: Formula, formulas: tuple[Formula, ...]) 
         cause=Cause(
             fact="another loss",
             subjects=("loss",),
-            text=f"what goes backward is another loss than in the reference: it is computed {told}",
+            text="what goes backward is another loss than in the reference: it is computed "
+            f"{told}{why}",
         ),
     )
 
