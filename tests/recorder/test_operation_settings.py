@@ -164,6 +164,21 @@ def test_attention_to_another_sequence_is_told_from_that_to_the_own(dropout: flo
     assert {item for item in _told(result) if ".masked=" in item} == {"attention.masked=no"}
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_single_sample_needs_no_mask(dropout: float) -> None:
+    single = torch.randn(1, 2, 4, 8, requires_grad=True)
+
+    def told(**arguments: bool) -> set[str]:
+        result = functional.scaled_dot_product_attention(
+            single, single, single, dropout_p=dropout, **arguments
+        )
+        return {item for item in _told(result) if "attention" in item}
+
+    assert told() == set()
+    assert told(is_causal=True) == {"attention.masked=yes", "self_attention.masked=yes"}
+    assert not any("attention" in item for item in _told((single @ single.mT).softmax(-1) @ single))
+
+
 def test_what_is_hidden_tells_nothing(monkeypatch: pytest.MonkeyPatch, values: Tensor) -> None:
     def compute(x: Tensor) -> Tensor:
         return x.softmax(-1)

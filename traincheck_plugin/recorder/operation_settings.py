@@ -96,16 +96,15 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
     if kind in _PRODUCTS:
         softmax = _softmax_of(node)
         if softmax is not None:
-            is_masked = _is_masked(softmax.next_functions[0][0])
-            yield from _attention(is_masked, *_shape(softmax)[-2:])
+            shape = _shape(softmax)
+            yield from _attention(_is_masked(softmax.next_functions[0][0]), shape, *shape[-2:])
     elif kind.startswith(_FUSED):
         is_masked = getattr(node, "_saved_is_causal", False) or any(
             _is_given(getattr(node, name, None)) for name in _MASKS
         )
         keys = kept(getattr(node, "_raw_saved_key", None))
-        yield from _attention(
-            is_masked, *_shape(node)[-2:-1], *(keys.shape[-2:-1] if keys is not None else ())
-        )
+        num_keys = () if keys is None else keys.shape[-2:-1]
+        yield from _attention(is_masked, _shape(node), *_shape(node)[-2:-1], *num_keys)
     elif _is_loss(kind):
         reduced = _REDUCED.get(getattr(node, "_saved_reduction", 0))
         if reduced is not None:
@@ -118,8 +117,13 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
             yield spelled(_SOFTMAX if kind in _SOFTMAXES else kind), "dimension", dimensions
 
 
-def _attention(is_masked: bool, *lengths: int) -> Iterator[tuple[str, Setting, str]]:
-    """Yield what is told of an attention of so many queries and so many keys."""
+def _attention(
+    is_masked: bool, shape: tuple[int, ...], *lengths: int
+) -> Iterator[tuple[str, Setting, str]]:
+    """Yield what is told of an attention of that shape, of so many queries and so many keys."""
+    if not is_masked and len(shape) == 4 and shape[0] == 1:
+        # A single sample is not padded, so that its mask may be left out.
+        return
     told = "yes" if is_masked else "no"
     yield "attention", "masked", told
     if len(lengths) == 2 and 1 < lengths[0] == lengths[1]:
