@@ -268,7 +268,6 @@ BROADCAST = "broadcast"
 """Stands there besides for predictions of one number each that a loss, or their difference to
 targets, expands, by targets of another shape, to one for each pair of a prediction and a target."""
 
-Setting = Literal["dimension", "ignored", "masked", "reduction"]
+Setting = Literal["dimension", "ignored", "masked"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
-the last; the target that it leaves out; whether something hides elements from it; how it makes one
-number of many."""
+the last; the target that it leaves out; whether something hides elements from it."""

@@ -17,9 +17,7 @@ _HIDING = ("CheckpointFunction", "CompiledFunction")
 
 _SOFTMAX = "Softmax"
 _SOFTMAXES = frozenset({"SafeSoftmax", _SOFTMAX})
-_LOSSES = ("Loss", "BinaryCrossEntropy", "KlDiv")
-"""What is in the names of operations that make one number of many."""
-
+_LOSS = "Loss"
 _WITHIN = frozenset({*_SOFTMAXES, "Cumsum", "Logcumsumexp", "LogSoftmax"})
 """Operations over a dimension that stays."""
 
@@ -30,9 +28,6 @@ _ACROSS = frozenset(
     }
 )
 """Operations over dimensions that may go."""
-
-_REDUCED = {1: "mean", 2: "sum"}
-"""How losses tell it; those that leave it to others come to one of the two later."""
 
 _FUSED = "ScaledDotProduct"
 _MASKS = ("_raw_saved_attn_mask", "_raw_saved_attn_bias")
@@ -84,11 +79,7 @@ def settings(last: Any) -> str:
 @cache
 def _tells(kind: str) -> bool:
     tells = kind in _WITHIN or kind in _ACROSS or kind in _PRODUCTS
-    return tells or _is_loss(kind) or kind.startswith(_FUSED)
-
-
-def _is_loss(kind: str) -> bool:
-    return any(name in kind for name in _LOSSES)
+    return tells or _LOSS in kind or kind.startswith(_FUSED)
 
 
 def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
@@ -105,10 +96,8 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
         keys = kept(getattr(node, "_raw_saved_key", None))
         num_keys = () if keys is None else keys.shape[-2:-1]
         yield from _attention(is_masked, _shape(node), *_shape(node)[-2:-1], *num_keys)
-    elif _is_loss(kind):
-        reduced = _REDUCED.get(getattr(node, "_saved_reduction", 0))
-        if reduced is not None:
-            yield spelled(kind), "reduction", reduced
+    elif _LOSS in kind:
+        # Not whether it takes the mean: a sum that is divided is one, too.
         if hasattr(node, "_saved_ignore_index"):
             yield spelled(kind), "ignored", wrapped(node._saved_ignore_index)
     else:

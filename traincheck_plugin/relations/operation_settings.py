@@ -50,17 +50,18 @@ class OperationSettingsRelation(Relation):
 
     ``forall backwards b after a forward of C, in the first steps that have one, settings s of
     operations o in the autograd graph of both: values(b, o, s) in values(reference, o, s)``. The
-    settings are the dimensions that an operation goes over, the target that it leaves out, whether
-    something hides elements from it, and how it makes one number of many. Of what is hidden, only
-    that less is than in all losses of the reference. The first `MAX_EXCUSED`
-    failures in a row are excused, and nothing is said once a state was loaded into an optimizer.
+    settings are the dimensions that an operation goes over, the target that it leaves out, and
+    whether something hides elements from it. Of what is hidden, only that less is than in all
+    losses of the reference. The first `MAX_EXCUSED` failures in a row are excused, and nothing is
+    said once a state was loaded into an optimizer.
 
     Of all pipelines, ``forall backwards b of nll_loss, of which the targets come later in an input,
     with attention over as many positions as there are in the graph: one of b is masked``.
 
-    Catches an attention without its causal mask, a softmax over another dimension, padding that
-    counts in the loss, and a sum in place of a mean. Cannot see what is computed without operations
-    that tell it: a loss that is masked by a product, padding in a convolution.
+    Catches an attention without its causal mask, a softmax over another dimension, and padding that
+    counts in the loss. Cannot see what is computed without operations that tell it: a loss that is
+    masked by a product, padding in a convolution; nor a sum in place of a mean, since a sum may be
+    divided elsewhere.
     """
 
     name = "OperationSettingsRelation"
@@ -258,10 +259,6 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "{now} {operation} has a mask; in the reference {before} {operation} has",
         "nothing is hidden from {operation}: the mask, or is_causal, is missing, and positions see "
         "those that they should predict, or padding",
-    ),
-    "reduction": (
-        "{operation} takes the {now}; in the reference the {before}",
-        "reduction of {operation} is {now}: gradients grow or shrink with the size of the batch",
     ),
 }
 """What is told of each setting, and the cause."""
