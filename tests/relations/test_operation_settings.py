@@ -87,6 +87,7 @@ def test_another_setting_is_told_when_it_stays(settings: list[str]) -> None:
         (["mean.dimension=-1"], "mean.dimension=-1 mean.dimension=-2", False),
         (["mean.dimension=-1", "mean.dimension=-2"], "mean.dimension=-2", True),
         (["mean.dimension=-1"], "sum.dimension=-2", True),
+        (["mean.dimension=-1 mean.other=1"], "mean.dimension=-1 mean.other=2", True),
         ([ENTROPY], ENTROPY.replace("-1", "-2"), False),
     ],
 )

@@ -121,7 +121,9 @@ def _parse(text: str) -> Settings:
     found: dict[str, set[str]] = {}
     for setting in text.split():
         name, _, value = setting.partition("=")
-        found.setdefault(name, set()).add(value)
+        # A trace of another version may tell others.
+        if name.rpartition(".")[2] in _EXPLAINED:
+            found.setdefault(name, set()).add(value)
     return {name: frozenset(values) for name, values in found.items()}
 
 
