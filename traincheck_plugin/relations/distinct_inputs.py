@@ -27,6 +27,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
@@ -37,6 +38,7 @@ MIN_OCCURRENCES = 10
 """So many comparisons of the reference show that samples differ."""
 
 MIN_SAMPLES = 4
+"""Of fewer nothing is said."""
 
 MAX_USUAL = 0.05
 """Share of the samples that are others' equals in the reference: duplicates in the data."""
@@ -45,6 +47,7 @@ MAX_AGAIN = 0.25
 """Share of those that may be."""
 
 ALL = 0.95
+"""Share of those that are all, or nearly."""
 
 WITHIN, BETWEEN = "within", "between"
 """A rule is about the samples of one window, or about those of two that follow each other."""
@@ -175,16 +178,14 @@ class _Monitor(Monitor):
         self._root = root
         self._which = which
         self._given = PerRun(_Given)
-        self._has_failed = False
+        self._excuse = Excuse()
 
     def observe(self, window: Window) -> Examples:
         judged: list[_Comparison] = []
         for root, one in self._given.of(window.catalog).observe(window):
             if root == self._root and one.which == self._which:
-                failed = one.share() > MAX_AGAIN
-                if not failed or self._has_failed:
+                if self._excuse.counts(one.share() <= MAX_AGAIN):
                     judged.append(one)
-                self._has_failed = failed
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(

@@ -24,6 +24,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.losses import (
     BACKWARD,
     MAX_WAYS,
@@ -261,7 +262,7 @@ class _Known(Monitor):
         self._alike = frozenset(_unsigned(_varying(formula)) for formula in formulas)
         self._squashed = frozenset(map(_without_logarithms, formulas))
         self._early = PerRun(EarlyLosses)
-        self._has_failed = False
+        self._excuse = Excuse()
 
     def observe(self, window: Window) -> Examples:
         rows, holds, failing = [], [], []
@@ -272,11 +273,10 @@ class _Known(Monitor):
             held = self._told(formula) in self._known
             if not held and not self._is_alike(formula):
                 continue
-            if held or self._has_failed:
+            if self._excuse.counts(held):
                 rows.append(loss.row)
                 holds.append(held)
                 failing.append(formula)
-            self._has_failed = not held
         if not rows:
             return NO_EXAMPLES
         return Examples.of_calls(

@@ -21,6 +21,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.losses import (
     BACKWARD,
     MAX_WAYS,
@@ -154,7 +155,7 @@ class _Monitor(Monitor):
                     continue
                 self._allowed.setdefault(name, set()).add(values)
         self._early = PerRun(EarlyLosses)
-        self._num_failed = 0
+        self._excuse = Excuse(MAX_EXCUSED)
 
     def observe(self, window: Window) -> Examples:
         rows, failing = [], []
@@ -162,8 +163,7 @@ class _Monitor(Monitor):
             if loss.after != self._after or not loss.settings:
                 continue
             others = self._others(_parse(loss.settings))
-            self._num_failed = self._num_failed + 1 if others else 0
-            if not 0 < self._num_failed <= MAX_EXCUSED:
+            if self._excuse.counts(not others):
                 rows.append(loss.row)
                 failing.append(others)
         if not rows:

@@ -30,6 +30,7 @@ from traincheck_plugin.relations.base import (
     Relation,
     no_explanation,
 )
+from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
@@ -175,16 +176,14 @@ def _seen(window: Window) -> Iterator[tuple[int, list[_Seen]]]:
 class _Monitor(Monitor):
     def __init__(self, rule: _Rule) -> None:
         self._rule = rule
-        self._has_failed = False
+        self._excuse = Excuse()
 
     def observe(self, window: Window) -> Examples:
         judged = []
         for row, seen in _seen(window):
             wrong = self._judge(seen)
-            if wrong is not None:
-                if not wrong or self._has_failed:
-                    judged.append((row, wrong))
-                self._has_failed = bool(wrong)
+            if wrong is not None and self._excuse.counts(not wrong):
+                judged.append((row, wrong))
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
