@@ -183,9 +183,9 @@ class _Monitor(Monitor):
     def observe(self, window: Window) -> Examples:
         judged: list[_Comparison] = []
         for root, one in self._given.of(window.catalog).observe(window):
-            if root == self._root and one.which == self._which:
-                if self._excuse.counts(one.share() <= MAX_AGAIN):
-                    judged.append(one)
+            is_own = root == self._root and one.which == self._which
+            if is_own and self._excuse.counts(one.share() <= MAX_AGAIN):
+                judged.append(one)
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
