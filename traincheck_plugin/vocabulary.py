@@ -49,7 +49,7 @@ VariableKind = Literal[
     "input",  # a tensor among the arguments of a root module in training
     "generator",  # the state of a random generator
     "target",  # where the target of a loss is in a tensor that a root module was given
-    "sample",  # which target a loss has for a part of such a tensor
+    "sample",  # a row of such a tensor, and which target a loss has for it
 ]
 
 PASSING: frozenset[VariableKind] = frozenset(

@@ -160,10 +160,7 @@ class Alignments:
             if not math.isfinite(lag[0]) and not math.isnan(found):
                 lag[0] = found
 
-        if vector.device.type == self._host:
-            receive(vector.numpy())
-        else:
-            self._readings.add(vector, receive)
+        self._readings.take(vector, receive, self._host)
 
 
 def lag_of(counts: Array, values: Array, is_known: Array, sampled: range) -> float:

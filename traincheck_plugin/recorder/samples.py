@@ -77,13 +77,9 @@ def tell(
         keys[:] = numbers[:number]
         labels[:] = numbers[number:]
 
-    if vector.device.type == host:
-        receive(vector.numpy())
-        if np.isnan(labels).all():
-            return None
-    else:
-        readings.add(vector, receive)
-    return keys, labels
+    readings.take(vector, receive, host)
+    is_known = vector.device.type == host
+    return None if is_known and np.isnan(labels).all() else (keys, labels)
 
 
 def keys_of(samples: Tensor, readings: DeviceReadings, host: str) -> Array | None:
@@ -96,10 +92,7 @@ def keys_of(samples: Tensor, readings: DeviceReadings, host: str) -> Array | Non
     def receive(numbers: Array) -> None:
         keys[:] = numbers
 
-    if found.device.type == host:
-        receive(found.numpy())
-    else:
-        readings.add(found, receive)
+    readings.take(found, receive, host)
     return keys
 
 
