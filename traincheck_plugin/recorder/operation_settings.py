@@ -48,13 +48,12 @@ _FILLING = frozenset({"IndexPut", "MaskedFill", "Where"})
 _ADDING = frozenset({"Add", "Baddbmm"})
 
 
-def settings(last: Any) -> str:
+def settings(last: Any) -> str | None:
     """Return what the operations that compute the result of *last* are set to.
 
     Returns:
         ``operation.setting=value`` for each, sorted, with spaces between: ``nll_loss.ignored=-100
-        softmax.dimension=-1``. "" where none tells any, where functions hide operations, and where
-        there are too many.
+        softmax.dimension=-1``. None where functions hide operations, and where there are too many.
     """
     told: set[str] = set()
     known = {last}
@@ -63,14 +62,14 @@ def settings(last: Any) -> str:
         node = waiting.pop()
         name = node.name()
         if name.startswith(_HIDING):
-            return ""
+            return None
         kind = kind_of(name)
         if _tells(kind):
             told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
         for inner, _ in node.next_functions:
             if inner is not None and inner not in known:
                 if len(known) == MAX_OPERATIONS:
-                    return ""
+                    return None
                 known.add(inner)
                 waiting.append(inner)
     return " ".join(sorted(told))

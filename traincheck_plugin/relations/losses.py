@@ -37,6 +37,7 @@ class Loss(NamedTuple):
         after: class of the last model that ran before; "" where none did.
         formula: how it is computed; "" where that is not known.
         settings: of the operations that compute it; "" where none is known.
+        draws: where went what was drawn at random since the loss before; "" where nothing is known.
     """
 
     row: int
@@ -44,6 +45,7 @@ class Loss(NamedTuple):
     after: str
     formula: str
     settings: str
+    draws: str
 
 
 class EarlyLosses:
@@ -88,10 +90,9 @@ def losses(window: Window) -> list[Loss]:
         found = window.cache[losses] = []
         for row, step, code, start, stop in several:
             told = {item.path: str(item.value) for item in catalog.signature(code)}
-            formula, settings = told.get("formula", ""), told.get("settings", "")
-            if formula or settings:
-                after = _model_of(window, forwards[start:stop])
-                found.append(Loss(row, step, after, formula, settings))
+            texts = told.get("formula", ""), told.get("settings", ""), told.get("draws", "")
+            if any(texts):
+                found.append(Loss(row, step, _model_of(window, forwards[start:stop]), *texts))
     return found
 
 

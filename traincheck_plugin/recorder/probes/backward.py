@@ -23,8 +23,8 @@ from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 
 MAX_TEXTS = 256
-"""Formulas and settings that are told: a loss that has new ones in each step would fill the
-catalog."""
+"""Formulas that are told, and as many settings and draws: a loss that has new ones in each step
+would fill the catalog."""
 
 
 class BackwardProbe:
@@ -59,7 +59,7 @@ class BackwardProbe:
 def _recorded(
     tape: Tape, api: int, *, counts: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    texts: set[str] = set()
+    texts: dict[str, set[str]] = {}
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -90,12 +90,16 @@ class _Loss:
 
     Args:
         tape: of the recording.
-        texts: those that were told already.
+        texts: those that were told already, by what they are of.
         args, kwargs: of the call.
     """
 
     def __init__(
-        self, tape: Tape, texts: set[str], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+        self,
+        tape: Tape,
+        texts: dict[str, set[str]],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
     ) -> None:
         self._tape = tape
         self._texts = texts
@@ -111,7 +115,7 @@ class _Loss:
 
         ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
         earlier backward went through it, too; ``formula`` is how it is computed, and ``settings``
-        are those of all operations that do.
+        are those of all operations that do; ``draws`` tells where went what was drawn at random.
         """
         if self._node is None:
             return arguments
@@ -123,13 +127,18 @@ class _Loss:
                 arguments = self._tape.signatures.extended(arguments, "again", "yes")
             self._operations = operations(node)
             arguments = self._told(arguments, "formula", formula(self._operations))
-            arguments = self._told(arguments, "settings", settings(node))
+            told = settings(node)
+            arguments = self._told(arguments, "settings", told or "")
+            draws = self._tape.draws.take()
+            if told is not None:
+                arguments = self._told(arguments, "draws", draws)
         return arguments
 
     def _told(self, arguments: int, path: str, text: str) -> int:
-        if not text or (text not in self._texts and len(self._texts) == MAX_TEXTS):
+        known = self._texts.setdefault(path, set())
+        if not text or (text not in known and len(known) == MAX_TEXTS):
             return arguments
-        self._texts.add(text)
+        known.add(text)
         return self._tape.signatures.extended(arguments, path, text)
 
     def frames(self, call: OpenCall) -> list[Frame]:

@@ -127,6 +127,7 @@ class _Listener(TorchFunctionMode):
         self._result = tape.signatures.result
         self._context = tape.tracker.code
         self._here = tape.sources.here
+        self._draws = tape.draws
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -149,7 +150,9 @@ class _Listener(TorchFunctionMode):
             tape.problems.note_failure(error)
             api = NONE
         if api == NONE:
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **(kwargs or {}))
+            self._follow(func, args, kwargs, result)
+            return result
         call = tape.next_call()
         begin = tape.next_sequence()
         begin_ns = end_ns = _clock()
@@ -190,7 +193,18 @@ class _Listener(TorchFunctionMode):
             tape.spent_ns += begin_ns - start_ns + _clock() - end_ns
             if len(rows) >= MAX_CALLS:
                 tape.cut_if_too_long()
+        self._follow(func, args, kwargs, result)
         return result
+
+    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+        """Tell where random draws go, but for those that a backward computes anew."""
+        stack = self._stack
+        if stack and stack[-1].role == "backward":
+            return
+        try:
+            self._draws.observe(func, args, kwargs, result)
+        except Exception as error:  # noqa: BLE001  # likewise
+            self._tape.problems.note_failure(error)
 
     def _api(self, func: Any) -> int:
         name = public_name(func)
