@@ -41,6 +41,8 @@ from traincheck_plugin.relations.random_draws import RandomDrawsRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
 from traincheck_plugin.relations.sample_targets import SampleTargetsRelation
+from traincheck_plugin.relations.schedule_length import ScheduleLengthRelation
+from traincheck_plugin.relations.schedule_metric import ScheduleMetricRelation
 from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
@@ -74,6 +76,8 @@ BUILT_IN: tuple[Relation, ...] = (
     EventualCallRelation(),
     SchedulePaceRelation(),
     ScheduleMovesRelation(),
+    ScheduleLengthRelation(),
+    ScheduleMetricRelation(),
     ScheduledOptimizerRelation(),
     GradientsKeptRelation(),
     GradientFlowRelation(),

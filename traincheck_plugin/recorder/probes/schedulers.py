@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch.optim import Optimizer
@@ -14,6 +14,13 @@ from traincheck_plugin.recorder.probes.base import recorded, subclasses_overridi
 from traincheck_plugin.recorder.probes.optimizers import inner_optimizer
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
+from traincheck_plugin.vocabulary import NONE
+
+MAX_METRICS = 1024
+"""Metrics that are told: each is a text of its own in the catalog."""
+
+_LENGTHS = ("total_steps", "T_max", "total_iters")
+"""Where schedules keep the number of moves that they are made for."""
 
 
 class SchedulersProbe:
@@ -28,7 +35,7 @@ class SchedulersProbe:
         self._patches = patches
         self._patched: set[type] = set()
         self._constructed: set[type] = set()
-        self._num_constructing = 0
+        self._num_constructing = self._num_metrics = 0
         # Those that chain others, and ReduceLROnPlateau, do without the constructor of the base.
         for root in (LRScheduler, ReduceLROnPlateau):
             for cls in subclasses_overriding(root, "__init__"):
@@ -63,6 +70,7 @@ class SchedulersProbe:
             api,
             is_summarised=True,
             optimizer=lambda scheduler, *_: _optimizer(scheduler),
+            outcome=self._came_to,
         )
 
         @functools.wraps(function)
@@ -71,6 +79,23 @@ class SchedulersProbe:
             return called(scheduler, *args, **kwargs)
 
         return step
+
+    def _came_to(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], _: Any) -> int:
+        """Return the code of what there is to tell of a scheduler that moved."""
+        scheduler = args[0]
+        told: dict[str, str] = {}
+        if not isinstance(scheduler, ReduceLROnPlateau):
+            lengths = [vars(scheduler).get(name) for name in _LENGTHS]
+            told.update(("length", str(one)) for one in lengths if type(one) is int)
+        elif self._num_metrics < MAX_METRICS:
+            self._num_metrics += 1
+            metric = args[1] if len(args) > 1 else kwargs["metrics"]
+            # The scheduler waited for it already, wherever it was computed.
+            told = {"mode": str(scheduler.mode), "metric": repr(float(metric))}
+        code = NONE
+        for path, text in told.items():
+            code = self._tape.signatures.extended(code, path, text)
+        return code
 
     def _constructing(self, function: Callable[..., Any]) -> Callable[..., Any]:
         tape = self._tape
