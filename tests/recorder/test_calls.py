@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import math
 import random
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import clip_grad_norm_
+from torch.optim import lr_scheduler as schedulers
 
 from tests.recorder.recording import CALLS_ONLY, batches, make_loader, make_model, record
 from traincheck_plugin.plan import Plan
@@ -435,6 +437,72 @@ def test_a_load_tells_where_memory_of_the_module_was_kept(
 
     (load,) = record(train).named("torch.nn.Module.load_state_dict")
     assert ("own" in [item.path for item in load.outputs]) == (is_own and not is_made_anew)
+
+
+def tied(is_tied: bool = True):
+    model = nn.ModuleDict({"embedding": nn.Embedding(6, 4), "head": nn.Linear(4, 6, bias=False)})
+    if is_tied:
+        model["head"].weight = model["embedding"].weight
+    return model
+
+
+@pytest.mark.parametrize(
+    ("state", "is_tied", "expected"),
+    [
+        (lambda: tied().state_dict(), True, False),
+        (lambda: tied().state_dict(), False, True),
+        (lambda: through_a_file(tied().state_dict()), False, True),
+        (lambda: tied(is_tied=False).state_dict(), False, False),
+        # One tensor under two names initialises two parts alike.
+        (
+            lambda: dict.fromkeys(["embedding.weight", "head.weight"], torch.ones(6, 4)),
+            False,
+            False,
+        ),
+        (lambda: {**tied().state_dict(), "head.weight": torch.ones(6, 4)}, False, False),
+    ],
+)
+def test_a_load_tells_where_a_tie_is_lost(state, is_tied, expected):
+    def train():
+        tied(is_tied).load_state_dict(state())
+
+    load = record(train).named("torch.nn.Module.load_state_dict")[-1]
+    assert ("untied" in [item.path for item in load.outputs]) == expected
+
+
+def through_a_file(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
+
+
+@pytest.mark.parametrize(
+    ("make", "args", "expected"),
+    [
+        (lambda o: schedulers.OneCycleLR(o, 1.0, total_steps=30), (), {"length": "30"}),
+        (lambda o: schedulers.CosineAnnealingLR(o, 12), (), {"length": "12"}),
+        (lambda o: schedulers.LinearLR(o, total_iters=7), (), {"length": "7"}),
+        (lambda o: schedulers.StepLR(o, 3), (), {}),
+        (schedulers.ReduceLROnPlateau, (0.5,), {"mode": "min", "metric": "0.5"}),
+        (
+            lambda o: schedulers.ReduceLROnPlateau(o, "max"),
+            (torch.tensor(2),),
+            {"mode": "max", "metric": "2.0"},
+        ),
+    ],
+)
+def test_a_scheduler_tells_its_length_or_its_metric(make, args, expected):
+    def train():
+        model = make_model()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        scheduler = make(optimizer)
+        model(batches(1)[0]).sum().backward()
+        optimizer.step()
+        scheduler.step(*args)
+
+    (moved,) = record(train).of_role("scheduler")
+    assert {item.path: item.value for item in moved.outputs} == expected
 
 
 @pytest.mark.parametrize(("steps", "expected"), [(0, "none"), (1, "all")])

@@ -11,7 +11,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.inference.corpus import is_general
 from traincheck_plugin.invariants.codec import decode_invariant, encode_invariant
 from traincheck_plugin.invariants.model import Invariant
-from traincheck_plugin.relations.load import LOADS, OTHER, LoadRelation
+from traincheck_plugin.relations.load import LOADS, OTHER, TIES, LoadRelation
 from traincheck_plugin.vocabulary import Item
 
 RELATION = LoadRelation()
@@ -21,7 +21,8 @@ def _loads(*outcomes: str) -> Window:
     run = RunBuilder()
     for outcome in outcomes:
         items = [Item(path="loaded", type="str", value=outcome.partition(" ")[0])]
-        items += [Item(path="own", type="str", value="yes")] * outcome.endswith(" own")
+        facts = outcome.split()[1:]
+        items += [Item(path=fact, type="str", value="yes") for fact in facts]
         items *= bool(outcome)
         run.call("torch.nn.Module.load_state_dict", object="__main__.Net#0", outputs=items)
         # Of an optimizer, where there may be no state yet.
@@ -54,7 +55,19 @@ def test_a_module_that_is_given_its_own_memory_is_told() -> None:
     assert RELATION.severity((LOADS,)) == "critical"
 
 
-@pytest.mark.parametrize(("outcome", "number"), [("all", 2), ("all own", 1), ("none", 1), ("", 0)])
+def test_a_module_that_has_apart_what_is_one_in_the_checkpoint_is_told() -> None:
+    window = _loads("all", "some untied", "")
+    assert [holds for _, holds in labels(RELATION, (TIES,), [window])] == [True, False]
+    explanation = RELATION.monitor((TIES,)).observe(window).explain(1)
+    assert explanation.message.endswith("loaded tied tensors into separate ones of __main__.Net#0")
+    assert explanation.cause is not None
+    assert "was built without tying them" in explanation.cause.text
+
+
+@pytest.mark.parametrize(
+    ("outcome", "number"),
+    [("all", 3), ("all own", 2), ("all own untied", 1), ("none", 2), ("", 0)],
+)
 def test_what_loaded_something_is_proposed(outcome: str, number: int) -> None:
     proposer = RELATION.proposer()
     proposer.observe(_loads(outcome))
@@ -65,8 +78,8 @@ def test_what_loaded_something_is_proposed(outcome: str, number: int) -> None:
 
 def test_the_rule_has_words_and_a_form_on_disk() -> None:
     assert RELATION.describe((LOADS,)).startswith("Module.load_state_dict loads at least one")
-    for params in ((LOADS,), (OTHER,)):
+    for params in ((LOADS,), (OTHER,), (TIES,)):
         invariant = Invariant(relation=RELATION.name, params=params)
         assert decode_invariant(encode_invariant(invariant)).params == params
-    with pytest.raises(InvariantError, match="expects the parameter"):
+    with pytest.raises(InvariantError, match="expects one of the parameters"):
         RELATION.monitor(())

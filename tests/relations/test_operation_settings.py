@@ -17,7 +17,7 @@ from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
 from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.losses import BACKWARD, FIRST, MAX_WAYS, MIN_BACKWARDS
 from traincheck_plugin.relations.operation_settings import (
-    MAX_EXCUSED,
+    MAX_UNMASKED,
     OperationSettingsRelation,
 )
 from traincheck_plugin.vocabulary import NOWHERE, Item, Variable
@@ -51,7 +51,7 @@ def _held(params: tuple[Param, ...], settings: Sequence[str]) -> list[bool]:
 
 
 def _failure(params: tuple[Param, ...], settings: str) -> Explanation:
-    [window] = _windows([settings] * (MAX_EXCUSED + 1))
+    [window] = _windows([settings] * (MAX_UNMASKED + 1))
     examples = RELATION.monitor(params).observe(window)
     return examples.explain(examples.holds.tolist().index(False))
 
@@ -59,15 +59,19 @@ def _failure(params: tuple[Param, ...], settings: str) -> Explanation:
 OTHER = ENTROPY.replace("-100", "0")
 
 
-@given(st.lists(st.sampled_from([ENTROPY, OTHER, MASKED, ""]), max_size=12))
+@given(st.lists(st.sampled_from([ENTROPY, OTHER, MASKED, UNMASKED, "mean.dimension=-1", ""])))
 def test_another_setting_is_told_when_it_stays(settings: list[str]) -> None:
-    expected, failed = [], 0
+    expected: list[bool] = []
+    num_other = num_unmasked = 0
     for one in filter(None, settings):
-        failed = failed + 1 if one == OTHER else 0
-        if not 0 < failed <= MAX_EXCUSED:
-            expected.append(failed == 0)
+        num_other = num_other + 1 if one == OTHER else 0
+        num_unmasked = num_unmasked + 1 if one == UNMASKED else 0
+        if num_other > 1 or num_unmasked > MAX_UNMASKED:
+            expected.append(False)
+        elif not num_other and not num_unmasked:
+            expected.append(True)
     # Operations that the reference had not are not judged.
-    assert _held(_known(ENTROPY), settings) == expected
+    assert _held(_known(f"{ENTROPY} {MASKED}"), settings) == expected
 
 
 @pytest.mark.parametrize(
@@ -92,7 +96,7 @@ def test_another_setting_is_told_when_it_stays(settings: list[str]) -> None:
     ],
 )
 def test_what_another_setting_is(known: list[str], settings: str, holds: bool) -> None:
-    held = _held(_known(*known), [settings] * (MAX_EXCUSED + 1))
+    held = _held(_known(*known), [settings] * (MAX_UNMASKED + 1))
     assert (False not in held) is holds
 
 
@@ -155,14 +159,14 @@ def test_what_attention_sees_is_told() -> None:
 
 
 def test_only_the_first_losses_of_each_run_are_judged() -> None:
-    late = [OTHER] * (MAX_EXCUSED + 1)
+    late = [OTHER] * (MAX_UNMASKED + 1)
     assert all(_held(_known(ENTROPY), [ENTROPY] * FIRST + late))
     assert not all(_held(_known(ENTROPY), [ENTROPY] * (FIRST - len(late)) + late))
 
 
 def test_losses_after_other_models_are_others() -> None:
     run = RunBuilder()
-    for _ in range(MAX_EXCUSED + 1):
+    for _ in range(MAX_UNMASKED + 1):
         _backward(run, OTHER, "Critic")
     window = run.window()
     assert len(RELATION.monitor(_known(ENTROPY)).observe(window)) == 0

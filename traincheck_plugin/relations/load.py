@@ -20,15 +20,23 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.loads import MODULE_LOAD, OUTCOME, OWN, is_own, outcome_of
+from traincheck_plugin.relations.loads import (
+    MODULE_LOAD,
+    OUTCOME,
+    OWN,
+    UNTIED,
+    came_to,
+    outcome_of,
+)
 from traincheck_plugin.relations.naming import place
 
 LOADS = APIParam(api_full_name=MODULE_LOAD, argument=OUTCOME, role="checkpoint")
 OTHER = APIParam(api_full_name=MODULE_LOAD, argument=OWN, role="checkpoint")
+TIES = APIParam(api_full_name=MODULE_LOAD, argument=UNTIED, role="checkpoint")
 
 
 class LoadRelation(Relation):
-    """A load finds at least one of the names that the module has, and loads something else.
+    """A load finds names of the module, loads something else, and what is one stays one.
 
     ``forall calls a of Module.load_state_dict that raise nothing: names(argument(a)) and
     names(object(a)) are not disjoint``; and ``exists a tensor in argument(a) of one of these names
@@ -101,6 +109,18 @@ def _itself(target: str, call: str) -> Explanation:
     )
 
 
+def _apart(target: str, call: str) -> Explanation:
+    return Explanation(
+        message=f"load_state_dict loaded tied tensors into separate ones of {target}",
+        cause=Cause(
+            fact="weights are not tied",
+            subjects=(target,),
+            text=f"tensors that are one in what {call} was given are separate in {target}: it was "
+            "built without tying them, and they drift apart",
+        ),
+    )
+
+
 _SOME = _Claim(
     "Module.load_state_dict loads at least one parameter or buffer",
     lambda window, row: outcome_of(window, row) != "none",
@@ -108,9 +128,15 @@ _SOME = _Claim(
 )
 _ANOTHER = _Claim(
     "Module.load_state_dict is given something else than the memory of the module",
-    lambda window, row: not is_own(window, row),
+    lambda window, row: not came_to(window, row, OWN),
     _itself,
 )
+_TIED = _Claim(
+    "what is tied in what Module.load_state_dict is given is tied in the module",
+    lambda window, row: not came_to(window, row, UNTIED),
+    _apart,
+)
+_CLAIMS = {LOADS: _SOME, OTHER: _ANOTHER, TIES: _TIED}
 
 
 def _claim(params: tuple[Param, ...]) -> _Claim:
@@ -119,12 +145,11 @@ def _claim(params: tuple[Param, ...]) -> _Claim:
     Raises:
         InvariantError: it is none of this relation.
     """
-    if params == (LOADS,):
-        return _SOME
-    if params == (OTHER,):
-        return _ANOTHER
+    if len(params) == 1 and isinstance(params[0], APIParam) and params[0] in _CLAIMS:
+        return _CLAIMS[params[0]]
     raise InvariantError(
-        f"{LoadRelation.name} expects the parameter {LOADS} or {OTHER}, got {params}"
+        f"{LoadRelation.name} expects one of the parameters {', '.join(map(str, _CLAIMS))}, got "
+        f"{params}"
     )
 
 
@@ -154,7 +179,7 @@ class _Proposer(Proposer):
         self._found: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
-        for param in (LOADS, OTHER):
+        for param in _CLAIMS:
             if _Monitor(_claim((param,))).observe(window).holds.any():
                 self._found[param] = None
 

@@ -17,6 +17,9 @@ OUTCOME = "loaded"
 OWN = "own"
 """What is told besides, where all that was loaded was the memory of the module itself."""
 
+UNTIED = "untied"
+"""What is told besides, where tensors that are one in what is loaded are two in the module."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
@@ -43,10 +46,10 @@ def outcome_of(window: Window, row: int) -> str:
     return ""
 
 
-def is_own(window: Window, row: int) -> bool:
-    """Return whether a call of `load_state_dict` was given the memory that it loads into."""
+def came_to(window: Window, row: int, fact: str) -> bool:
+    """Return whether *fact* is told of a call of `load_state_dict`: `OWN` or `UNTIED`."""
     items = window.catalog.signature(int(window.calls.outputs[row]))
-    return any(item.path == OWN for item in items)
+    return any(item.path == fact for item in items)
 
 
 def loads_in(window: Window, name: str) -> list[Load]:

@@ -39,10 +39,11 @@ from traincheck_plugin.vocabulary import VariableKind
 Settings = Mapping[str, frozenset[str]]
 """The values of each ``operation.setting`` of a loss: several operations may have one."""
 
-MAX_EXCUSED = 2
-"""Failures in a row that are excused: batches without padding need no mask."""
+MAX_UNMASKED = 2
+"""Losses in a row without a mask that are excused: batches without padding need none."""
 
 _SELF_ATTENTION = "self_attention.masked"
+_MASKED = ".masked"
 _MASKING = "no", "not every", "every"
 
 
@@ -53,8 +54,8 @@ class OperationSettingsRelation(Relation):
     operations o in the autograd graph of both: values(b, o, s) in values(reference, o, s)``. The
     settings are the dimensions that an operation goes over, the target that it leaves out, and
     whether something hides elements from it. Of what is hidden, only that less is than in all
-    losses of the reference. The first `MAX_EXCUSED` failures in a row are excused, and nothing is
-    said once a state was loaded into an optimizer.
+    losses of the reference. The first failure in a row is excused, and `MAX_UNMASKED` without a
+    mask; nothing is said once a state was loaded into an optimizer.
 
     Of all pipelines, ``forall backwards b of nll_loss, of which the targets come later in an input,
     with attention over as many positions as there are in the graph: one of b is masked``.
@@ -155,7 +156,7 @@ class _Monitor(Monitor):
                     continue
                 self._allowed.setdefault(name, set()).add(values)
         self._early = PerRun(EarlyLosses)
-        self._excuse = Excuse(MAX_EXCUSED)
+        self._excuses = {False: Excuse(), True: Excuse(MAX_UNMASKED)}
 
     def observe(self, window: Window) -> Examples:
         rows, failing = [], []
@@ -163,9 +164,17 @@ class _Monitor(Monitor):
             if loss.after != self._after or not loss.settings:
                 continue
             others = self._others(_parse(loss.settings))
-            if self._excuse.counts(not others):
+            told: list[tuple[str, frozenset[str]]] = []
+            is_excused = False
+            for is_of_masks, excuse in self._excuses.items():
+                alike = [one for one in others if one[0].endswith(_MASKED) == is_of_masks]
+                if excuse.counts(not alike):
+                    told += alike
+                else:
+                    is_excused = True
+            if told or not is_excused:
                 rows.append(loss.row)
-                failing.append(others)
+                failing.append(told)
         if not rows:
             return NO_EXAMPLES
         return Examples.of_calls(
@@ -185,7 +194,7 @@ class _Monitor(Monitor):
 
     def _is_allowed(self, name: str, values: frozenset[str]) -> bool:
         allowed = self._allowed[name]
-        if name.endswith(".masked"):
+        if name.endswith(_MASKED):
             return _how_masked(values) >= min(map(_how_masked, allowed))
         return values in allowed
 

@@ -254,14 +254,14 @@ class _Proposer(Proposer):
 
     def observe(self, window: Window) -> None:
         courses = self._courses.of(window.catalog)
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            param = APIParam(api_full_name=api.general, role=api.role)
-            if api.role == "step":
+        apis = [window.catalog.apis[code] for code in window.api_codes]
+        # Schedules of several classes may go by one name.
+        for param in {APIParam(api_full_name=api.general, role=api.role): None for api in apis}:
+            if param.role == "step":
                 self._steps[param] = None
-            elif api.role == "scheduler":
+            elif param.role == "scheduler":
                 following = courses.setdefault(param, _Courses())
-                for metric in _metrics(window, api.general):
+                for metric in _metrics(window, param.api_full_name):
                     seen = self._seen.setdefault(param, {})
                     seen[following, metric.schedule] = metric.mode, following.after(metric)
 

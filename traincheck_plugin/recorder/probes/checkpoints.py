@@ -76,11 +76,13 @@ class CheckpointsProbe:
         """Return the code of what a load into a module came to.
 
         Besides how much was loaded that is whether all of it was the module's own memory, and kept
-        while it was trained: a checkpoint may be read into a state dict that is made for it.
+        while it was trained: a checkpoint may be read into a state dict that is made for it; and
+        whether tensors are one in the state dict that are two in the module.
         """
         state = _state_of(args, kwargs)
         is_own = not _assigns(args, kwargs) and self._is_own(args[0], state, tape.tracker.step)
-        return _outcome(tape, _loaded_of_module(args[0], state, result), is_own=is_own)
+        loaded = _loaded_of_module(args[0], state, result)
+        return _outcome(tape, loaded, own=is_own, untied=_is_untied(args[0], state))
 
     def _is_own(self, module: Any, state: Mapping[str, Any], step: int) -> bool:
         """Return whether all that a load finds was the module's memory in an earlier step."""
@@ -118,11 +120,11 @@ def _loaded_optimizer(
     return _outcome(tape, "" if found is None else "all" if found else "none")
 
 
-def _outcome(tape: Tape, loaded: str, *, is_own: bool = False) -> int:
+def _outcome(tape: Tape, loaded: str, **facts: bool) -> int:
     if not loaded:
         return NONE
     items = [Item(path="loaded", type="str", value=loaded)]
-    items += [Item(path="own", type="str", value="yes")] * is_own
+    items += [Item(path=name, type="str", value="yes") for name, told in facts.items() if told]
     return tape.catalog.signatures.code(encode_signature(items))
 
 
@@ -137,6 +139,34 @@ def _is_same_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
         {type(first), type(second)} <= PLAIN
         and first.device == second.device
         and first.data_ptr() == second.data_ptr() != 0
+    )
+
+
+def _is_untied(module: Any, state: Mapping[str, Any]) -> bool:
+    """Return whether tensors that share their memory in *state* are apart in *module*.
+
+    One tensor that *state* has under two names is no tie: parts are initialised alike so.
+    """
+    names: dict[tuple[Any, ...], str] = {}
+    ties = []
+    for name, tensor in state.items():
+        if type(tensor) in PLAIN and tensor.numel() and tensor.layout is torch.strided:
+            where = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+            first = names.setdefault(where, name)
+            if state[first] is not tensor and tensor.data_ptr():
+                ties.append((first, name))
+    if not ties:
+        return False
+    own = dict(
+        itertools.chain(
+            module.named_parameters(remove_duplicate=False),
+            module.named_buffers(remove_duplicate=False),
+        )
+    )
+    return any(
+        first in own and name in own and not _is_same_memory(own[first], own[name])
+        for first, name in ties
+        if {type(own.get(first)), type(own.get(name))} <= PLAIN
     )
 
 
