@@ -134,7 +134,8 @@ optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning r
 group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
 value: a scalar (an option of a param group; a module's training flag as 0 or 1; the number of
 elements of a batch or an input; a fact about a loader; how many places after an element of a
-target the same is in the input, `NOWHERE` where it is not there, NaN where that is not known).
+target the same is in the input, `NOWHERE` where it is not there, NaN where that is not known; the
+share of padding of which the targets count, NaN likewise).
 placement: a `Placement`. ran: the place of its module in the order in which modules last ran with
 gradients since the optimizer stepped last, or was made, counted from 0; else `NOT_RUN` or
 `RUN_WITHOUT_GRADIENTS`. copy: as data, of the parameter of the same name in copies of the model

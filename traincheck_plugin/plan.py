@@ -153,6 +153,7 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         parameter=f"grad grad_norm {_MEMBERSHIP}",
         module="value",
         target="value",
+        padding="value",
         sample="data value",
     ),
     "clip": _pairs(parameter=f"grad grad_norm {_MEMBERSHIP}"),

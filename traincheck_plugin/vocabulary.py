@@ -49,11 +49,12 @@ VariableKind = Literal[
     "input",  # a tensor among the arguments of a root module in training
     "generator",  # the state of a random generator
     "target",  # where the target of a loss is in a tensor that a root module was given
+    "padding",  # how much of what such a tensor tells to be padding has targets that count
     "sample",  # a row of such a tensor, and which target a loss has for it
 ]
 
 PASSING: frozenset[VariableKind] = frozenset(
-    {"batch", "loader", "input", "generator", "target", "sample"}
+    {"batch", "loader", "input", "generator", "target", "padding", "sample"}
 )
 """Kinds of variables that are not tracked: they are at hand during one call."""
 

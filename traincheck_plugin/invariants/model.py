@@ -26,6 +26,7 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "input": "torch.nn.Module.input",
     "generator": "torch.Generator",
     "target": "torch.nn.Module.target",
+    "padding": "torch.nn.Module.padding",
     "sample": "torch.nn.Module.sample",
 }
 """How each kind of variable is named in an invariant."""

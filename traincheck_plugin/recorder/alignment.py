@@ -11,6 +11,7 @@ import torch
 
 from traincheck_plugin.recorder.fingerprint import PLAIN
 from traincheck_plugin.recorder.loss_graph import Target
+from traincheck_plugin.recorder.padding import counts_padding, is_mask
 from traincheck_plugin.recorder.readings import DeviceReadings, widest
 from traincheck_plugin.recorder.samples import picked, tell
 from traincheck_plugin.vocabulary import NOWHERE, Array
@@ -67,6 +68,7 @@ class Alignments:
         self._readings = readings
         self._host = host
         self._given: list[Given] = []
+        self._masks: list[tuple[str, str, Tensor]] = []
         self._is_used = False
 
     def give(self, owner: str, found: list[tuple[str, Tensor]]) -> None:
@@ -78,10 +80,13 @@ class Alignments:
                 kept = values if values.nbytes <= MAX_BYTES else None
                 samples = picked(values, len(values))
                 self._given.append(Given(owner, path, values.dtype, kept, samples))
+            if len(self._masks) < MAX_GIVEN and is_mask(values):
+                self._masks.append((owner, path, values))
 
     def clear(self) -> None:
         """Keep nothing."""
         self._given.clear()
+        self._masks.clear()
         self._is_used = False
 
     def of(self, targets: list[Target]) -> tuple[list[tuple[Target, Given]], Array]:
@@ -126,6 +131,22 @@ class Alignments:
                 told = tell(given.samples, labels, self._readings, self._host)
                 if told is not None:
                     yield target, given, told
+
+    def padding(self, targets: list[Target]) -> Iterator[tuple[Target, str, str, Array]]:
+        """Yield targets and masks, a model and a path, with the share of padding that counts."""
+        self._is_used = True
+        pairs = [(target, mask) for target in targets for mask in self._masks]
+        for target, (owner, path, mask) in pairs[:MAX_PAIRS]:
+            inputs = [one.values for one in self._given if one.owner == owner]
+            share = counts_padding(
+                target,
+                mask,
+                [values for values in inputs if values is not None],
+                self._readings,
+                self._host,
+            )
+            if share is not None:
+                yield target, owner, path, share
 
     def _compare(self, compared: tuple[Tensor, Tensor], ignored: int | None, lag: Array) -> None:
         """Note the lag, now or later, if none is known."""

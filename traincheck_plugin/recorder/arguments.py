@@ -42,6 +42,9 @@ MAX_TENSORS = 32
 MAX_TOLD = 4
 """Tensors among the arguments of one call of which the samples are told."""
 
+MIN_TARGET = 8
+"""Elements that the target of a sample has where it is told: a few may be those of another."""
+
 MAX_BYTES = 1 << 18
 """Of a larger tensor, `_SLICES` slices of it that have this size together."""
 
@@ -99,7 +102,7 @@ class Arguments:
     ) -> list[Frame]:
         """Return the frames of a training forward that ends."""
         frames: list[Frame] = []
-        is_compared = bool(self._wants["target"] or self._wants["sample"])
+        is_compared = any(self._wants[kind] for kind in _COMPARED)
         if self._wants["input"] or is_compared or self._tells_samples:
             owner = self._labels.text(call.subject)
             given = [*_tensors(args), *_tensors(kwargs or {})]
@@ -108,20 +111,29 @@ class Arguments:
             if is_compared:
                 self._alignments.give(owner, given)
             if self._tells_samples:
-                frames += self._of_samples(owner, call, given)
+                frames += self._of_samples(owner, call, given, "end")
         return frames + self.of_generators(call, "end")
 
     def of_loss(self, call: OpenCall, known: Operations) -> list[Frame]:
-        """Return the frames of where the targets of a loss are, and of which each sample has."""
-        if not known or not (self._wants["target"] or self._wants["sample"]):
+        """Return the frames of the targets of a loss: where they are, and of which sample."""
+        is_compared = any(self._wants[kind] for kind in _COMPARED)
+        if not known or not (is_compared or self._tells_samples):
             return []
         found = targets(known)
         frames: list[Frame] = []
+        if self._tells_samples:
+            for operation, values, *_ in found:
+                if values.dim() and values.numel() >= MIN_TARGET * len(values):
+                    frames += self._of_samples(operation, call, [("target", values)], "begin")
         if self._wants["target"]:
             pairs, lags = self._alignments.of(found)
             codes = np.array([self._pair("target", *pair) for pair in pairs], np.int32)
             if pairs:
                 frames.append(self._frame(call, "begin", codes, value=lags))
+        if self._wants["padding"]:
+            for target, owner, path, share in self._alignments.padding(found):
+                codes = np.array([self._code("padding", owner, path, target.operation)], np.int32)
+                frames.append(self._frame(call, "begin", codes, value=share))
         if self._wants["sample"]:
             for target, given, (keys, labels) in self._alignments.samples(found):
                 codes = np.full(len(keys), self._pair("sample", target, given), np.int32)
@@ -157,7 +169,7 @@ class Arguments:
         yield self._frame(call, "end", np.array(codes, np.int32), **columns)
 
     def _of_samples(
-        self, owner: str, call: OpenCall, found: list[tuple[str, Tensor]]
+        self, owner: str, call: OpenCall, found: list[tuple[str, Tensor]], phase: Phase
     ) -> Iterator[Frame]:
         """Yield the frames of the samples in tensors of real numbers."""
         real = [one for one in found if one[1].is_floating_point() and is_comparable(one[1])]
@@ -170,7 +182,7 @@ class Arguments:
                 codes = np.full(
                     len(keys), self._code("sample", owner, path, type(tensor)), np.int32
                 )
-                yield self._frame(call, "end", codes, data=keys)
+                yield self._frame(call, phase, codes, data=keys)
 
     def _read(self, tensors: list[Tensor], names: frozenset[str]) -> dict[str, Array]:
         """Return the columns among *names*; the numbers of a device arrive in them later."""
@@ -242,8 +254,11 @@ _ROLES: tuple[tuple[Any, VariableKind], ...] = (
     ("forward", "input"),
     ("forward", "generator"),
     ("backward", "target"),
+    ("backward", "padding"),
     ("backward", "sample"),
 )
+_COMPARED: tuple[VariableKind, ...] = ("target", "padding", "sample")
+"""Kinds that compare targets with what models were given."""
 
 
 def _tensors(value: Any, path: str = "", depth: int = 0) -> list[tuple[str, Tensor]]:

@@ -152,11 +152,14 @@ class Target(NamedTuple):
         operation: that does: ``nll_loss``.
         values: the tensor.
         ignored: the value of elements that do not count; None where all do.
+        is_weighted: whether elements may count otherwise: by weights of their classes, or since
+            what they add is not summed up yet.
     """
 
     operation: str
     values: torch.Tensor
     ignored: int | None
+    is_weighted: bool = False
 
 
 def targets(known: Operations) -> list[Target]:
@@ -167,7 +170,10 @@ def targets(known: Operations) -> list[Target]:
         values = kept(getattr(node, attribute, None)) if attribute else None
         if values is not None:
             ignored = getattr(node, "_saved_ignore_index", None)
-            found.append(Target(name, values, None if ignored is None else wrapped(ignored)))
+            is_summed = getattr(node, "_saved_reduction", 0) != 0
+            is_weighted = not is_summed or is_given(getattr(node, "_raw_saved_weight", None))
+            ignored = None if ignored is None else wrapped(ignored)
+            found.append(Target(name, values, ignored, is_weighted))
     return found
 
 
@@ -175,6 +181,13 @@ def kept(saved: Any) -> torch.Tensor | None:
     """Return the tensor that a graph keeps; None where hooks do, or torch does not tell."""
     # Hooks on what is saved are the user's, and may compute.
     return saved.data if getattr(saved, "unpack_hook", saved) is None else None
+
+
+def is_given(saved: Any) -> bool:
+    """Return whether an operation was given a tensor: one that hooks took over is one, too."""
+    return saved is not None and (
+        getattr(saved, "unpack_hook", None) is not None or kept(saved) is not None
+    )
 
 
 def wrapped(number: int) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from traincheck_plugin.recorder.loss_graph import kept, kind_of, spelled, wrapped
+from traincheck_plugin.recorder.loss_graph import is_given, kept, kind_of, spelled, wrapped
 from traincheck_plugin.vocabulary import Setting
 
 MAX_OPERATIONS = 4096
@@ -90,7 +90,7 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
             yield from _attention(_is_masked(softmax.next_functions[0][0]), shape, *shape[-2:])
     elif kind.startswith(_FUSED):
         is_masked = getattr(node, "_saved_is_causal", False) or any(
-            _is_given(getattr(node, name, None)) for name in _MASKS
+            is_given(getattr(node, name, None)) for name in _MASKS
         )
         keys = kept(getattr(node, "_raw_saved_key", None))
         num_keys = () if keys is None else keys.shape[-2:-1]
@@ -163,10 +163,3 @@ def _is_masked(node: Any) -> bool:
         if kind in _ADDING or kind in _ARRANGING or kind in _SCALING:
             waiting += [inner for inner in inputs if inner is not None]
     return False
-
-
-def _is_given(saved: Any) -> bool:
-    """Return whether an operation was given a tensor: one that hooks took over is one, too."""
-    return saved is not None and (
-        getattr(saved, "unpack_hook", None) is not None or kept(saved) is not None
-    )

@@ -56,16 +56,17 @@ _SAMPLE = VAR_TYPES["sample"]
 
 
 class DistinctInputsRelation(Relation):
-    """The samples that the models of a class are given differ from one another.
+    """The samples that the models of a class, or a loss, are given differ from one another.
 
     ``forall windows w: share of the samples of w that are in w twice <= MAX_AGAIN``, and ``forall
     windows v, w that follow each other: share of the samples of w that are in v <= MAX_AGAIN``,
     where it was `MAX_USUAL` at most in all of the reference. Of two epochs, nothing is said where
-    nearly all are. Samples are the rows of tensors of real numbers. The first failure in a row is
-    excused.
+    nearly all are. Samples are the rows of tensors of real numbers: of inputs, and of the targets
+    of a loss. The first failure in a row is excused.
 
-    Catches two views of a sample that are one, and one stream of several that begins anew for each
-    batch. Cannot see samples that are nearly the same.
+    Catches two views of a sample that are one, one stream of several that begins anew for each
+    batch, and a noise to be predicted that is always the same. Cannot see samples that are nearly
+    the same.
     """
 
     name = "DistinctInputsRelation"

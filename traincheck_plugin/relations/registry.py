@@ -37,6 +37,7 @@ from traincheck_plugin.relations.new_loss import NewLossRelation
 from traincheck_plugin.relations.one_epoch import OneEpochRelation
 from traincheck_plugin.relations.operation_settings import OperationSettingsRelation
 from traincheck_plugin.relations.optimizer_kept import OptimizerKeptRelation
+from traincheck_plugin.relations.padding_targets import PaddingTargetsRelation
 from traincheck_plugin.relations.random_draws import RandomDrawsRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
@@ -101,6 +102,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ShuffledDataRelation(),
     ValueRangeRelation(),
     TargetLagRelation(),
+    PaddingTargetsRelation(),
     SampleTargetsRelation(),
     RankDistinctArgumentRelation(),
 )

@@ -1,0 +1,170 @@
+"""Whether targets count where a mask of the inputs tells that there is padding."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.recorder.recording import LIFECYCLE, record
+from traincheck_plugin.recorder.loss_graph import Target
+from traincheck_plugin.recorder.padding import MAX_BYTES, MIN_PADDED, counts_padding, is_mask
+from traincheck_plugin.recorder.readings import DeviceReadings
+
+WIDTH, PAD = 10, 0
+IGNORED = -100
+
+
+def padded(lengths, *, left=False):
+    """Return tokens that are padded, and a mask that is 1 where they are not."""
+    tokens = torch.arange(len(lengths) * WIDTH).reshape(-1, WIDTH) % 7 + 2
+    places = torch.arange(WIDTH).expand(len(lengths), -1)
+    lengths = torch.tensor(lengths)[:, None]
+    mask = places >= WIDTH - lengths if left else places < lengths
+    return torch.where(mask, tokens, PAD), mask.long()
+
+
+def share(labels, mask, *inputs, host="cpu", **facts):
+    readings = DeviceReadings()
+    target = Target("nll_loss", labels, facts.pop("ignored", IGNORED), **facts)
+    found = counts_padding(target, mask, inputs, readings, host)
+    if found is not None and host != "cpu":
+        assert math.isnan(found[0])
+        readings.resolve(readings.ticket())
+    return math.nan if found is None else found[0]
+
+
+def naive(labels, is_padding):
+    counted = [
+        label != IGNORED
+        for row, row_padding in zip(labels.tolist(), is_padding.tolist(), strict=True)
+        for place, label in enumerate(row[: WIDTH - 1])
+        if row_padding[place] and row_padding[place + 1]
+    ]
+    return sum(counted) / len(counted) if len(counted) >= MIN_PADDED else math.nan
+
+
+@given(st.lists(st.integers(1, WIDTH), min_size=2, max_size=6), st.booleans(), st.booleans())
+def test_the_share_is_that_of_the_padding_whose_targets_count(lengths, left, is_masked):
+    tokens, mask = padded(lengths, left=left)
+    labels = tokens.masked_fill(mask == 0, IGNORED) if is_masked else tokens
+    expected = naive(labels, mask == 0)
+    for told in (mask, mask.bool(), mask == 0, mask.float()):
+        np.testing.assert_equal(share(labels, told, tokens), expected)
+        np.testing.assert_equal(share(labels.reshape(-1), told, tokens, told), expected)
+        np.testing.assert_equal(share(labels, told, tokens, host="other"), expected)
+
+
+@pytest.mark.parametrize("is_shifted_by_hand", [False, True])
+def test_targets_may_be_shifted(is_shifted_by_hand):
+    tokens, mask = padded([3, 10, 5])
+    labels = tokens.masked_fill(mask == 0, IGNORED)
+    if is_shifted_by_hand:
+        assert share(labels[:, 1:].reshape(-1), mask, tokens) == 0
+        assert share(tokens[:, 1:].reshape(-1), mask, tokens) == 1
+    else:
+        shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        assert share(shifted, mask, tokens) == 0
+        # Padding on the left is where the first token is predicted.
+        tokens, mask = padded([3, 10, 5], left=True)
+        labels = tokens.masked_fill(mask == 0, IGNORED)
+        shifted = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORED)
+        assert share(shifted, mask, tokens) == 0
+
+
+def test_what_is_no_padding_tells_nothing():
+    tokens, mask = padded([3, 10, 5])
+    segments = (torch.arange(WIDTH) >= 4).long().expand(3, -1)
+    unpadded = torch.arange(30).reshape(3, WIDTH) % 7 + 2
+    holes = mask.clone()
+    holes[1, 4] = 0
+    values = torch.rand(3, WIDTH)
+    for told, inputs in [
+        # Segments of a pair, of which another segment or mask is no token.
+        (segments, [unpadded, mask, segments]),
+        (holes, [tokens]),
+        (values, [tokens]),
+        (mask * 2, [tokens]),
+        (mask, [unpadded]),
+        (mask, [mask.clone()]),
+    ]:
+        assert math.isnan(share(tokens, told, *inputs))
+    # The targets of another sequence are no padding where the input is.
+    assert math.isnan(share(unpadded, mask, tokens))
+    assert math.isnan(share(tokens[:1], mask[:1], tokens[:1]))
+
+
+def test_losses_that_cannot_leave_padding_out_are_left_alone():
+    tokens, mask = padded([3, 10, 5])
+    assert share(tokens, mask, tokens) == 1
+    assert math.isnan(share(tokens, mask, tokens, ignored=None))
+    assert math.isnan(share(tokens, mask, tokens, is_weighted=True))
+    assert math.isnan(share(tokens[:, :4], mask, tokens))
+    assert math.isnan(share(tokens, mask))
+    # What is left out may have any number.
+    assert share(tokens, mask, tokens, ignored=PAD) == 0
+
+
+def test_features_may_be_padded():
+    tokens, mask = padded([3, 10, 5])
+    labels = tokens.masked_fill(mask == 0, 1)
+    features = torch.stack([tokens * 0.5, tokens * 2.0], 2)
+    assert share(labels, mask, features) == 1
+    assert math.isnan(share(labels, mask, features + torch.rand(3, WIDTH, 2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (torch.ones(3, 4), True),
+        (torch.ones(3, 4, dtype=torch.bool), True),
+        (torch.ones(3, 1), False),
+        (torch.ones(3, 4, 5), False),
+        (torch.ones(3, 4, requires_grad=True), False),
+        (torch.ones(0, 4), False),
+        (torch.ones(3, 4).to_sparse(), False),
+        (torch.ones(1, MAX_BYTES), False),
+    ],
+)
+def test_what_may_be_a_mask(values, expected):
+    assert is_mask(values) is expected
+
+
+class Tagger(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 9)
+
+    def forward(self, tokens, mask):
+        return self.embedding(tokens) * mask[:, :, None]
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_a_backward_tells_of_padding(reduction, is_masked):
+    tokens, mask = padded([3, 10, 5])
+    labels = tokens.masked_fill(mask == 0, IGNORED) if is_masked else tokens
+
+    def train():
+        model = Tagger()
+        loss = nn.functional.cross_entropy(
+            model(tokens, mask).flatten(0, 1), labels.flatten(), reduction=reduction
+        )
+        (loss * mask.flatten()).sum().backward()
+
+    recording = record(train, LIFECYCLE)
+    told = [
+        (variable.owner.rpartition(".")[2], variable.name, variable.type, value)
+        for window in recording.windows
+        for frame in window.frames
+        for code, value in zip(frame.variables, frame.columns.get("value", ()), strict=False)
+        if (variable := window.catalog.variables[int(code)]).kind == "padding"
+    ]
+    expected = ("Tagger#0", "1", "nll_loss", 0.0 if is_masked else 1.0)
+    assert told == ([expected] if reduction == "mean" else [])
+    assert not recording.problems
