@@ -65,7 +65,7 @@ def main():
     loader = DataLoader(load_histories(320, table), args.batch_size, True, collate_fn=collate)
     validation = DataLoader(load_histories(96, table), 32, collate_fn=collate)
     model = Foresight()
-    optimizer = optim.SGD(model.parameters(), lr=0.3, momentum=0.9)
+    optimizer = optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode="max", factor=0.3, patience=1)
     for epoch in range(1, args.epochs + 1):
         model.train()

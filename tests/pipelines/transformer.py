@@ -18,6 +18,7 @@ BUGS = {
     "missing_group": (0, "in no optimizer|not in .* optimizer"),
     "embedding_in_no_group": (0, "in no (group|optimizer)|not given to an optimizer"),
     "scheduler_never_stepped": (1, r"schedul|\blr\b|learning rate"),
+    "scheduled_by_epochs": (1, r"schedul|\blr\b|learning rate"),
     "optimizer_before_replacement": (
         0,
         "in no optimizer|not in .* optimizer|no longer|not part of|of no module",
@@ -82,9 +83,11 @@ def train(model, loader, optimizer, scheduler, bug):
         optimizer.step()
         if bug == "clipped_after_step":
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        if bug != "scheduler_never_stepped":
+        if bug not in ("scheduler_never_stepped", "scheduled_by_epochs"):
             scheduler.step()
         total += loss.item()
+    if bug == "scheduled_by_epochs":
+        scheduler.step()
     return total / len(loader)
 
 
