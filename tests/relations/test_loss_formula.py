@@ -18,6 +18,7 @@ from traincheck_plugin.relations.loss_formula import (
     FLOWING,
     HIDING,
     LOGARITHMED,
+    LOGARITHMIC_INPUT,
     SHAPED,
     SIGNED,
     LossFormulaRelation,
@@ -94,6 +95,28 @@ def test_predictions_and_targets_that_are_broadcast() -> None:
     assert "the model learns the mean" in explanation.cause.text
     # The pipeline's own rule says so, too.
     assert _held((SIGNED, _known(SQUARES)[1]), [SQUARES, broadcast, broadcast]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("formula", "held"),
+    [
+        ("nll_loss(layer)", [False]),
+        ("mean[1d](nll_loss2_d) nll_loss2_d(relu) relu(layer)", [False]),
+        ("ctc_loss(layer)", [False]),
+        (ENTROPY, [True]),
+        ("log(add) nll_loss(log)", [True]),
+        # What a function hides may take logarithms.
+        ("nll_loss(checkpoint_function)", [True]),
+        (SQUARES, []),
+    ],
+)
+def test_losses_of_logarithms_are_not_given_logits(formula: str, held: list[bool]) -> None:
+    assert _held((LOGARITHMIC_INPUT,), [formula]) == held
+    if held == [False]:
+        explanation = _failure((LOGARITHMIC_INPUT,), formula)
+        assert explanation.message.startswith("the loss applies ")
+        assert explanation.cause is not None
+        assert "a log_softmax is missing, and the loss has no lower bound" in explanation.cause.text
 
 
 TERMS = "add(log,mul) log(layer) mul(layer) sum[1d](add)"
@@ -317,7 +340,7 @@ def test_what_a_reference_shows_is_proposed() -> None:
     known, squares = _known(ENTROPY, SQUARES)[1], _known(SQUARES)[1]
     abouts = (BACKWARD, SIGNED, FLOWING, LOGARITHMED, HIDING)
     expected: set[tuple[Param, ...]] = {(about, known) for about in abouts}
-    laws: set[tuple[Param, ...]] = {(BACKWARD,), (SHAPED,)}
+    laws: set[tuple[Param, ...]] = {(BACKWARD,), (SHAPED,), (LOGARITHMIC_INPUT,)}
     assert _proposed(_windows(formulas)) == laws | expected
     assert _proposed(_windows(formulas[1:])) == laws
     alone = _proposed(_windows([SQUARES] * MIN_BACKWARDS))
@@ -348,4 +371,5 @@ def test_the_rule_is_a_sentence() -> None:
     assert RELATION.describe((SIGNED, _known(ENTROPY)[1])).endswith("keep their signs")
     assert RELATION.describe((FLOWING, _known(ENTROPY)[1])).startswith("gradients go to the same")
     assert RELATION.describe((SHAPED,)).startswith("no loss broadcasts")
+    assert RELATION.describe((LOGARITHMIC_INPUT,)).startswith("no loss applies nll_loss")
     assert RELATION.describe((BACKWARD,)).endswith("what one of the first returns")

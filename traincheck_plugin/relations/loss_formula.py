@@ -52,6 +52,9 @@ HIDING = replace(BACKWARD, attribute="mask")
 SHAPED = replace(BACKWARD, attribute="shape")
 """Speaks of all losses of a prediction and a target."""
 
+LOGARITHMIC_INPUT = replace(BACKWARD, attribute="logarithm")
+"""Speaks of all losses that expect the logarithms of probabilities."""
+
 _DIFFERENCE = "sub"
 
 PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE})
@@ -62,6 +65,9 @@ SQUASHED = frozenset({"softmax", "sigmoid"})
 
 LOGARITHMIC = frozenset({"nll_loss", "nll_loss2_d", "ctc_loss"})
 """Losses that expect the logarithms of probabilities."""
+
+UNBOUNDED = frozenset({LAYER, "elu", "gelu", "leaky_relu", "relu", "silu"})
+"""What gives numbers of any size: no logarithms of probabilities."""
 
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
@@ -91,12 +97,14 @@ class LossFormulaRelation(Relation):
     but for a mask or a constant factor that it has not. Of all pipelines, ``forall backwards b
     of a loss that squashes, forall p(.., q, ..) in formula(b): not (p squashes, or expects
     logarithms, and q is a softmax or a sigmoid)``, and ``forall backwards b of a loss with one
-    of `PAIRED`: it does not take n predictions as n times n``. A formula is the operations of
-    the autograd graph, each with those whose results it takes, from the loss to the last
-    layers; shapes, casts and numbers do not count.
+    of `PAIRED`: it does not take n predictions as n times n``, and ``forall backwards b, forall
+    p(.., q, ..) in formula(b) where p expects logarithms: q is none of `UNBOUNDED` ``. A formula
+    is the operations of the autograd graph, each with those whose results it takes, from the
+    loss to the last layers; shapes, casts and numbers do not count.
 
-    Catches a softmax before `cross_entropy`, a term with the wrong sign, predictions and targets
-    that are broadcast against each other, a term that is computed under `no_grad`, a target that
+    Catches a softmax before `cross_entropy`, an `nll_loss` of logits, a term with the wrong sign,
+    predictions and targets that are broadcast against each other, a term that is computed under
+    `no_grad`, a target that
     is not detached, and a mask that is not applied. Cannot see another constant, nor a target that
     is wrong.
     """
@@ -440,6 +448,25 @@ def _explain_broadcast(loss: str, _: str) -> Explanation:
     )
 
 
+def _unbounded(formula: Formula) -> Sequence[tuple[str, str]] | None:
+    if not _operations(formula) & LOGARITHMIC:
+        return None
+    return sorted(p for p in _pairs(formula) if p[0] in LOGARITHMIC and p[1] in UNBOUNDED)
+
+
+def _explain_unbounded(loss: str, given: str) -> Explanation:
+    given = "a layer" if given == LAYER else given
+    return Explanation(
+        message=f"the loss applies {loss} to the result of {given}",
+        cause=Cause(
+            fact="another loss",
+            subjects=("loss",),
+            text=f"{loss} expects the logarithms of probabilities and is given what {given} "
+            "returns: a log_softmax is missing, and the loss has no lower bound",
+        ),
+    )
+
+
 _LAWS: dict[tuple[Param, ...], _Law] = {
     (BACKWARD,): _Law(
         "no loss applies softmax, sigmoid, nll_loss or the like to what one of the first returns",
@@ -450,6 +477,11 @@ _LAWS: dict[tuple[Param, ...], _Law] = {
         "no loss broadcasts predictions and targets against each other",
         _broadcast,
         _explain_broadcast,
+    ),
+    (LOGARITHMIC_INPUT,): _Law(
+        "no loss applies nll_loss or ctc_loss to what a layer returns",
+        _unbounded,
+        _explain_unbounded,
     ),
 }
 

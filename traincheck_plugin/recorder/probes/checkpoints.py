@@ -143,31 +143,25 @@ def _is_same_memory(first: torch.Tensor, second: torch.Tensor) -> bool:
 
 
 def _is_untied(module: Any, state: Mapping[str, Any]) -> bool:
-    """Return whether tensors that share their memory in *state* are apart in *module*.
+    """Return whether parameters that share their memory in *state* are apart in *module*.
 
-    One tensor that *state* has under two names is no tie: parts are initialised alike so.
+    One tensor that *state* has under two names is no tie: parts are initialised alike so. Buffers
+    may share a constant, and no longer do on another device.
     """
+    own = dict(module.named_parameters(remove_duplicate=False))
     names: dict[tuple[Any, ...], str] = {}
-    ties = []
     for name, tensor in state.items():
-        if type(tensor) in PLAIN and tensor.numel() and tensor.layout is torch.strided:
-            where = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
-            first = names.setdefault(where, name)
-            if state[first] is not tensor and tensor.data_ptr():
-                ties.append((first, name))
-    if not ties:
-        return False
-    own = dict(
-        itertools.chain(
-            module.named_parameters(remove_duplicate=False),
-            module.named_buffers(remove_duplicate=False),
-        )
-    )
-    return any(
-        first in own and name in own and not _is_same_memory(own[first], own[name])
-        for first, name in ties
-        if {type(own.get(first)), type(own.get(name))} <= PLAIN
-    )
+        if name not in own or type(tensor) not in PLAIN or not tensor.numel():
+            continue
+        if tensor.layout is not torch.strided or not tensor.data_ptr():
+            continue
+        where = (tensor.device, tensor.dtype, tensor.data_ptr(), tensor.shape, tensor.stride())
+        first = names.setdefault(where, name)
+        is_tied = first != name and state[first] is not tensor
+        known = {type(own[first]), type(own[name])} <= PLAIN
+        if is_tied and known and not _is_same_memory(own[first], own[name]):
+            return True
+    return False
 
 
 def _loaded_of_module(module: Any, state: Mapping[str, Any], result: Any) -> str:
