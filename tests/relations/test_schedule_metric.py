@@ -15,7 +15,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, Param
 from traincheck_plugin.relations.schedule_metric import (
     FALLEN,
-    FALLEN_AT_ONCE,
+    FALLEN_FAR,
     IN_A_ROW,
     KNOWN_IN_A_ROW,
     MIN_METRICS,
@@ -58,7 +58,7 @@ def _held(params: tuple[Param, ...], metrics: Sequence[float], mode: str) -> lis
 
 def _falls(metrics: Sequence[float]) -> bool:
     """Tell naively whether a metric that is to be high falls and falls."""
-    for number, left in ((IN_A_ROW, FALLEN), (2, FALLEN_AT_ONCE)):
+    for number, left in ((IN_A_ROW, FALLEN), (IN_A_ROW - 1, FALLEN_FAR)):
         lowest = [
             len(metrics) > number and metrics[-back] < min(metrics[:-back])
             for back in range(1, number + 1)
@@ -78,7 +78,9 @@ def test_a_metric_in_mode_max_does_not_fall_and_fall(metrics: list[float]) -> No
 @pytest.mark.parametrize(
     ("metrics", "fails"),
     [
-        ([2.3, 1.5, 0.9], True),
+        ([2.3, 1.9, 1.5, 0.9], True),
+        # A return of episodes, which is noise.
+        ([30.0, 22.0, 14.0], False),
         ([2.3, 2.1, 2.0, 1.9, 1.8], True),
         ([2.3, 0.9, 1.0], False),
         # An accuracy that gets a little worse.
@@ -128,7 +130,7 @@ def test_the_reference_tells_its_mode_where_the_metric_gets_better() -> None:
 
 
 def test_the_cause_is_told() -> None:
-    [window] = _windows([2.0, 1.0, 0.5], "max")
+    [window] = _windows([2.0, 1.5, 1.0, 0.5], "max")
     examples = RELATION.monitor(LAW).observe(window)
     explanation = examples.explain(examples.holds.tolist().index(False))
     assert explanation.message == (

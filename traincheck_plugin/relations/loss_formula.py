@@ -104,9 +104,8 @@ class LossFormulaRelation(Relation):
 
     Catches a softmax before `cross_entropy`, an `nll_loss` of logits, a term with the wrong sign,
     predictions and targets that are broadcast against each other, a term that is computed under
-    `no_grad`, a target that
-    is not detached, and a mask that is not applied. Cannot see another constant, nor a target that
-    is wrong.
+    `no_grad`, a target that is not detached, and a mask that is not applied. Cannot see another
+    constant, nor a target that is wrong.
     """
 
     name = "LossFormulaRelation"

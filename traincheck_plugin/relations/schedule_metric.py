@@ -30,8 +30,8 @@ from traincheck_plugin.relations.per_run import PerRun
 IN_A_ROW = 4
 """Metrics each of which is lower than all before, until that is no coincidence."""
 
-FALLEN, FALLEN_AT_ONCE = 0.8, 0.5
-"""What is left of the first metric by then; and where two in a row are enough."""
+FALLEN, FALLEN_FAR = 0.8, 0.5
+"""What is left of the first metric by then; and where one less in a row is enough."""
 
 KNOWN_IN_A_ROW = 2
 """Metrics in a row that go the way of the reference, until that is no coincidence."""
@@ -46,8 +46,8 @@ class ScheduleMetricRelation(Relation):
     """A metric that a schedule wants to be high does not fall and fall.
 
     ``forall optimizer steps after a call of a schedule in mode max: not (its metric is the lowest
-    so far, as were the `IN_A_ROW` - 1 before it, and at most `FALLEN` of the first)``, or two and
-    `FALLEN_AT_ONCE`. With the mode of the reference: a metric that goes the way that it went there,
+    so far, as were the `IN_A_ROW` - 1 before it, and at most `FALLEN` of the first)``, or one less
+    and `FALLEN_FAR`. With the mode of the reference: a metric that goes the way that it went there,
     the last `KNOWN_IN_A_ROW` times, is given to a schedule of that mode.
 
     Catches a ``ReduceLROnPlateau`` in mode max for a loss, which reduces the learning rate although
@@ -152,7 +152,7 @@ class _Course:
         """Whether no metric that is to be high does so."""
         return any(
             self.num_lower >= number and 0 <= self.last <= left * self.first
-            for number, left in ((IN_A_ROW, FALLEN), (2, FALLEN_AT_ONCE))
+            for number, left in ((IN_A_ROW, FALLEN), (IN_A_ROW - 1, FALLEN_FAR))
         )
 
 
