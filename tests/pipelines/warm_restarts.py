@@ -14,7 +14,10 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {"optimizer_after_schedule": (1, r"schedul|\blr\b|learning rate")}
+BUGS = {
+    "optimizer_after_schedule": (1, r"schedul|\blr\b|learning rate"),
+    "likelihood_of_logits": (0, "log_softmax"),
+}
 CYCLE = 8
 
 
@@ -64,7 +67,8 @@ def main():
             if steps and steps % CYCLE == 0:
                 begin_cycle(model, optimizer, images)
             optimizer.zero_grad()
-            loss = F.cross_entropy(model(images), labels)
+            compare = F.nll_loss if args.bug == "likelihood_of_logits" else F.cross_entropy
+            loss = compare(model(images), labels)
             loss.backward()
             optimizer.step()
             schedule.step()
