@@ -54,6 +54,13 @@ def on_device(tensor):
     return int(finish(vector.numpy())[0])
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
+def test_short_tensors_of_small_numbers_have_hashes_of_their_own_on_a_device(dtype):
+    rows = torch.cartesian_prod(*[torch.arange(5, dtype=dtype)] * 4)
+    vector, finish = DeviceHasher().hashes(list(rows))
+    assert len(set(finish(vector.numpy()).tolist())) == len(rows) == 5**4
+
+
 def on_device_among_others(tensor):
     """Hash it beside others of its kind and of another, small and large."""
     others = [torch.zeros_like(tensor), torch.ones(3), torch.ones(999), torch.ones(5, dtype=bool)]

@@ -17,6 +17,7 @@ from traincheck_plugin.recorder.samples import (
     MAX_PICKED,
     MAX_ROWS,
     MAX_SAMPLES,
+    _keys,
     keys_of,
     picked,
     tell,
@@ -69,6 +70,15 @@ def test_the_same_samples_are_chosen_of_every_batch():
     assert set(whole.values()).isdisjoint({None})
     # Of a very large batch, some.
     assert len(told(torch.randn(MAX_ROWS + 9, 2), torch.arange(MAX_ROWS + 9) * 2)) == MAX_SAMPLES
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float32])
+@pytest.mark.parametrize(("length", "number"), [(4, 5), (8, 3), (6, 4)])
+def test_short_rows_of_small_numbers_have_keys_of_their_own(length, number, dtype):
+    rows = torch.cartesian_prod(*[torch.arange(number, dtype=dtype)] * length)
+    assert len(rows) == number**length
+    keys = torch.cat([_keys(some) for some in rows.split(1000)])
+    assert len(keys.unique()) == len(rows)
 
 
 def test_targets_of_several_numbers_have_a_hash():

@@ -65,6 +65,24 @@ _ALIKE = frozenset(
 """Dtypes whose tensors can be laid one after the other as they are."""
 
 
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+"""Shifts and factors of SplitMix64 (Steele et al., 2014)."""
+
+
+def odd_weights(number: int, device: torch.device) -> Tensor:
+    """Return weights for so many words, of which sums tell rows of small numbers apart, too.
+
+    They are made on the device: to copy them there would wait for it. Each bit depends on all of
+    the number of a word: with weights that keep a pattern, rows that balance it have one sum.
+    """
+    weights = torch.arange(1, number + 1, device=device) * _signed(_MULTIPLIER)
+    for shift, factor in _ROUNDS:
+        # Shifts of negative numbers would fill up with ones.
+        shifted = (weights >> shift) & ((1 << (64 - shift)) - 1)
+        weights = (weights ^ shifted) * _signed(factor)
+    return weights | 1
+
+
 class _Piece(NamedTuple):
     """Some words of a tensor.
 
@@ -193,8 +211,7 @@ class DeviceHasher:
     def _weights_on(self, device: torch.device) -> Tensor:
         weights = self._weights.get(device)
         if weights is None:
-            weights = torch.arange(self._block, device=device) * _signed(_MULTIPLIER)
-            weights = self._weights[device] = (weights ^ (weights >> 29)) * 2 + 1
+            weights = self._weights[device] = odd_weights(self._block, device)
         return weights
 
 

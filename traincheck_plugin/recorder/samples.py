@@ -8,6 +8,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
+from traincheck_plugin.recorder.device_fingerprint import odd_weights
 from traincheck_plugin.recorder.readings import DeviceReadings, widest
 from traincheck_plugin.vocabulary import Array
 
@@ -110,8 +111,4 @@ def _keys(rows: Tensor) -> Tensor:
     return (keys >> 8) & _MASK
 
 
-@lru_cache(maxsize=64)
-def _weights(number: int, device: torch.device) -> Tensor:
-    # Made where they are used: to copy them there would wait for the device.
-    weights = torch.arange(1, number + 1, device=device) * _MULTIPLIER
-    return (weights ^ (weights >> 31)) * _MULTIPLIER | 1
+_weights = lru_cache(maxsize=64)(odd_weights)
