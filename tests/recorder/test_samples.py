@@ -81,6 +81,12 @@ def test_short_rows_of_small_numbers_have_keys_of_their_own(length, number, dtyp
     assert len(keys.unique()) == len(rows)
 
 
+def test_a_sample_that_is_padded_further_is_another_one():
+    rows = torch.randint(1, 9, (20, 6))
+    longer = torch.nn.functional.pad(rows, (0, 3))
+    assert told(rows, torch.arange(20) * 2).keys().isdisjoint(told(longer, torch.arange(20) * 2))
+
+
 def test_targets_of_several_numbers_have_a_hash():
     samples, masks = torch.randn(6, 3, 4, 4), torch.randint(2, (6, 4, 4)).float()
     found = told(samples, masks)

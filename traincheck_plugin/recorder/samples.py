@@ -103,9 +103,13 @@ def _smallest(samples: Tensor) -> torch.return_types.topk:
 
 
 def _keys(rows: Tensor) -> Tensor:
-    """Return a number of `_BITS` bits for each row, of the bits of its elements."""
+    """Return a number of `_BITS` bits for each row, of the bits of its elements and their number.
+
+    A sample that is padded to another length has other targets, too.
+    """
     words = rows.contiguous().view(_WORDS[rows.itemsize]).long()
-    keys = (words * _weights(words.shape[1], rows.device)).sum(1)
+    number = words.shape[1]
+    keys = (words * _weights(number, rows.device)).sum(1) + number
     for _ in range(2):
         keys = (keys ^ (keys >> 29)) * _MULTIPLIER
     return (keys >> 8) & _MASK
