@@ -123,7 +123,7 @@ def test_features_may_be_padded():
     [
         (torch.ones(3, 4), True),
         (torch.ones(3, 4, dtype=torch.bool), True),
-        (torch.ones(3, 1), False),
+        (torch.ones(3, 2), False),
         (torch.ones(3, 4, 5), False),
         (torch.ones(3, 4, requires_grad=True), False),
         (torch.ones(0, 4), False),

@@ -28,7 +28,7 @@ def is_mask(values: Tensor) -> bool:
     return (
         type(values) in PLAIN
         and values.dim() == 2
-        and values.shape[1] > 1
+        and values.shape[1] > 2
         and values.layout is torch.strided
         and not values.dtype.is_complex
         and not values.requires_grad

@@ -24,6 +24,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.lifecycle import completed, is_placed, label, named_optimizer
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.vocabulary import NONE
 
 TOLERANCE = 0.02
 """How far the steps of a run may be from the length of a schedule that was made for them."""
@@ -106,8 +107,9 @@ class _Monitor(Monitor):
         steps = completed(window, window.rows_of_name(self._step))
         codes, numbers = np.unique(window.calls.object[steps], return_counts=True)
         for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
-            key = window.catalog.objects[code]
-            self._num_steps[key] = self._num_steps.get(key, 0) + number
+            if code != NONE:
+                key = window.catalog.objects[code]
+                self._num_steps[key] = self._num_steps.get(key, 0) + number
         rows = []
         for row in completed(window, window.rows_of_name(self._moved)).tolist():
             key, length = label(window, row), _length(window, row)

@@ -84,14 +84,15 @@ class SchedulersProbe:
         """Return the code of what there is to tell of a scheduler that moved."""
         scheduler = args[0]
         told: dict[str, str] = {}
-        if not isinstance(scheduler, ReduceLROnPlateau):
+        if isinstance(scheduler, ReduceLROnPlateau):
+            metric = (*args[1:], kwargs.get("metrics"))[0]
+            if metric is not None and self._num_metrics < MAX_METRICS:
+                self._num_metrics += 1
+                # The scheduler waited for it already, wherever it was computed.
+                told = {"mode": str(scheduler.mode), "metric": repr(float(metric))}
+        else:
             lengths = [vars(scheduler).get(name) for name in _LENGTHS]
             told.update(("length", str(one)) for one in lengths if type(one) is int)
-        elif self._num_metrics < MAX_METRICS:
-            self._num_metrics += 1
-            metric = args[1] if len(args) > 1 else kwargs["metrics"]
-            # The scheduler waited for it already, wherever it was computed.
-            told = {"mode": str(scheduler.mode), "metric": repr(float(metric))}
         code = NONE
         for path, text in told.items():
             code = self._tape.signatures.extended(code, path, text)
