@@ -50,7 +50,7 @@ def run(monkeypatch, capsys):
 
 
 def losses(printed, label="loss"):
-    return [float(loss) for loss in re.findall(rf"{label} (nan|\d+\.\d+)", printed)]
+    return [float(loss) for loss in re.findall(rf"{label} (nan|-?\d+\.\d+)", printed)]
 
 
 def test_the_catalog_finds_every_script():

@@ -124,8 +124,8 @@ def test_the_targets_of_losses():
 
     def of(loss):
         return [
-            (operation, values.tolist(), ignored)
-            for operation, values, ignored in targets(operations(loss.grad_fn))
+            (target.operation, target.values.tolist(), target.ignored)
+            for target in targets(operations(loss.grad_fn))
         ]
 
     assert of(functional.cross_entropy(outputs, labels)) == [("nll_loss", labels.tolist(), -100)]
@@ -143,6 +143,23 @@ def test_the_targets_of_losses():
     picked = outputs.log_softmax(1).gather(1, labels[:, None]).mean()
     assert of(picked) == [("gather", labels[:, None].tolist(), None)]
     assert of((outputs - numbers).square().mean()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, False),
+        ({"reduction": "sum"}, False),
+        ({"label_smoothing": 0.1}, False),
+        ({"reduction": "none"}, True),
+        ({"weight": torch.ones(4)}, True),
+    ],
+)
+def test_whether_elements_may_count_otherwise(options, expected):
+    outputs = nn.Linear(3, 4)(torch.randn(5, 3))
+    loss = functional.cross_entropy(outputs, torch.tensor([0, 1, 2, 3, 0]), **options)
+    [target] = targets(operations(loss.sum().grad_fn))
+    assert target.is_weighted is expected
 
 
 class Model(nn.Module):
