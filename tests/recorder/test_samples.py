@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from tests.recorder.recording import record
+from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.arguments import MIN_TARGET
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.samples import (
     MAX_PICKED,
@@ -192,3 +193,29 @@ def test_a_forward_tells_the_samples_of_real_numbers():
     assert len(set(found[0][1].columns["data"].tolist())) == 6
     twice = found[1][1].columns["data"].tolist()
     assert (len(twice), len(set(twice))) == (8, 4)
+
+
+@pytest.mark.parametrize("width", [MIN_TARGET, MIN_TARGET - 1])
+def test_the_targets_of_a_loss_are_samples_where_they_are_long_enough(width):
+    fixed = torch.randn(6, width)
+
+    def train():
+        model = nn.Linear(4, width)
+        for target in (fixed, fixed, torch.randn(6, width)):
+            functional.mse_loss(model(torch.randn(6, 4)), target).backward()
+
+    recording = record(train, LIFECYCLE)
+    keys = [
+        set(frame.columns["data"].tolist())
+        for window in recording.windows
+        for frame in window.frames
+        if window.catalog.variables[int(frame.variables[0])].owner == "mse_loss"
+    ]
+    if width < MIN_TARGET:
+        assert not keys
+    else:
+        first, second, third = keys
+        assert first == second
+        assert len(first) == 6
+        assert first.isdisjoint(third)
+    assert not recording.problems

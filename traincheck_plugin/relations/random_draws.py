@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from string import digits
 from typing import NamedTuple
 
 import numpy as np
@@ -113,7 +114,8 @@ def _functions(uses: Iterable[str]) -> list[str]:
 
 def _spelled(use: str) -> str:
     function, _, kinds = use.partition(":")
-    told = " and ".join(f"{kind[:-1]}, {kind[-1:]}d" for kind in kinds.split("+"))
+    names = [(kind, kind.rstrip(digits)) for kind in kinds.split("+")]
+    told = " and ".join(f"{name}, {kind.removeprefix(name)}d" for kind, name in names)
     return f"{function} ({told})"
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 
 from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -24,6 +22,7 @@ from traincheck_plugin.relations.base import (
 from traincheck_plugin.relations.lifecycle import completed, is_placed, label, named_optimizer
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.relations.role_proposer import ScheduleProposer
 from traincheck_plugin.vocabulary import NONE
 
 TOLERANCE = 0.02
@@ -52,7 +51,7 @@ class ScheduleLengthRelation(Relation):
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return _Proposer()
+        return ScheduleProposer(self.name)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         step, moved = pair(self.name, params, APIParam, APIParam)
@@ -161,22 +160,3 @@ def _length(window: Window, row: int) -> int | None:
     """Return the moves that the scheduler of a call is made for; None where it does not tell."""
     items = window.catalog.signature(int(window.calls.outputs[row]))
     return next((int(str(item.value)) for item in items if item.path == "length"), None)
-
-
-class _Proposer(Proposer):
-    """Proposes the rule where schedules tell their length."""
-
-    def __init__(self) -> None:
-        self._steps: dict[APIParam, None] = {}
-        self._moves: dict[APIParam, None] = {}
-
-    def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role in ("step", "scheduler"):
-                found = self._steps if api.role == "step" else self._moves
-                found[APIParam(api_full_name=api.general, role=api.role)] = None
-
-    def hypotheses(self) -> Iterable[Hypothesis]:
-        for both in product(self._steps, self._moves):
-            yield Hypothesis(relation=ScheduleLengthRelation.name, params=both)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +25,7 @@ from traincheck_plugin.relations.lifecycle import completed, label
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
 from traincheck_plugin.relations.per_run import PerRun
+from traincheck_plugin.relations.role_proposer import ScheduleProposer
 
 IN_A_ROW = 4
 """Metrics each of which is lower than all before, until that is no coincidence."""
@@ -155,6 +155,11 @@ class _Course:
             for number, left in ((IN_A_ROW, FALLEN), (IN_A_ROW - 1, FALLEN_FAR))
         )
 
+    def gets_better(self, mode: str) -> bool:
+        """Return whether the last metric is better than the first of enough."""
+        better = self.last < self.first if mode == "min" else self.last > self.first
+        return self.number >= MIN_METRICS and better
+
 
 class _Courses:
     """Follows the metrics of all schedules of a run."""
@@ -244,37 +249,31 @@ class _Judged:
         self.last: tuple[_Metric, bool, float] | None = None
 
 
-class _Proposer(Proposer):
-    """Proposes the rule for each kind of schedule, and its mode where the metric gets better."""
+class _Proposer(ScheduleProposer):
+    """Proposes the rule where metrics are told, and their mode where all get better."""
 
     def __init__(self) -> None:
-        self._courses: PerRun[dict[APIParam, _Courses]] = PerRun(dict)
-        self._seen: dict[APIParam, dict[tuple[_Courses, str], tuple[str, _Course]]] = {}
-        self._steps: dict[APIParam, None] = {}
+        super().__init__(ScheduleMetricRelation.name)
+        self._courses: PerRun[dict[str, _Courses]] = PerRun(dict)
+        self._seen: dict[str, dict[tuple[_Courses, str], tuple[str, _Course]]] = {}
 
     def observe(self, window: Window) -> None:
+        super().observe(window)
         courses = self._courses.of(window.catalog)
-        apis = [window.catalog.apis[code] for code in window.api_codes]
-        # Schedules of several classes may go by one name.
-        for param in {APIParam(api_full_name=api.general, role=api.role): None for api in apis}:
-            if param.role == "step":
-                self._steps[param] = None
-            elif param.role == "scheduler":
-                following = courses.setdefault(param, _Courses())
-                for metric in _metrics(window, param.api_full_name):
-                    seen = self._seen.setdefault(param, {})
-                    seen[following, metric.schedule] = metric.mode, following.after(metric)
+        for name in [moved.api_full_name for moved in self._moves]:
+            following = courses.setdefault(name, _Courses())
+            for metric in _metrics(window, name):
+                seen = self._seen.setdefault(name, {})
+                seen[following, metric.schedule] = metric.mode, following.after(metric)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         name = ScheduleMetricRelation.name
-        for (moved, seen), step in product(self._seen.items(), self._steps):
-            yield Hypothesis(relation=name, params=(step, moved))
-            modes = {mode for mode, _ in seen.values()}
-            better = [
-                course.number >= MIN_METRICS
-                and (course.last < course.first if mode == "min" else course.last > course.first)
-                for mode, course in seen.values()
-            ]
-            if len(modes) == 1 and all(better):
-                mode = ConstantParam(value=modes.pop())
-                yield Hypothesis(relation=name, params=(step, moved, mode))
+        for both in self.pairs():
+            seen = self._seen.get(both[1].api_full_name, {}).values()
+            if not seen:
+                continue
+            yield Hypothesis(relation=name, params=both)
+            modes = {mode for mode, _ in seen}
+            if len(modes) == 1 and all(course.gets_better(mode) for mode, course in seen):
+                params = (*both, ConstantParam(value=modes.pop()))
+                yield Hypothesis(relation=name, params=params)

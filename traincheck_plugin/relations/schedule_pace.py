@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import product
 
 import numpy as np
 
@@ -36,6 +35,7 @@ from traincheck_plugin.relations.lifecycle import (
 )
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
+from traincheck_plugin.relations.role_proposer import ScheduleProposer
 from traincheck_plugin.vocabulary import NONE, Int64
 
 IN_A_ROW = 3
@@ -273,30 +273,25 @@ class _Spaced(Monitor):
         )
 
 
-class _Proposer(Proposer):
-    """Proposes the rule for each kind of scheduler that is stepped."""
+class _Proposer(ScheduleProposer):
+    """Proposes, too, that a scheduler does not move with every step, where none did."""
 
     def __init__(self) -> None:
-        self._steps: dict[APIParam, None] = {}
-        self._moves: dict[APIParam, None] = {}
+        super().__init__(SchedulePaceRelation.name)
         self._spaces: dict[tuple[APIParam, APIParam], _Moves] = {}
         self._least: dict[tuple[APIParam, APIParam], int] = {}
 
     def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role in ("step", "scheduler"):
-                found = self._steps if api.role == "step" else self._moves
-                found[APIParam(api_full_name=api.general, role=api.role)] = None
-        for both in product(self._steps, self._moves):
+        super().observe(window)
+        for both in self.pairs():
             _, numbers = self._spaces.setdefault(both, _Moves(*both)).observe(window)
             if len(numbers):
                 least = int(numbers.min())
                 self._least[both] = min(self._least.get(both, least), least)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
-        name = SchedulePaceRelation.name
-        for both in product(self._steps, self._moves):
-            yield Hypothesis(relation=name, params=both)
-            if self._least.get(both, 0) >= SEVERAL:
-                yield Hypothesis(relation=name, params=(*both, ConstantParam(value=SEVERAL)))
+        yield from super().hypotheses()
+        for both, least in self._least.items():
+            if least >= SEVERAL:
+                params = (*both, ConstantParam(value=SEVERAL))
+                yield Hypothesis(relation=SchedulePaceRelation.name, params=params)

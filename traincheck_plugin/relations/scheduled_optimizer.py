@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 
 from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Hypothesis, Param, Severity
+from traincheck_plugin.invariants.model import VAR_TYPES, APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -24,6 +22,7 @@ from traincheck_plugin.relations.frames import frames_at
 from traincheck_plugin.relations.lifecycle import completed, label, named_optimizer
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
+from traincheck_plugin.relations.role_proposer import ScheduleProposer
 from traincheck_plugin.vocabulary import NONE
 
 IN_A_ROW = 3
@@ -51,7 +50,7 @@ class ScheduledOptimizerRelation(Relation):
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return _Proposer()
+        return ScheduleProposer(self.name)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         step, moved = pair(self.name, params, APIParam, APIParam)
@@ -176,22 +175,3 @@ class _Monitor(Monitor):
                 "trains: the learning rate does not follow its schedule",
             ),
         )
-
-
-class _Proposer(Proposer):
-    """Proposes the rule for each kind of scheduler."""
-
-    def __init__(self) -> None:
-        self._steps: dict[APIParam, None] = {}
-        self._moves: dict[APIParam, None] = {}
-
-    def observe(self, window: Window) -> None:
-        for code in window.api_codes:
-            api = window.catalog.apis[code]
-            if api.role in ("step", "scheduler"):
-                found = self._steps if api.role == "step" else self._moves
-                found[APIParam(api_full_name=api.general, role=api.role)] = None
-
-    def hypotheses(self) -> Iterable[Hypothesis]:
-        for both in product(self._steps, self._moves):
-            yield Hypothesis(relation=ScheduledOptimizerRelation.name, params=both)

@@ -151,7 +151,9 @@ class _Listener(TorchFunctionMode):
             api = NONE
         if api == NONE:
             result = func(*args, **(kwargs or {}))
+            end_ns = _clock()
             self._follow(func, args, kwargs, result)
+            tape.spent_ns += _clock() - end_ns
             return result
         call = tape.next_call()
         begin = tape.next_sequence()
@@ -164,6 +166,8 @@ class _Listener(TorchFunctionMode):
             exception = tape.catalog.strings.code(type(error).__name__)
             raise
         finally:
+            if exception == NONE:
+                self._follow(func, args, kwargs, result)
             if exception == NONE and result is not None:
                 try:
                     outputs = self._result(result)
@@ -193,7 +197,6 @@ class _Listener(TorchFunctionMode):
             tape.spent_ns += begin_ns - start_ns + _clock() - end_ns
             if len(rows) >= MAX_CALLS:
                 tape.cut_if_too_long()
-        self._follow(func, args, kwargs, result)
         return result
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
