@@ -19,6 +19,7 @@ from traincheck_plugin.trace.reader import open_run
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
     pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature"),
 ]
 
 STEPS = 30
@@ -47,7 +48,9 @@ class Tokens(nn.Module):
         self.head.weight = self.embedding.weight
 
     def forward(self, x):
-        return self.head(self.body(self.embedding(x)))
+        later = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device)
+        x = self.embedding(x)
+        return self.head(self.body(x, mask=later.to(x.dtype), is_causal=True))
 
 
 class Recurrent(nn.Module):
