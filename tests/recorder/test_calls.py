@@ -413,10 +413,10 @@ def test_a_load_tells_how_much_of_the_module_it_loaded(state, strict, expected):
         (lambda model: model.state_dict(), {"assign": True}, False),
     ],
 )
-@pytest.mark.parametrize("is_made_anew", [False, True])
+@pytest.mark.parametrize("made_anew", ["", "and nothing else", "and written to"])
 @pytest.mark.parametrize("is_saved", [False, True])
-def test_a_load_tells_where_memory_of_the_module_was_kept(
-    kept, options, is_own, is_made_anew, is_saved
+def test_a_load_tells_where_it_is_given_memory_of_the_module(
+    kept, options, is_own, made_anew, is_saved
 ):
     def train():
         model = make_model()
@@ -430,13 +430,17 @@ def test_a_load_tells_where_memory_of_the_module_was_kept(
         model(batches(1)[0])
         if is_saved:
             model.state_dict()
-        if is_made_anew:
+        if made_anew:
+            best = kept(model)
+        if made_anew == "and written to":
             # A checkpoint may be read into it, in place.
-            best = model.state_dict()
+            model.state_dict()["0.weight"].fill_(0.5)
         model.load_state_dict(best, **options)
 
     (load,) = record(train).named("torch.nn.Module.load_state_dict")
-    assert ("own" in [item.path for item in load.outputs]) == (is_own and not is_made_anew)
+    expected = {"": ["kept"], "and nothing else": ["unchanged"], "and written to": []}[made_anew]
+    told = [item.value for item in load.outputs if item.path == "own"]
+    assert told == (expected if is_own else [])
 
 
 def tied(is_tied: bool = True):

@@ -21,8 +21,8 @@ def _loads(*outcomes: str) -> Window:
     run = RunBuilder()
     for outcome in outcomes:
         items = [Item(path="loaded", type="str", value=outcome.partition(" ")[0])]
-        facts = outcome.split()[1:]
-        items += [Item(path=fact, type="str", value="yes") for fact in facts]
+        facts = [fact.partition("=") for fact in outcome.split()[1:]]
+        items += [Item(path=fact, type="str", value=how or "yes") for fact, _, how in facts]
         items *= bool(outcome)
         run.call("torch.nn.Module.load_state_dict", object="__main__.Net#0", outputs=items)
         # Of an optimizer, where there may be no state yet.
@@ -45,12 +45,15 @@ def test_a_failure_names_the_call_and_the_module() -> None:
 
 
 def test_a_module_that_is_given_its_own_memory_is_told() -> None:
-    window = _loads("all", "all own", "", "none", "some own")
+    window = _loads("all", "all own=kept", "", "none", "some own=unchanged")
     found = labels(RELATION, (OTHER,), [window])
     assert [holds for _, holds in found] == [True, False, True, False]
-    cause = RELATION.monitor((OTHER,)).observe(window).explain(1).cause
-    assert cause is not None
-    assert "the memory of __main__.Net#0 itself: its state_dict() was kept" in cause.text
+    explain = RELATION.monitor((OTHER,)).observe(window).explain
+    kept, unchanged = explain(1).cause, explain(3).cause
+    assert kept is not None
+    assert unchanged is not None
+    assert "the memory of __main__.Net#0 itself: its state_dict() was kept" in kept.text
+    assert "nothing else came into its state_dict()" in unchanged.text
     assert RELATION.severity((OTHER,)) == "warning"
     assert RELATION.severity((LOADS,)) == "critical"
 

@@ -24,9 +24,10 @@ from traincheck_plugin.relations.loads import (
     MODULE_LOAD,
     OUTCOME,
     OWN,
+    UNCHANGED,
     UNTIED,
-    came_to,
     outcome_of,
+    told_of,
 )
 from traincheck_plugin.relations.naming import place
 
@@ -41,11 +42,12 @@ class LoadRelation(Relation):
     ``forall calls a of Module.load_state_dict that raise nothing: names(argument(a)) and
     names(object(a)) are not disjoint``; and ``exists a tensor in argument(a) of one of these names
     that is not the memory of that of object(a)``, unless the state dict was made in the same
-    training step: checkpoints may be read into one in place.
+    training step, and written to: checkpoints may be read into one in place.
 
-    Catches names with a prefix that ``strict=False`` lets pass, so that nothing is loaded, and the
-    best weights that were kept by reference, and went on training. Cannot see that another part
-    than the one that was meant is loaded.
+    Catches names with a prefix that ``strict=False`` lets pass, so that nothing is loaded; the best
+    weights that were kept by reference, and went on training; a state dict that should have been
+    filled with that of another module, or with what is known of a checkpoint, and was not. Cannot
+    see that another part than the one that was meant is loaded.
     """
 
     name = "LoadRelation"
@@ -76,16 +78,22 @@ class _Claim(NamedTuple):
 
     Attributes:
         sentence: the claim.
-        holds: tells of a call whether it does.
-        explain: says of a target and a call what is wrong.
+        fact: what is told of a call for which it does not hold; "" where nothing was loaded.
+        explain: says of a target, a call, and what is told of it, what is wrong.
     """
 
     sentence: str
-    holds: Callable[[Window, int], bool]
-    explain: Callable[[str, str], Explanation]
+    fact: str
+    explain: Callable[[str, str, str], Explanation]
+
+    def holds(self, window: Window, row: int) -> bool:
+        """Return whether the claim holds for a call."""
+        if self.fact:
+            return not told_of(window, row, self.fact)
+        return outcome_of(window, row) != "none"
 
 
-def _nothing(target: str, call: str) -> Explanation:
+def _nothing(target: str, call: str, how: str) -> Explanation:
     return Explanation(
         message=f"load_state_dict loaded nothing into {target}",
         cause=Cause(
@@ -97,19 +105,23 @@ def _nothing(target: str, call: str) -> Explanation:
     )
 
 
-def _itself(target: str, call: str) -> Explanation:
+def _itself(target: str, call: str, how: str) -> Explanation:
+    why = (
+        "nothing else came into its state_dict() before it was loaded"
+        if how == UNCHANGED
+        else "its state_dict() was kept and not copied, so that it went on with the training"
+    )
     return Explanation(
         message=f"load_state_dict loaded what {target} holds anyway",
         cause=Cause(
             fact="not loaded",
             subjects=(target,),
-            text=f"what {call} was given is the memory of {target} itself: its state_dict() was "
-            "kept and not copied, so that it went on with the training",
+            text=f"what {call} was given is the memory of {target} itself: {why}",
         ),
     )
 
 
-def _apart(target: str, call: str) -> Explanation:
+def _apart(target: str, call: str, how: str) -> Explanation:
     return Explanation(
         message=f"load_state_dict loaded tied tensors into separate ones of {target}",
         cause=Cause(
@@ -123,17 +135,17 @@ def _apart(target: str, call: str) -> Explanation:
 
 _SOME = _Claim(
     "Module.load_state_dict loads at least one parameter or buffer",
-    lambda window, row: outcome_of(window, row) != "none",
+    "",
     _nothing,
 )
 _ANOTHER = _Claim(
     "Module.load_state_dict is given something else than the memory of the module",
-    lambda window, row: not came_to(window, row, OWN),
+    OWN,
     _itself,
 )
 _TIED = _Claim(
     "what is tied in what Module.load_state_dict is given is tied in the module",
-    lambda window, row: not came_to(window, row, UNTIED),
+    UNTIED,
     _apart,
 )
 _CLAIMS = {LOADS: _SOME, OTHER: _ANOTHER, TIES: _TIED}
@@ -168,8 +180,9 @@ class _Monitor(Monitor):
         def explain(index: int) -> Explanation:
             code = int(window.calls.object[rows[index]])
             target = window.catalog.objects[code] if code >= 0 else "the module"
-            call = f"load_state_dict{place(window, int(rows[index]))}"
-            return self._claim.explain(target, call)
+            row = int(rows[index])
+            call = f"load_state_dict{place(window, row)}"
+            return self._claim.explain(target, call, told_of(window, row, self._claim.fact))
 
         return Examples.of_calls(window, rows, holds, explain)
 

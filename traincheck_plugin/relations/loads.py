@@ -14,8 +14,9 @@ OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"
 OUTCOME = "loaded"
 """What the result of a load is recorded as."""
 
-OWN = "own"
-"""What is told besides, where all that was loaded was the memory of the module itself."""
+OWN, UNCHANGED = "own", "unchanged"
+"""What is told besides, where all that was loaded was the memory of the module itself: kept since
+an earlier training step, or of this one and `UNCHANGED`."""
 
 UNTIED = "untied"
 """What is told besides, where tensors that are one in what is loaded are two in the module."""
@@ -46,10 +47,10 @@ def outcome_of(window: Window, row: int) -> str:
     return ""
 
 
-def came_to(window: Window, row: int, fact: str) -> bool:
-    """Return whether *fact* is told of a call of `load_state_dict`: `OWN` or `UNTIED`."""
+def told_of(window: Window, row: int, fact: str) -> str:
+    """Return what is told besides of a call of `load_state_dict`: how it came to *fact*, or ""."""
     items = window.catalog.signature(int(window.calls.outputs[row]))
-    return any(item.path == fact for item in items)
+    return next((str(item.value) for item in items if item.path == fact), "")
 
 
 def loads_in(window: Window, name: str) -> list[Load]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -25,7 +26,8 @@ class CheckpointsProbe:
     """Observes `torch.save`, `torch.load` and the state dicts of modules and optimizers."""
 
     def __init__(self) -> None:
-        # In which training step each tensor of a state dict of a module was made.
+        # In which training step each tensor of a state dict of a module was made, and how often it
+        # had been written to.
         self._made = WeakIdKeyDictionary()
 
     def attach(self, tape: Tape, patches: Patches) -> None:
@@ -67,7 +69,7 @@ class CheckpointsProbe:
         if isinstance(result, Mapping):
             for value in result.values():
                 if isinstance(value, torch.Tensor):
-                    self._made[value] = tape.tracker.step
+                    self._made[value] = tape.tracker.step, _version(value)
         return NONE
 
     def _loaded(
@@ -75,18 +77,25 @@ class CheckpointsProbe:
     ) -> int:
         """Return the code of what a load into a module came to.
 
-        Besides how much was loaded that is whether all of it was the module's own memory, and kept
-        while it was trained: a checkpoint may be read into a state dict that is made for it; and
+        Besides how much was loaded that is whether all of it was the module's own memory, and
         whether tensors are one in the state dict that are two in the module.
         """
         state = _state_of(args, kwargs)
-        is_own = not _assigns(args, kwargs) and self._is_own(args[0], state, tape.tracker.step)
+        own = "" if _assigns(args, kwargs) else self._own(args[0], state, tape.tracker.step)
+        untied = "yes" if _is_untied(args[0], state) else ""
         loaded = _loaded_of_module(args[0], state, result)
-        return _outcome(tape, loaded, own=is_own, untied=_is_untied(args[0], state))
+        return _outcome(tape, loaded, own=own, untied=untied)
 
-    def _is_own(self, module: Any, state: Mapping[str, Any], step: int) -> bool:
-        """Return whether all that a load finds was the module's memory in an earlier step."""
-        num_own = 0
+    def _own(self, module: Any, state: Mapping[str, Any], step: int) -> str:
+        """Return how all that a load finds was the module's memory; "" where it was not.
+
+        ``kept`` is a state dict of an earlier training step, ``unchanged`` one of this step that
+        nothing was written to: a checkpoint may be read into a state dict that is made for it.
+        """
+        is_kept = False
+        # The load itself writes once for each name: a tied tensor has several.
+        num_writes: Counter[int] = Counter()
+        num_loads: Counter[int] = Counter()
         for name, tensor in itertools.chain(
             module.named_parameters(remove_duplicate=False),
             module.named_buffers(remove_duplicate=False),
@@ -94,9 +103,14 @@ class CheckpointsProbe:
             given = state.get(name)
             if isinstance(given, torch.Tensor) and given.numel():
                 if not _is_same_memory(given, tensor):
-                    return False
-                num_own += self._made.get(given, step) < step
-        return num_own > 0
+                    return ""
+                made, version = self._made.get(given, (step, 0))
+                is_kept = is_kept or made < step
+                num_writes[given.data_ptr()] = _version(given) - version
+                num_loads[given.data_ptr()] += 1
+        if is_kept:
+            return "kept"
+        return "unchanged" if num_loads and num_writes == num_loads else ""
 
 
 def _optimizer_api(tape: Tape, name: str, optimizer: Any) -> int:
@@ -120,11 +134,16 @@ def _loaded_optimizer(
     return _outcome(tape, "" if found is None else "all" if found else "none")
 
 
-def _outcome(tape: Tape, loaded: str, **facts: bool) -> int:
+def _version(tensor: torch.Tensor) -> int:
+    """Return how often a tensor was written to in place; 0 where torch does not count it."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _outcome(tape: Tape, loaded: str, **facts: str) -> int:
     if not loaded:
         return NONE
     items = [Item(path="loaded", type="str", value=loaded)]
-    items += [Item(path=name, type="str", value="yes") for name, told in facts.items() if told]
+    items += [Item(path=name, type="str", value=told) for name, told in facts.items() if told]
     return tape.catalog.signatures.code(encode_signature(items))
 
 
