@@ -14,6 +14,7 @@ from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
+from traincheck_plugin.relations.losses import BACKWARD
 from traincheck_plugin.relations.target_lag import MIN_OCCURRENCES, TargetLagRelation
 from traincheck_plugin.vocabulary import NOWHERE, Variable
 
@@ -32,20 +33,24 @@ def _of(name: str, lag: int | str, *known: str, operation: str = "nll_loss") -> 
 
 SHIFTED, ABSENT = _of("GPT.tokens", 1), _of("GPT", "nowhere")
 ONLY = _of("GPT", "nowhere", "tokens")
+AHEAD: tuple[Param, ...] = (BACKWARD,)
 
 
-def _windows(backwards: Sequence[Lags]) -> list[Window]:
+def _windows(
+    backwards: Sequence[Lags], operation: str = "nll_loss", num_each: int = 1
+) -> list[Window]:
     run, windows = RunBuilder(), []
     rows = run.variables(
         *(
-            Variable(kind="target", name=name, owner="__main__.GPT#0", type="nll_loss")
+            Variable(kind="target", name=name, owner="__main__.GPT#0", type=operation)
             for name in ("tokens", "places")
         )
     )
-    for step, lags in enumerate(backwards):
+    for step in range(0, len(backwards), num_each):
         run.at(step=step, stage="training")
-        with run.calling("torch.Tensor.backward", role="backward"):
-            run.frame("begin", rows, value=list(lags))
+        for lags in backwards[step : step + num_each]:
+            with run.calling("torch.Tensor.backward", role="backward"):
+                run.frame("begin", rows, value=list(lags))
         windows.append(run.window())
     return windows
 
@@ -79,6 +84,8 @@ def test_backwards_are_judged_as_the_formulas_say(backwards: list[Lags]) -> None
     assert _held(ONLY, windows) == _excused(
         [lags[1] != 0 for lags in backwards if not math.isnan(lags[1])]
     )
+    known = [[lag for lag in lags if math.isfinite(lag)] for lags in backwards]
+    assert _held(AHEAD, windows) == _excused([min(lags) <= 1 for lags in known if lags])
     assert _held(_of("GPT.tokens", 1, operation="mse_loss"), windows) == []
     assert _held(_of("Bert", "nowhere"), windows) == []
 
@@ -87,7 +94,17 @@ def _proposed(backwards: Sequence[Lags]) -> set[tuple[Param, ...]]:
     proposer = RELATION.proposer()
     for window in _windows(backwards):
         proposer.observe(window)
-    return {hypothesis.params for hypothesis in proposer.hypotheses()}
+    found = {hypothesis.params for hypothesis in proposer.hypotheses()}
+    # About all pipelines, wherever classes are known to be in an input.
+    assert (AHEAD in found) == any(math.isfinite(lag) for lags in backwards for lag in lags)
+    return found - {AHEAD}
+
+
+def test_the_heads_of_one_step_are_judged_together_and_numbers_may_be_forecast() -> None:
+    backwards = [(3.0, NOWHERE), (2.0, NOWHERE), (1.0, NOWHERE)] * 3
+    assert _held(AHEAD, _windows(backwards, num_each=3)) == [True] * 3
+    assert _held(AHEAD, _windows([(2.0, NOWHERE)] * 3)) == [False] * 2
+    assert _held(AHEAD, _windows([(2.0, NOWHERE)] * 3, "mse_loss")) == []
 
 
 def test_what_was_always_the_same_is_proposed() -> None:
@@ -114,6 +131,8 @@ def test_what_was_always_the_same_is_proposed() -> None:
         (SHIFTED, (2.0, NOWHERE), "shifted by 2; in the reference they are `GPT.tokens` shifted by"
          " 1", "shifted twice against `GPT.tokens`"),
         (SHIFTED, (3.0, NOWHERE), "shifted by 3", "by 3, not by 1"),
+        (AHEAD, (2.0, NOWHERE), "the targets of nll_loss are `GPT.tokens` shifted by 2, expected by"
+         " 1", "shifted twice against `GPT.tokens`"),
         (SHIFTED, (0.0, NOWHERE), "the same as `GPT.tokens`", "it only has to copy it"),
         (ONLY, (1.0, 0.0), "the same as `GPT.places`; in the reference they are not among the"
          " inputs of GPT other than `tokens`", "it only has to copy it"),
@@ -133,6 +152,8 @@ def test_it_is_said_where_they_are(
 
 
 def test_what_it_says() -> None:
+    assert RELATION.describe(AHEAD).startswith("classes that come later in an input")
+    assert RELATION.needs(AHEAD) == RELATION.needs(SHIFTED)
     assert RELATION.describe(SHIFTED) == "the targets of nll_loss are `GPT.tokens` shifted by 1"
     assert RELATION.describe(_of("GPT.tokens", 0)).endswith("are the same as `GPT.tokens`")
     assert RELATION.describe(ABSENT).endswith("are not among the inputs of GPT")

@@ -31,15 +31,21 @@ from traincheck_plugin.relations.base import (
     no_explanation,
 )
 from traincheck_plugin.relations.excuse import Excuse
+from traincheck_plugin.relations.losses import BACKWARD
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import NOWHERE
 
 MIN_OCCURRENCES = 10
 """Backward passes of the reference that show where the targets are."""
 
+NEXT = 1
+"""Places that a class is further on in an input if it is what comes next."""
+
 _TARGET = VAR_TYPES["target"]
+_CLASSES = "nll_loss"
 _NOWHERE: Literal["nowhere"] = "nowhere"
 
 
@@ -49,8 +55,9 @@ class TargetLagRelation(Relation):
     ``forall backward passes b, inputs x of that name: target(b)[.., i] == x[.., i + k] for all i``,
     with the one k that all backward passes of the reference showed; and ``forall b, inputs x of
     that model, k: target(b)[.., i] != x[.., i + k] for some i``; where they were in some inputs in
-    the reference, for the other ones and k = 0. The inputs are those since the optimizer stepped
-    last. The first failure in a row is excused.
+    the reference, for the other ones and k = 0. Of all pipelines, of classes that are in inputs x
+    of a model k(x) places further on: ``forall training steps: min k(x) <= NEXT``. The inputs are
+    those since the optimizer stepped last. The first failure in a row is excused.
 
     Catches labels that are shifted twice, decoders that are given what they should predict, and
     windows of a series that overlap with their forecast. Cannot see targets that the graph of the
@@ -66,22 +73,29 @@ class TargetLagRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(_rule(params))
+        return _NextMonitor() if params == _PARAMS else _Monitor(_rule(params))
 
     def describe(self, params: tuple[Param, ...]) -> str:
+        if params == _PARAMS:
+            return "classes that come later in an input are what comes next in it, not what follows"
         rule = _rule(params)
         if rule.lag is None:
             return f"the targets of {rule.operation} are {rule.nowhere()}"
         return f"the targets of {rule.operation} are {_where(rule.lag, rule.name)}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        _rule(params)
+        if params != _PARAMS:
+            _rule(params)
         return Plan(
             functions=frozenset(), attributes={"backward": frozenset({("target", "value")})}
         )
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
+
+
+_PARAMS: tuple[Param, ...] = (BACKWARD,)
+"""Those of the hypothesis about all pipelines."""
 
 
 def _where(lag: int, name: str) -> str:
@@ -222,12 +236,57 @@ class _Monitor(Monitor):
                 f"the targets of {rule.operation} are {_where(lag, found.name)}; in the reference "
                 f"they are {expected}"
             ),
-            cause=Cause(
-                fact="targets are out of place",
-                subjects=(found.name,),
-                text=_why(rule.lag, lag, found.name),
-            ),
+            cause=_cause(rule.lag, lag, found.name),
         )
+
+
+class _NextMonitor(Monitor):
+    """Judges training steps: some trunk may have a head for each of the next classes."""
+
+    def __init__(self) -> None:
+        self._excuses: PerRun[dict[str, Excuse]] = PerRun(dict)
+
+    def observe(self, window: Window) -> Examples:
+        excuses = self._excuses.of(window.catalog)
+        nearest: dict[str, tuple[int, _Seen]] = {}
+        for row, one in _classes(window):
+            if one.model not in nearest or one.lag < nearest[one.model][1].lag:
+                nearest[one.model] = row, one
+        judged = [
+            (row, one)
+            for row, one in nearest.values()
+            if excuses.setdefault(one.model, Excuse()).counts(one.lag <= NEXT)
+        ]
+        if not judged:
+            return NO_EXAMPLES
+
+        def explain(index: int) -> Explanation:
+            found = judged[index][1]
+            lag = int(found.lag)
+            return Explanation(
+                message=f"the targets of {found.operation} are {_where(lag, found.name)}, expected "
+                f"by {NEXT}",
+                cause=_cause(NEXT, lag, found.name),
+            )
+
+        return Examples.of_calls(
+            window,
+            np.array([row for row, _ in judged], np.int64),
+            np.array([one.lag <= NEXT for _, one in judged], np.bool_),
+            explain,
+        )
+
+
+def _classes(window: Window) -> Iterator[tuple[int, _Seen]]:
+    """Yield the rows of backwards with the classes that are known to be in an input."""
+    for row, seen in _seen(window):
+        for one in seen:
+            if one.operation.startswith(_CLASSES) and math.isfinite(one.lag):
+                yield row, one
+
+
+def _cause(expected: int | None, lag: int, name: str) -> Cause:
+    return Cause(fact="targets are out of place", subjects=(name,), text=_why(expected, lag, name))
 
 
 def _why(expected: int | None, lag: int, name: str) -> str:
@@ -246,8 +305,10 @@ class _Proposer(Proposer):
         # By model and operation: where the targets were, and of other inputs, how often not.
         self._present: dict[tuple[str, str], set[str]] = {}
         self._absent: dict[tuple[str, str], Counter[str]] = {}
+        self._has_classes = False
 
     def observe(self, window: Window) -> None:
+        self._has_classes = self._has_classes or any(True for _ in _classes(window))
         for _, seen in _seen(window):
             inputs: dict[tuple[str, str], set[float]] = {}
             models: dict[tuple[str, str], dict[str, set[float]]] = {}
@@ -267,6 +328,8 @@ class _Proposer(Proposer):
                     self._absent.setdefault(name, Counter()).update(others)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
+        if self._has_classes:
+            yield Hypothesis(relation=TargetLagRelation.name, params=_PARAMS)
         for (name, operation), lags in self._lags.items():
             [(lag, number), *others] = lags.most_common()
             if not others and number >= MIN_OCCURRENCES:
