@@ -54,7 +54,7 @@ def test_dimensions_are_counted_from_the_last(
 def test_losses_of_images_tell_it_too() -> None:
     images, classes = torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(2, 4, 4).long()
     assert _told(functional.cross_entropy(images, classes, ignore_index=1)) == {
-        *("log_softmax.dimension=-3", "nll_loss2_d.ignored=1"),
+        *("log_softmax.dimension=-3", "nll_loss2d.ignored=1"),
     }
 
 

@@ -136,12 +136,26 @@ def test_what_may_be_a_mask(values, expected):
 
 
 class Tagger(nn.Module):
-    def __init__(self):
+    def __init__(self, *paddings):
         super().__init__()
-        self.embedding = nn.Embedding(9, 9)
+        self.embeddings = nn.ModuleList(nn.Embedding(9, 9, padding_idx=p) for p in paddings)
 
-    def forward(self, tokens, mask):
-        return self.embedding(tokens) * mask[:, :, None]
+    def forward(self, tokens, mask=None):
+        x = sum(embedding(tokens) for embedding in self.embeddings)
+        return x if mask is None else x * mask[:, :, None]
+
+
+def told_of(train):
+    """Return what is told of padding: model, path, operation and share."""
+    recording = record(train, LIFECYCLE)
+    assert not recording.problems
+    return [
+        (variable.owner.rpartition(".")[2], variable.name, variable.type, value)
+        for window in recording.windows
+        for frame in window.frames
+        for code, value in zip(frame.variables, frame.columns.get("value", ()), strict=False)
+        if (variable := window.catalog.variables[int(code)]).kind == "padding"
+    ]
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])
@@ -151,20 +165,49 @@ def test_a_backward_tells_of_padding(reduction, is_masked):
     labels = tokens.masked_fill(mask == 0, IGNORED) if is_masked else tokens
 
     def train():
-        model = Tagger()
         loss = nn.functional.cross_entropy(
-            model(tokens, mask).flatten(0, 1), labels.flatten(), reduction=reduction
+            Tagger(None)(tokens, mask).flatten(0, 1), labels.flatten(), reduction=reduction
         )
         (loss * mask.flatten()).sum().backward()
 
-    recording = record(train, LIFECYCLE)
-    told = [
-        (variable.owner.rpartition(".")[2], variable.name, variable.type, value)
-        for window in recording.windows
-        for frame in window.frames
-        for code, value in zip(frame.variables, frame.columns.get("value", ()), strict=False)
-        if (variable := window.catalog.variables[int(code)]).kind == "padding"
-    ]
     expected = ("Tagger#0", "1", "nll_loss", 0.0 if is_masked else 1.0)
-    assert told == ([expected] if reduction == "mean" else [])
-    assert not recording.problems
+    assert told_of(train) == ([expected] if reduction == "mean" else [])
+
+
+@pytest.mark.parametrize(
+    ("paddings", "ignored", "shares"),
+    [
+        ([PAD], IGNORED, [1.0]),
+        ([PAD], PAD, [0.0]),
+        ([PAD, PAD, None], IGNORED, [1.0]),
+        # Nothing is known where they say nothing, or not the same.
+        ([None], IGNORED, []),
+        ([PAD, 1], IGNORED, []),
+    ],
+)
+def test_embeddings_tell_what_is_padding(paddings, ignored, shares):
+    tokens, _ = padded([3, 10, 5])
+
+    def train():
+        logits = Tagger(*paddings)(tokens[:, :-1])
+        nn.functional.cross_entropy(
+            logits.transpose(1, 2), tokens[:, 1:], ignore_index=ignored
+        ).backward()
+
+    assert told_of(train) == [("Tagger#0", "0", "nll_loss2d", share) for share in shares]
+
+
+def test_targets_that_a_model_is_given_are_no_padding():
+    tokens, _ = padded([10, 10, 10])
+    tags, _ = padded([3, 6, 5])
+
+    class Trained(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tagger = Tagger(PAD)
+
+        def forward(self, tokens, tags):
+            logits = self.tagger(tokens)
+            return nn.functional.cross_entropy(logits.flatten(0, 1), tags.flatten())
+
+    assert told_of(lambda: Trained()(tokens, tags).backward()) == []

@@ -101,7 +101,7 @@ def test_predictions_and_targets_that_are_broadcast() -> None:
     ("formula", "held"),
     [
         ("nll_loss(layer)", [False]),
-        ("mean[1d](nll_loss2_d) nll_loss2_d(relu) relu(layer)", [False]),
+        ("mean[1d](nll_loss2d) nll_loss2d(relu) relu(layer)", [False]),
         ("ctc_loss(layer)", [False]),
         (ENTROPY, [True]),
         ("log(add) nll_loss(log)", [True]),
@@ -321,7 +321,7 @@ def test_what_is_applied_twice_is_told() -> None:
 
 
 def test_probabilities_in_place_of_their_logarithms_are_told() -> None:
-    for loss in ("nll_loss", "nll_loss2_d", "ctc_loss"):
+    for loss in ("nll_loss", "nll_loss2d", "ctc_loss"):
         explanation = _failure((BACKWARD,), f"{loss}(softmax) softmax(layer)")
         assert explanation.message == f"the loss applies {loss} to the result of softmax"
         assert explanation.cause is not None

@@ -125,7 +125,7 @@ def _lagging(settings: str, lag: float, operation: str = "nll_loss") -> list[Win
         (MASKED, 1, "nll_loss", [True] * 2),
         (BOTH, 1, "nll_loss", [True] * 2),
         (UNMASKED, 1, "nll_loss", [False] * 2),
-        (UNMASKED, 3, "nll_loss2_d", [False] * 2),
+        (UNMASKED, 3, "nll_loss2d", [False] * 2),
         # What is copied, is somewhere else, or comes before is no prediction of what follows.
         (UNMASKED, 0, "nll_loss", []),
         (UNMASKED, -1, "nll_loss", []),

@@ -61,6 +61,22 @@ class Given(NamedTuple):
     samples: Tensor | None
 
 
+class _Mask(NamedTuple):
+    """What may tell where there is padding.
+
+    Attributes:
+        owner: label of the module that was given it.
+        path: of the tensor among the arguments.
+        values: the tensor itself.
+        padding: the value that stands for padding; None for a mask.
+    """
+
+    owner: str
+    path: str
+    values: Tensor
+    padding: int | None
+
+
 class Alignments:
     """Keeps what models were given until the backward, to compare the targets of the loss with."""
 
@@ -68,11 +84,17 @@ class Alignments:
         self._readings = readings
         self._host = host
         self._given: list[Given] = []
-        self._masks: list[tuple[str, str, Tensor]] = []
+        self._masks: list[_Mask] = []
         self._is_used = False
 
-    def give(self, owner: str, found: list[tuple[str, Tensor]]) -> None:
-        """Keep what can be compared of the arguments of a forward in training."""
+    def give(self, owner: str, found: list[tuple[str, Tensor]], padding: int | None = None) -> None:
+        """Keep what can be compared of the arguments of a forward in training.
+
+        Args:
+            owner: label of the module.
+            found: its arguments, by their paths.
+            padding: what its embeddings take for padding; None if they say nothing.
+        """
         if self._is_used:
             self.clear()
         for path, values in found:
@@ -81,7 +103,9 @@ class Alignments:
                 samples = picked(values, len(values))
                 self._given.append(Given(owner, path, values.dtype, kept, samples))
             if len(self._masks) < MAX_GIVEN and is_mask(values):
-                self._masks.append((owner, path, values))
+                self._masks.append(_Mask(owner, path, values, None))
+                if padding is not None and values.dtype in _INTEGERS:
+                    self._masks.append(_Mask(owner, path, values, padding))
 
     def clear(self) -> None:
         """Keep nothing."""
@@ -135,18 +159,24 @@ class Alignments:
     def padding(self, targets: list[Target]) -> Iterator[tuple[Target, str, str, Array]]:
         """Yield targets and masks, a model and a path, with the share of padding that counts."""
         self._is_used = True
-        pairs = [(target, mask) for target in targets for mask in self._masks]
-        for target, (owner, path, mask) in pairs[:MAX_PAIRS]:
-            inputs = [one.values for one in self._given if one.owner == owner]
+        # Targets that a model is given as an input, too, tell nothing of themselves.
+        pairs = [
+            (target, mask)
+            for target in targets
+            for mask in self._masks
+            if mask.padding is None or target.values.data_ptr() != mask.values.data_ptr()
+        ]
+        for target, mask in pairs[:MAX_PAIRS]:
+            inputs = [one.values for one in self._given if one.owner == mask.owner]
             share = counts_padding(
                 target,
-                mask,
+                mask.values if mask.padding is None else mask.values != mask.padding,
                 [values for values in inputs if values is not None],
                 self._readings,
                 self._host,
             )
             if share is not None:
-                yield target, owner, path, share
+                yield target, mask.owner, mask.path, share
 
     def _compare(self, compared: tuple[Tensor, Tensor], ignored: int | None, lag: Array) -> None:
         """Note the lag, now or later, if none is known."""

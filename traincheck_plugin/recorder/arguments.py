@@ -74,6 +74,7 @@ class Arguments:
         self._tells_samples = bool(plan.wants("forward", "sample"))
         self._codes: dict[tuple[str, str, str, type | str], int] = {}
         self._facts: dict[str, Array] = {}
+        self._paddings: dict[str, int | None] = {}
         self._alignments = Alignments(readings, DeviceReader.HOST)
 
     def of_batch(self, call: OpenCall, owner: str, batch: Any, facts: list[float]) -> list[Frame]:
@@ -109,7 +110,7 @@ class Arguments:
             if self._wants["input"]:
                 frames += self._of_tensors("input", owner, call, given)
             if is_compared:
-                self._alignments.give(owner, given)
+                self._alignments.give(owner, given, self._padding_of(owner, call.subject))
             if self._tells_samples:
                 frames += self._of_samples(owner, call, given, "end")
         return frames + self.of_generators(call, "end")
@@ -234,6 +235,17 @@ class Arguments:
             variables=codes,
             columns=columns,
         )
+
+    def _padding_of(self, owner: str, module: torch.nn.Module) -> int | None:
+        """Return what the embeddings of a root module take for padding, if they agree on it."""
+        if owner not in self._paddings:
+            found = {
+                part.padding_idx
+                for part in module.modules()
+                if isinstance(part, torch.nn.Embedding) and part.padding_idx is not None
+            }
+            self._paddings[owner] = found.pop() if len(found) == 1 else None
+        return self._paddings[owner]
 
     def _pair(self, kind: VariableKind, target: Target, given: Given) -> int:
         return self._code(kind, given.owner, given.path, target.operation)

@@ -51,7 +51,7 @@ _REDUCTIONS = frozenset({"Mean", "Sum"})
 _LOSS, _DIFFERENCE, _EXPAND, _GATHER = "Loss", "Sub", "Expand", "Gather"
 
 _VERSION = re.compile(r"Backward\d*$")
-_WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[0-9])(?=[A-Z][a-z])")
 
 
 def was_passed(node: Any) -> bool:

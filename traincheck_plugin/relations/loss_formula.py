@@ -63,7 +63,7 @@ PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE})
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
 
-LOGARITHMIC = frozenset({"nll_loss", "nll_loss2_d", "ctc_loss"})
+LOGARITHMIC = frozenset({"nll_loss", "nll_loss2d", "ctc_loss"})
 """Losses that expect the logarithms of probabilities."""
 
 UNBOUNDED = frozenset({LAYER, "elu", "gelu", "leaky_relu", "relu", "silu"})

@@ -39,8 +39,9 @@ class PaddingTargetsRelation(Relation):
     targets. The first failure in a row is excused.
 
     Catches labels that are not masked where the inputs are padded: a model that learns to predict
-    padding, the more of it the longer the longest sample of a batch is. Cannot see padding where no
-    mask is given, nor losses that are masked or weighted by a product.
+    padding, the more of it the longer the longest sample of a batch is. Tokens tell padding by the
+    padding_idx of embeddings. Cannot see padding where neither is given, nor losses that are masked
+    or weighted by a product.
     """
 
     name = "PaddingTargetsRelation"
