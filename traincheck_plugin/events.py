@@ -110,6 +110,7 @@ ATTRIBUTES: Mapping[str, Any] = {
     "grad_hash": np.uint64,
     "grad_norm": np.float64,
     "requires_grad": np.bool_,
+    "module_requires_grad": np.bool_,
     "in_model": np.bool_,
     "optimizer": np.int32,
     "lr": np.float64,
@@ -128,10 +129,11 @@ ATTRIBUTES: Mapping[str, Any] = {
 data: 64-bit hash of the exact bits (parameters, buffers, slots, generators; of large batches and
 inputs, of some slices of them). data_norm: Euclidean norm of the
 parameters that the call leaves as they are; of others it may be NaN. grad_norm: Euclidean norm.
-grad: a `GradState`; without grad_norm, `NON_FINITE` may show as `NON_ZERO`. grad_hash: as data, 0
-where the gradient is None. in_model: whether a tracked model that ran has the parameter now.
-optimizer: object code of the optimizer that holds it, or `NONE`. lr: learning rate of its param
-group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
+module_requires_grad: what the innermost module around a parameter that has an attribute
+``requires_grad`` says by it; without one, as requires_grad. grad: a `GradState`; without grad_norm,
+`NON_FINITE` may show as `NON_ZERO`. grad_hash: as data, 0 where the gradient is None. in_model:
+whether a tracked model that ran has the parameter now. optimizer: object code of the optimizer that
+holds it, or `NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
 value: a scalar (an option of a param group; a module's training flag as 0 or 1; the number of
 elements of a batch or an input; a fact about a loader; how many places after an element of a
 target the same is in the input, `NOWHERE` where it is not there, NaN where that is not known; the

@@ -52,6 +52,38 @@ def test_a_step_changes_what_it_should():
     assert {catalog.strings[row["grad_dtype"]] for row in rows.values()} == {"torch.float32"}
 
 
+def test_what_modules_say_of_their_parameters_is_told():
+    made = []
+
+    def prepare(net):
+        made.append(net)
+
+    def train():
+        train_with(lambda net: torch.optim.SGD(net.parameters(), lr=0.1), prepare=prepare)()
+        (net,) = made
+        net.requires_grad = False
+        net[2].requires_grad = True
+        net[2].bias.requires_grad_(False)
+        net(batches(1)[0]).sum().backward()
+        torch.optim.SGD(net.parameters(), lr=0.1).step()
+
+    recording = record(train)
+    told = [
+        {
+            name: (row["module_requires_grad"], row["requires_grad"])
+            for name, row in recording.rows(recording.frames(step, "parameter")["begin"]).items()
+        }
+        for step in recording.of_role("step")
+    ]
+    assert told[:2] == [dict.fromkeys(NAMES, (True, True))] * 2
+    assert told[2] == {
+        "0.weight": (False, True),
+        "0.bias": (False, True),
+        "2.weight": (True, True),
+        "2.bias": (True, False),
+    }
+
+
 def test_frames_have_the_columns_of_the_plan():
     recording = record(
         train_with(lambda net: torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9))
@@ -64,6 +96,7 @@ def test_frames_have_the_columns_of_the_plan():
             wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind} - {"copy"}
             if call.role == "step" and frame.phase == "end":
                 wanted -= {"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"}
+                wanted -= {"module_requires_grad"}
             assert set(frame.columns) == wanted
             for name, column in frame.columns.items():
                 assert column.dtype == ATTRIBUTES[name]

@@ -15,7 +15,7 @@ from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, ConstantParam, VarNameParam
 from traincheck_plugin.relations.base import Relation
-from traincheck_plugin.relations.consistency import WITHIN, ConsistencyRelation
+from traincheck_plugin.relations.consistency import TOLD, WITHIN, ConsistencyRelation
 from traincheck_plugin.relations.consistent_argument import ConsistentArgumentRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
@@ -88,6 +88,26 @@ def test_a_gradient_of_another_dtype_is_seen() -> None:
     examples = ConsistencyRelation().monitor(WITHIN).observe(window)
     assert examples.holds.tolist() == [False]
     assert examples.explain(0).cause.subjects == ("b",)
+
+
+def test_a_part_that_is_frozen_by_an_attribute_of_its_module_is_seen() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a", "b", "c")
+    for told in ([True, False, True], [False, False, True]):
+        with run.calling("torch.optim.Adam.step"):
+            run.frame(
+                "begin",
+                parameters,
+                module_requires_grad=told,
+                requires_grad=[True, False, True],
+            )
+    window = run.window()
+    assert TOLD in _proposed(ConsistencyRelation(), [window])
+    examples = ConsistencyRelation().monitor(TOLD).observe(window)
+    assert examples.holds.tolist() == [True, False]
+    cause = examples.explain(1).cause
+    assert cause.subjects == ("a",)
+    assert "requires_grad_(...)" in cause.text
 
 
 OUTPUT = (

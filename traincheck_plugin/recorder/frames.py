@@ -36,7 +36,7 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
 
-_MET = frozenset({"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"})
+_MET = frozenset({"data_norm", "grad_norm", "dtype", "grad_dtype", "ran", "module_requires_grad"})
 """What a step meets, and its end frame does not tell again."""
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
@@ -248,6 +248,10 @@ class FrameTaker:
                 self._device.read_gradients(columns, names, table, gradients)
             if "grad_dtype" in names:
                 columns["grad_dtype"] = table.spread(self._dtypes_of(gradients))
+        if "module_requires_grad" in names:
+            flags = list(map(_requires_grad, alive))
+            told = structure.told_by_modules(alive, flags)
+            columns["module_requires_grad"] = table.spread(np.array(told, np.bool_))
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "placement" in names:

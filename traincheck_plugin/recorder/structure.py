@@ -52,6 +52,10 @@ def _rate(group: dict[str, Any]) -> float:
     return math.nan if rate is None else float(rate)
 
 
+def _flag_of(module: Any) -> Any:
+    return vars(module).get("requires_grad")
+
+
 class Structure:
     """A snapshot of which variables there are; `Variables.structure` keeps it up to date.
 
@@ -98,6 +102,23 @@ class Structure:
             and self.copies.are_alive()
             and all(holding[0]() is not None for holding in self.holdings)
         )
+
+    def told_by_modules(self, parameters: list[Any], flags: list[bool]) -> list[bool]:
+        """Return what modules say of whether parameters require gradients.
+
+        An attribute ``requires_grad`` that is set on a module is none of its parameters.
+
+        Args:
+            parameters: to be told of.
+            flags: what they say themselves, which counts where no module says anything.
+        """
+        modules = [module for reference in self.modules if (module := reference()) is not None]
+        telling = [module for module in modules if type(_flag_of(module)) is bool]
+        if not telling:
+            return flags
+        # Roots come first, so that the innermost has the last word.
+        told = {id(p): _flag_of(module) for module in telling for p in module.parameters()}
+        return [told.get(id(p), flag) for p, flag in zip(parameters, flags, strict=True)]
 
     def training_flags(self) -> list[float]:
         """Return 1 for each module in training mode, 0 for the others."""

@@ -39,17 +39,29 @@ WITHIN = (
     VarTypeParam(var_type=PARAMETER, attr_name="grad_dtype"),
     VarTypeParam(var_type=PARAMETER, attr_name="dtype"),
 )
+TOLD = (
+    VarTypeParam(var_type=PARAMETER, attr_name="module_requires_grad"),
+    VarTypeParam(var_type=PARAMETER, attr_name="requires_grad"),
+)
 """Attributes that may be equal within each variable of a type."""
+
+_WHY = {
+    "module_requires_grad": ": requires_grad = ... sets an attribute of a module, which is none of "
+    "its parameters; requires_grad_(...) sets theirs",
+}
+"""What is known of how one came to differ."""
 
 
 class ConsistencyRelation(Relation):
     """An attribute of V equals an attribute of W at every moment that shows both.
 
     ``forall frames f: x(v, f) = y(w, f)``: for two variables of a model, such as tied weights, or
-    within each variable of a type, such as the dtypes of a parameter and of its gradient.
+    within each variable of a type, such as the dtypes of a parameter and of its gradient, or what
+    its module and it say of whether it requires one.
 
-    Catches an output layer that was tied to the embedding and no longer is. Cannot see variables
-    that are equal because neither changes: those are not proposed.
+    Catches an output layer that was tied to the embedding and no longer is, and a part that was to
+    be frozen, or trained, by an attribute of its module. Cannot see variables that are equal
+    because neither changes: those are not proposed.
     """
 
     name = "ConsistencyRelation"
@@ -171,7 +183,8 @@ class _WithinMonitor(Monitor):
                 cause=Cause(
                     fact=what,
                     subjects=tuple(sorted(v.label for v in names)),
-                    text=f"{what} in {describe_variables(names)}",
+                    text=f"{what} in {describe_variables(names)}"
+                    + _WHY.get(self._first.attr_name, ""),
                 ),
             )
 
@@ -249,7 +262,7 @@ class _Proposer(Proposer):
     """
 
     def __init__(self) -> None:
-        self._within = False
+        self._within: dict[tuple[Param, ...], None] = {}
         # One partition per catalog: codes of different runs mean different variables.
         self._catalog: Catalog | None = None
         self._label: Int64 = np.empty(0, np.int64)
@@ -263,7 +276,7 @@ class _Proposer(Proposer):
             self._catalog = window.catalog
             self._label = np.empty(0, np.int64)
         about = VarTypeParam(var_type=PARAMETER, attr_name="data")
-        self._within = self._within or bool(moments(window, WITHIN[0]))
+        self._within |= {pair: None for pair in (WITHIN, TOLD) if moments(window, pair[0])}
         for shown in moments(window, about):
             self._refine(shown.variables, shown.column("data"))
 
@@ -312,13 +325,12 @@ class _Proposer(Proposer):
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         self._close()
-        result = []
-        if self._within:
-            result.append(Hypothesis(relation=ConsistencyRelation.name, params=WITHIN))
+        relation = ConsistencyRelation.name
+        result = [Hypothesis(relation=relation, params=params) for params in self._within]
         for first, second in sorted(self._found or ()):
             result.append(
                 Hypothesis(
-                    relation=ConsistencyRelation.name,
+                    relation=relation,
                     params=(
                         VarNameParam(var_name=first, var_type=PARAMETER, attr_name="data"),
                         VarNameParam(var_name=second, var_type=PARAMETER, attr_name="data"),
