@@ -133,7 +133,8 @@ module_requires_grad: what the innermost module around a parameter that has an a
 ``requires_grad`` says by it; without one, as requires_grad. grad: a `GradState`; without grad_norm,
 `NON_FINITE` may show as `NON_ZERO`. grad_hash: as data, 0 where the gradient is None. in_model:
 whether a tracked model that ran has the parameter now. optimizer: object code of the optimizer that
-holds it, or `NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes into `Catalog.strings`, `NONE` where there is none.
+holds it, or `NONE`. lr: learning rate of its param group, NaN in none. dtype, grad_dtype: codes
+into `Catalog.strings`, `NONE` where there is none.
 value: a scalar (an option of a param group; a module's training flag as 0 or 1; the number of
 elements of a batch or an input; a fact about a loader; how many places after an element of a
 target the same is in the input, `NOWHERE` where it is not there, NaN where that is not known; the
