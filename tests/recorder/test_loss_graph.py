@@ -99,6 +99,36 @@ def test_a_loss_that_compares_each_prediction_with_each_target_is_told(name: str
     assert _told(loss(nn.Linear(5, 4)(torch.randn(4, 5)), target)) == plain
 
 
+@pytest.mark.parametrize(
+    "even", [torch.abs, torch.square, lambda d: d * d, lambda d: (d * 2) ** 2, torch.linalg.norm]
+)
+def test_what_is_subtracted_from_what_counts_where_the_sign_does(
+    outputs: Tensor, even: Callable[[Tensor], Tensor]
+) -> None:
+    target = torch.ones(4, 3)
+    difference, turned = outputs - target, target - outputs
+    assert _told(even(difference).sum()) == _told(even(turned).sum())
+    assert _told(difference.clamp(0).sum()) == {
+        *("sum[2d](clamp)", "clamp(sub)", "sub(constant,layer)"),
+    }
+    assert _told(turned.clamp(0).sum()) == {
+        *("sum[2d](clamp)", "clamp(rsub)", "rsub(constant,layer)"),
+    }
+
+
+@pytest.mark.parametrize("weight", [0, 0.0, torch.zeros(())])
+def test_a_term_with_a_weight_of_0_is_a_constant(outputs: Tensor, weight: float) -> None:
+    loss = functional.cross_entropy(outputs, TARGET) + weight * outputs.exp().sum()
+    told = _told(loss)
+    if isinstance(weight, Tensor):
+        # A tensor on a device must not be read.
+        assert told == {"add(mul,nll_loss)", "exp(layer)", *CROSS_ENTROPY} | {
+            *("mul(constant,sum[2d])", "sum[2d](exp)"),
+        }
+    else:
+        assert told == {"add(constant,nll_loss)", *CROSS_ENTROPY}
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_a_difference_of_each_prediction_to_each_target_is_told(turned: bool) -> None:
     predicted, target = nn.Linear(5, 1)(torch.randn(4, 5)), torch.randn(4)
@@ -106,13 +136,15 @@ def test_a_difference_of_each_prediction_to_each_target_is_told(turned: bool) ->
     def told(first: Tensor, second: Tensor) -> set[str]:
         return _told((second - first if turned else first - second).sum())
 
-    assert "sub(broadcast,constant,layer)" in told(predicted, target)
-    assert "sub(broadcast,constant,layer)" in told(predicted.squeeze(1), target[:, None])
-    assert "sub(constant,layer)" in told(predicted.squeeze(1), target)
+    name = "rsub" if turned else "sub"
+    broadcast, plain = f"{name}(broadcast,constant,layer)", f"{name}(constant,layer)"
+    assert broadcast in told(predicted, target)
+    assert broadcast in told(predicted.squeeze(1), target[:, None])
+    assert plain in told(predicted.squeeze(1), target)
     # Quantiles, a mean of several, one sample, and pairs that are compared on purpose.
-    assert "sub(constant,layer)" in told(nn.Linear(5, 3)(torch.randn(4, 5)), target[:, None])
-    assert "sub(constant,layer)" in told(nn.Linear(5, 3)(torch.randn(4, 5)), target[:3])
-    assert "sub(constant,layer)" in told(nn.Linear(5, 1)(torch.randn(1, 5)).squeeze(1), target[:1])
+    assert plain in told(nn.Linear(5, 3)(torch.randn(4, 5)), target[:, None])
+    assert plain in told(nn.Linear(5, 3)(torch.randn(4, 5)), target[:3])
+    assert plain in told(nn.Linear(5, 1)(torch.randn(1, 5)).squeeze(1), target[:1])
     assert "sub(layer,layer)" in told(predicted, predicted.squeeze(1))
 
 

@@ -69,6 +69,19 @@ def test_losses_tell_what_they_leave_out(loss: str) -> None:
     assert told == {"nll_loss.ignored=0"} | entropy
 
 
+@pytest.mark.parametrize(
+    ("lengths", "told"), [([5, 4, 5], {"yes"}), ([5, 5, 5], {"no"}), ([5], set())]
+)
+def test_lengths_of_samples_hide_padding(lengths: list[int], told: set[str]) -> None:
+    number = len(lengths)
+    outputs = torch.randn(5, number, 4, requires_grad=True).log_softmax(2)
+    loss = functional.ctc_loss(
+        outputs, torch.ones(number, 2).long(), torch.tensor(lengths), torch.full((number,), 2)
+    )
+    found = {item for item in _told(loss) if "masked" in item}
+    assert found == {f"ctc_loss.masked={value}" for value in told}
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize(
     ("arguments", "expected"),

@@ -122,6 +122,12 @@ def test_losses_of_logarithms_are_not_given_logits(formula: str, held: list[bool
 TERMS = "add(log,mul) log(layer) mul(layer) sum[1d](add)"
 
 
+def test_predictions_and_targets_that_change_places_are_told() -> None:
+    known = "maximum(sub,sub) sub(constant,layer)"
+    turned = known.replace("sub", "rsub")
+    assert _held((SIGNED, _known(known)[1]), [known, turned, turned]) == [True, False]
+
+
 @pytest.mark.parametrize(
     ("formula", "is_alike"),
     [
@@ -230,7 +236,7 @@ def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:
         "a term of the loss of Net gives no gradient, in add, and does in the reference"
     )
     assert cut.cause is not None
-    assert "under no_grad, or was detached" in cut.cause.text
+    assert "under no_grad, was detached, or has a weight of 0" in cut.cause.text
     target = _failure(
         (FLOWING, _known(TWO)[1]), TWO.replace("l1_loss(constant,layer)", "l1_loss(layer,layer)")
     )

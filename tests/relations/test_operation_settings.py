@@ -180,19 +180,19 @@ def test_losses_after_other_models_are_others() -> None:
             MASKED,
             UNMASKED,
             "no attention has a mask; in the reference every attention has",
-            "the mask, or is_causal, is missing",
+            "the mask, is_causal or the lengths of samples are missing",
         ),
         (
             MASKED,
             BOTH,
             "not every attention has a mask; in the reference every attention has",
-            "the mask, or is_causal, is missing",
+            "the mask, is_causal or the lengths of samples are missing",
         ),
         (
             BOTH,
             UNMASKED,
             "no attention has a mask; in the reference not every attention has",
-            "the mask, or is_causal, is missing",
+            "the mask, is_causal or the lengths of samples are missing",
         ),
         (
             "softmax.dimension=-1",

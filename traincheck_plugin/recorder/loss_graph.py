@@ -50,6 +50,12 @@ _REDUCTIONS = frozenset({"Mean", "Sum"})
 
 _LOSS, _DIFFERENCE, _EXPAND, _GATHER = "Loss", "Sub", "Expand", "Gather"
 
+_FROM = [True, False]
+"""Of the inputs of a difference, which are constant where something is subtracted from one."""
+
+_EVEN = frozenset({"abs", "linalg_vector_norm", "norm", "pow", "square"})
+"""What gives the same for a difference and for its negative."""
+
 _VERSION = re.compile(r"Backward\d*$")
 _WORDS = re.compile(r"(?<=[a-z])(?=[A-Z])|(?<=[0-9])(?=[A-Z][a-z])")
 
@@ -121,16 +127,19 @@ def formula(known: Operations) -> str:
         ``operation(input,input)`` for each operation, with those whose results it takes, sorted,
         with spaces between: ``log_softmax(layer) nll_loss(log_softmax)``. A mean and a sum tell the
         number of dimensions of what they are given: ``mean[2d](pow)``. What is given no gradient is
-        `CONSTANT`, and `BROADCAST` is told of a loss or a difference besides. "" where compiled
-        code hides the formula.
+        `CONSTANT`, and `BROADCAST` is told of a loss or a difference besides. What is subtracted
+        from a constant is told as such, by ``rsub``, unless the sign does not matter. "" where
+        compiled code hides the formula.
     """
     told = set()
+    reversed_ = _reversed(known)
     for outer, (name, inputs) in known.items():
         names = [
-            CONSTANT if inner is None else known[inner][0]
+            CONSTANT if inner is None else reversed_.get(inner, known[inner][0])
             for inner in inputs
             if inner is None or inner in known
         ]
+        name = reversed_.get(outer, name)
         if _COMPILED in names:
             return ""
         if _is_broadcast(outer):
@@ -138,6 +147,20 @@ def formula(known: Operations) -> str:
         if names:
             told.add(f"{name}({','.join(_few(sorted(names)))})")
     return " ".join(sorted(told))
+
+
+def _reversed(known: Operations) -> dict[Any, str]:
+    """Return the differences in which something is subtracted from a constant, and their name."""
+    found = {
+        node
+        for node, (_, inputs) in known.items()
+        if kind_of(node.name()) == _DIFFERENCE and [inner is None for inner in inputs] == _FROM
+    }
+    for name, inputs in known.values():
+        # A product of one with itself is a square, too.
+        is_even = name in _EVEN or (len(inputs) == 2 and inputs[0] is inputs[1])
+        found.difference_update(inputs if is_even else ())
+    return dict.fromkeys(found, "rsub")
 
 
 def _few(names: list[str]) -> list[str]:
@@ -229,10 +252,18 @@ def _target_of(node: Any) -> str:
 
 
 def _unshaped(node: Any) -> Any:
-    """Return the operation whose result *node* only arranges, or multiplies by a number."""
+    """Return the operation whose result *node* only arranges, or multiplies by a number.
+
+    None where the number is 0: what is multiplied is as good as a constant.
+    """
     for _ in range(MAX_NODES):
-        if node is None or (kind_of(node.name()) not in _SHAPES and not _takes_number(node)):
+        if node is None:
             break
+        number = _number_of(node)
+        if number is None and kind_of(node.name()) not in _SHAPES:
+            break
+        if number == 0:
+            return None
         node = next((inner for inner, _ in node.next_functions if inner is not None), None)
     return node
 
@@ -261,10 +292,10 @@ def _num_results(node: Any, number: int = 0) -> int:
     return math.prod(shapes[number]) if number < len(shapes) else 0
 
 
-def _takes_number(node: Any) -> bool:
-    """Return whether *node* multiplies or divides by a number."""
+def _number_of(node: Any) -> float | None:
+    """Return the number that *node* multiplies or divides by, if it does."""
     number = kept(node._raw_saved_other) if node.name() in _FACTORS else None
-    return number is not None and _is_number(number)
+    return None if number is None or not _is_number(number) else float(number)
 
 
 def _operation(node: Any) -> tuple[str, list[Any]]:

@@ -99,6 +99,10 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
         # Not whether it takes the mean: a sum that is divided is one, too.
         if hasattr(node, "_saved_ignore_index"):
             yield spelled(kind), "ignored", wrapped(node._saved_ignore_index)
+        lengths = getattr(node, "_saved_input_lengths", None)
+        if isinstance(lengths, tuple) and len(lengths) > 1:
+            # Lengths hide padding as a mask does.
+            yield spelled(kind), "masked", "yes" if len(set(lengths)) > 1 else "no"
     else:
         dimensions = _dimensions(node, kind in _WITHIN)
         if dimensions:

@@ -57,8 +57,10 @@ LOGARITHMIC_INPUT = replace(BACKWARD, attribute="logarithm")
 
 _DIFFERENCE = "sub"
 
-PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE})
-"""Losses, and the difference, of a prediction and a target that broadcast them."""
+_REVERSED = "rsub"
+
+PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE, _REVERSED})
+"""Losses, and differences, of a prediction and a target that broadcast them."""
 
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
@@ -71,7 +73,7 @@ UNBOUNDED = frozenset({LAYER, "elu", "gelu", "leaky_relu", "relu", "silu"})
 
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
-_ADDING = frozenset({_DIFFERENCE, "rsub"})
+_ADDING = frozenset({_DIFFERENCE, _REVERSED})
 _NEGATION = "neg"
 _PRODUCT = "mul"
 _FILLING = frozenset({"masked_fill", "where"})
@@ -102,10 +104,10 @@ class LossFormulaRelation(Relation):
     is the operations of the autograd graph, each with those whose results it takes, from the
     loss to the last layers; shapes, casts and numbers do not count.
 
-    Catches a softmax before `cross_entropy`, an `nll_loss` of logits, a term with the wrong sign,
-    predictions and targets that are broadcast against each other, a term that is computed under
-    `no_grad`, a target that is not detached, and a mask that is not applied. Cannot see another
-    constant, nor a target that is wrong.
+    Catches a softmax before `cross_entropy`, an `nll_loss` of logits, a term with the wrong sign or
+    a weight of 0, predictions and targets that are broadcast against each other, a term that is
+    computed under `no_grad`, a target that is not detached, and a mask that is not applied. Cannot
+    see another constant, nor a target that is wrong.
     """
 
     name = "LossFormulaRelation"
@@ -328,8 +330,8 @@ def _explain_flow(after: str, formula: Formula, formulas: tuple[Formula, ...]) -
             f"a term of {whose(after)} gives no gradient, in {cut[0]}, and does in the reference"
         )
         text = (
-            f"something that {cut[0]} takes in the loss is computed under no_grad, or was "
-            "detached: it counts in the loss, and nothing learns from it"
+            f"something that {cut[0]} takes in the loss is computed under no_grad, was "
+            "detached, or has a weight of 0: nothing learns from it"
         )
     else:
         added = next(found for known in formulas if (found := _cuts(formula, known)))

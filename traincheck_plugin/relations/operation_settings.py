@@ -268,8 +268,8 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
     ),
     "masked": (
         "{now} {operation} has a mask; in the reference {before} {operation} has",
-        "nothing is hidden from {operation}: the mask, or is_causal, is missing, and positions see "
-        "those that they should predict, or padding",
+        "nothing is hidden from {operation}: the mask, is_causal or the lengths of samples are "
+        "missing, and positions see those that they should predict, or padding counts",
     ),
 }
 """What is told of each setting, and the cause."""
