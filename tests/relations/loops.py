@@ -26,6 +26,7 @@ class Loop:
 
     Words: ``data``, ``data2`` (of another loader), ``forward``, ``attack`` (an input requires a
     gradient), ``half`` (in float16), ``backward``, ``backward/4`` (of a quarter of the loss),
+    ``backward/4/4`` (by what is set to accumulate four),
     ``repeated`` (a backward through a loss that had one), ``first`` and ``second`` (a backward that
     reaches one parameter), ``zero``, ``zero2`` (of an
     optimizer), ``clear`` (of the module), ``by_hand``, ``step``, ``step2``, ``new`` (a step of an
@@ -107,8 +108,11 @@ class Loop:
     def _backward(self, reached: Sequence[int], share: str, *, is_repeated: bool = False) -> None:
         inputs = [tensor("0", requires_grad=True)]
         inputs += [Item(path="again", type="str", value="yes")] * is_repeated
-        if share:
+        share, _, spread = share.partition("/")
+        if share not in ("", "1"):
             inputs.append(Item(path="factor", type="str", value=repr(1 / float(share))))
+        if spread:
+            inputs.append(Item(path="accumulates", type="str", value=spread))
         with self.run.calling("torch.Tensor.backward", inputs=inputs):
             self._frame("begin")
             for row in reached:

@@ -10,6 +10,7 @@ from tests.relations.loops import failure, holding, told
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
 from traincheck_plugin.relations.loss_share import AT_MOST, WHOLE, LossShareRelation
+from traincheck_plugin.relations.losses import BACKWARD
 
 RELATION = LossShareRelation()
 API = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
@@ -118,6 +119,47 @@ def test_what_divides_twice_is_told() -> None:
     assert told_.cause is not None
     assert "the loss of each is divided by 16, twice by their number" in told_.cause.text
     assert "divided by its micro-batches twice" in RELATION.describe((API,))
+
+
+SPREAD = (API, BACKWARD)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("backward/4/4 " * 4 + "step zero ", [True] * 3),
+        ("backward/4/4 step zero ", [True, False, False]),
+        ("backward/4/4 backward/4/4 step zero ", [True, False, False]),
+        # The last window of an epoch is a shorter one.
+        ("backward/4/4 " * 4 + "step zero backward/4/4 step zero ", [True] * 6),
+        # Two losses for each micro-batch, and a part of the loss.
+        ("backward/4/4 " * 8 + "step zero ", [True] * 3),
+        ("backward/8/4 step zero ", [True, False, False]),
+        # It is set to accumulate, and divides nothing.
+        ("backward/1/4 step zero ", []),
+        ("backward/2/4 step zero ", []),
+        ("backward/1/1 step zero ", [True] * 3),
+        # Nothing tells.
+        ("backward/4 step zero ", []),
+        ("backward/4/4 backward/4 step zero ", []),
+    ],
+)
+def test_as_many_micro_batches_lead_to_a_step_as_divide_its_loss(
+    words: str, expected: list[bool]
+) -> None:
+    assert holding(RELATION, SPREAD, "step " + words * 3) == expected
+    proposer = RELATION.proposer()
+    for window in told("step " + words * 3):
+        proposer.observe(window)
+    assert (SPREAD in {h.params for h in proposer.hypotheses()}) == bool(expected)
+
+
+def test_what_is_not_accumulated_is_told() -> None:
+    told_ = failure(RELATION, SPREAD, "step " + "backward/4/4 step zero " * 2)
+    assert "0.25 times the mean loss" in told_.message
+    assert told_.cause is not None
+    assert "since 4 micro-batches are set to be accumulated, and are not" in told_.cause.text
+    assert "as the framework divides the loss by" in RELATION.describe(SPREAD)
 
 
 def test_the_cause_is_told() -> None:

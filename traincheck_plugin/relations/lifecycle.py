@@ -182,6 +182,12 @@ def factor(window: Window, row: int) -> float:
     return next((float(str(item.value)) for item in items if item.path == "factor"), 1.0)
 
 
+def accumulates(window: Window, row: int) -> int:
+    """Return how many micro-batches what calls a backward is set to accumulate; 0 if unknown."""
+    items = window.catalog.signature(int(window.calls.inputs[row]))
+    return next((int(str(item.value)) for item in items if item.path == "accumulates"), 0)
+
+
 def tells(window: Window, rows: Int64, path: str) -> Bool:
     """Return which calls have something at *path* noted among their arguments."""
     inputs = window.calls.inputs[rows]

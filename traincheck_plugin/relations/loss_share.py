@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,16 +29,21 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.lifecycle import (
     AUTOGRAD_GRAD,
+    accumulates,
     completed,
     factor,
     rows_of_role,
     skipped_steps,
 )
+from traincheck_plugin.relations.losses import BACKWARD
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
 WHOLE, AT_MOST, ONCE = "1", "at most 1", "divided once"
 """What the shares of a step add up to: `ONCE` says no more than that it is not 1/n for n shares."""
+
+SPREAD = "as many as the framework divides by"
+"""Of how many shares a step is, where a framework divides each."""
 
 MIN_SHARES = 3
 """So many of 1/n each are no coincidence: a half of a half may be one, that of two losses."""
@@ -57,9 +63,11 @@ class LossShareRelation(Relation):
     once, as that of the last, shorter window of an epoch, but not twice in a row; with ``at most
     1`` only the sums of several backwards are judged. Of all pipelines, whatever part of the loss
     they mean, ``not (factor(b) = 1 / n^2 for each of the n backwards b)`` twice in a row, for n of
-    at least `MIN_SHARES`.
+    at least `MIN_SHARES`; and where what calls each b says that it divides by N, ``n >= N``, but
+    for single steps.
 
-    Catches a loss that is divided by the number of micro-batches twice. Cannot see a factor that is
+    Catches a loss that is divided by the number of micro-batches twice, and one that a framework
+    divides, though each micro-batch leads to a step. Cannot see a factor that is
     a tensor, as a number of tokens may be, or that is within the loss function: where no loss is
     divided, nothing is said.
     """
@@ -78,6 +86,8 @@ class LossShareRelation(Relation):
         name = short(step.api_full_name)
         if total == ONCE:
             return f"no loss that leads to a {name} is divided by its micro-batches twice"
+        if total == SPREAD:
+            return f"as many micro-batches lead to a {name} as the framework divides the loss by"
         return f"the shares of the loss that lead to a {name} are {total}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
@@ -95,18 +105,32 @@ def _claim(params: tuple[Param, ...]) -> tuple[APIParam, str]:
     """
     if len(params) == 1 and isinstance(params[0], APIParam):
         return params[0], ONCE
+    if len(params) == 2 and isinstance(params[0], APIParam) and params[1] == BACKWARD:
+        return params[0], SPREAD
     step, total = pair(LossShareRelation.name, params, APIParam, ConstantParam)
     if total.value not in (WHOLE, AT_MOST):
         raise InvariantError(f"{LossShareRelation.name} knows no sum {total.value!r}")
     return step, total.value
 
 
+class _Share(NamedTuple):
+    """What a backward adds to a step.
+
+    Attributes:
+        factor: that its loss was multiplied by.
+        spread: over how many micro-batches what calls it spreads a step; 0 where that is not known.
+    """
+
+    factor: float
+    spread: int
+
+
 class _Shares:
-    """Collects the factors of the backwards that lead to each step."""
+    """Collects the shares of the backwards that lead to each step."""
 
     def __init__(self, step: str) -> None:
         self._step = step
-        self._pending: list[float] = []
+        self._pending: list[_Share] = []
         self._taken: dict[int, int] = {}
         self._is_begin = True
 
@@ -116,8 +140,8 @@ class _Shares:
         self._taken.clear()
         self._is_begin = False
 
-    def observe(self, window: Window, start: int = 0) -> list[tuple[int, list[float]]]:
-        """Return the rows of the steps that end a cycle, with the factors of its backwards.
+    def observe(self, window: Window, start: int = 0) -> list[tuple[int, list[_Share]]]:
+        """Return the rows of the steps that end a cycle, with the shares of its backwards.
 
         A cycle without a backward, or with one whose factor is not known, is left out.
 
@@ -142,7 +166,7 @@ class _Shares:
                 self._clear()
             elif api.role == "backward":
                 if api.name != AUTOGRAD_GRAD:
-                    self._pending.append(factor(window, row))
+                    self._pending.append(_Share(factor(window, row), accumulates(window, row)))
             elif api.role == "zero_grad":
                 self._clear(target)
             else:
@@ -153,7 +177,11 @@ class _Shares:
                     found.append((row, self._pending[self._taken.get(target, 0) :]))
                 self._taken[target] = len(self._pending)
         self._trim()
-        return [(row, f) for row, f in found if f and not any(map(math.isnan, f))]
+        return [
+            (row, shares)
+            for row, shares in found
+            if shares and not any(math.isnan(share.factor) for share in shares)
+        ]
 
     def _clear(self, target: int = -1) -> None:
         """Forget what was meant for one optimizer, or (of a module) for all."""
@@ -184,30 +212,50 @@ class _Monitor(Monitor):
             self._shares.forget()
             self._was_less.clear()
             return NO_EXAMPLES
-        found = [one for one in self._shares.observe(window) if _is_shared(one[1])]
-        if self._total == ONCE:
-            found = [one for one in found if len(one[1]) >= MIN_SHARES]
+        found = [one for one in self._shares.observe(window) if self._judges(one[1])]
         if not found:
             return NO_EXAMPLES
-        holds = [self._holds(int(window.calls.object[row]), factors) for row, factors in found]
+        holds = [self._holds(int(window.calls.object[row]), shares) for row, shares in found]
 
         def explain(index: int) -> Explanation:
-            row, factors = found[index]
-            return _explain(short(window.catalog.apis[int(window.calls.api[row])].name), factors)
+            row, shares = found[index]
+            name = short(window.catalog.apis[int(window.calls.api[row])].name)
+            spread = shares[0].spread if self._total == SPREAD else 0
+            return _explain(name, [share.factor for share in shares], spread)
 
         rows = np.array([row for row, _ in found], np.int64)
         return Examples.of_calls(window, rows, np.array(holds, np.bool_), explain)
 
-    def _holds(self, target: int, factors: Sequence[float]) -> bool:
+    def _judges(self, shares: Sequence[_Share]) -> bool:
+        """Return whether the claim says anything of a step of these shares."""
+        if self._total == SPREAD:
+            return _is_spread(shares)
+        is_shared = _is_shared([share.factor for share in shares])
+        return is_shared and (self._total != ONCE or len(shares) >= MIN_SHARES)
+
+    def _holds(self, target: int, shares: Sequence[_Share]) -> bool:
+        factors = [share.factor for share in shares]
         total = sum(factors)
         if self._total == AT_MOST:
             return len(factors) == 1 or total <= 1 + _TOLERANCE
-        is_once = self._total == ONCE
-        is_less = _is_divided_twice(factors) if is_once else total < 1 - _TOLERANCE
+        if self._total == SPREAD:
+            is_less = len(shares) < shares[0].spread
+        elif self._total == ONCE:
+            is_less = _is_divided_twice(factors)
+        else:
+            is_less = total < 1 - _TOLERANCE
         was_less, self._was_less[target] = self._was_less.get(target, False), is_less
         if is_less:
             return not was_less
-        return is_once or total <= 1 + _TOLERANCE
+        return self._total != WHOLE or total <= 1 + _TOLERANCE
+
+
+def _is_spread(shares: Sequence[_Share]) -> bool:
+    """Return whether a framework tells by how many it divides all of the losses, and does."""
+    spread = shares[0].spread
+    return all(
+        share.spread == spread > 0 and share.factor * spread <= 1 + _TOLERANCE for share in shares
+    )
 
 
 def _is_divided_twice(factors: Sequence[float]) -> bool:
@@ -224,12 +272,14 @@ def _is_shared(factors: Sequence[float]) -> bool:
     return max(factors) <= 1 and (len(factors) == 1 or min(factors) < 1)
 
 
-def _explain(name: str, factors: Sequence[float]) -> Explanation:
+def _explain(name: str, factors: Sequence[float], spread: int) -> Explanation:
     number = len(factors)
     backwards = "one backward leads" if number == 1 else f"{number} backwards lead"
     if len(set(factors)) == 1:
         twice = ", twice by their number" * (number >= MIN_SHARES and _is_divided_twice(factors))
         how = f"the loss of each is divided by {1 / factors[0]:g}{twice}"
+        if spread:
+            how += f", since {spread} micro-batches are set to be accumulated, and are not"
     else:
         how = f"their losses are multiplied by {', '.join(f'{f:g}' for f in factors[:8])}"
     short_of = "too small" if sum(factors) < 1 else "too large"
@@ -254,6 +304,7 @@ class _Proposer(Proposer):
         self._steps: dict[APIParam, _Shares] = {}
         self._sums: dict[APIParam, set[str]] = {}
         self._with_many: dict[APIParam, None] = {}
+        self._spread: dict[APIParam, None] = {}
 
     def observe(self, window: Window) -> None:
         # What is new counts from the window on in which it is called first.
@@ -269,7 +320,10 @@ class _Proposer(Proposer):
                 shares.forget()
                 continue
             sums = self._sums.setdefault(param, set())
-            for _, factors in shares.observe(window, starts.get(param, 0)):
+            for _, told in shares.observe(window, starts.get(param, 0)):
+                factors = [share.factor for share in told]
+                if _is_spread(told):
+                    self._spread[param] = None
                 if not _is_shared(factors):
                     continue
                 if len(factors) >= MIN_SHARES:
@@ -288,6 +342,8 @@ class _Proposer(Proposer):
     def hypotheses(self) -> Iterable[Hypothesis]:
         for step in self._with_many:
             yield Hypothesis(relation=LossShareRelation.name, params=(step,))
+        for step in self._spread:
+            yield Hypothesis(relation=LossShareRelation.name, params=(step, BACKWARD))
         for step, sums in self._sums.items():
             totals = []
             if "several" in sums and "more" not in sums:

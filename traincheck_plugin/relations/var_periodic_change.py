@@ -97,7 +97,8 @@ class VarPeriodicChangeRelation(Relation):
     def needs(self, params: tuple[Param, ...]) -> Plan:
         variables, _ = pair(self.name, params, VarTypeParam, ConstantParam)
         if variables.var_type == PARAMETER:
-            wanted = FULL_ATTRIBUTES["step"] - {("parameter", "copy")}
+            unused = {("parameter", "copy"), ("parameter", "module_requires_grad")}
+            wanted = FULL_ATTRIBUTES["step"] - unused
             return Plan(functions=frozenset(), attributes={"step": wanted})
         roles: tuple[Role, ...] = ("forward", "backward") if variables == FIXED else ("forward",)
         attributes = {

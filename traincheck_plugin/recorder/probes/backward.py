@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any
 
 import torch
 
 from traincheck_plugin.events import Frame
+from traincheck_plugin.recorder.accumulation import micro_batches
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.loss_graph import (
     Operations,
@@ -67,7 +70,7 @@ def _recorded(
             stack = tape.threads.stack
             if is_traced() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
-            loss = _Loss(tape, texts, args, kwargs) if counts else None
+            loss = _Loss(tape, texts, args, kwargs, sys._getframe(1)) if counts else None
             return tape.around(
                 "backward",
                 api,
@@ -92,6 +95,7 @@ class _Loss:
         tape: of the recording.
         texts: those that were told already, by what they are of.
         args, kwargs: of the call.
+        caller: frame of what calls.
     """
 
     def __init__(
@@ -100,8 +104,10 @@ class _Loss:
         texts: dict[str, set[str]],
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
+        caller: FrameType,
     ) -> None:
         self._tape = tape
+        self._caller = caller
         self._texts = texts
         loss = args[0] if args else None
         given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
@@ -113,15 +119,20 @@ class _Loss:
     def note(self, arguments: int) -> int:
         """Return the code *arguments* with what there is to tell of the loss.
 
-        ``factor`` is the constant that it was multiplied by, if any; ``again`` is there where an
-        earlier backward went through it, too; ``formula`` is how it is computed, and ``settings``
-        are those of all operations that do; ``draws`` tells where went what was drawn at random.
+        ``factor`` is the constant that it was multiplied by, if any; ``accumulates`` over how many
+        micro-batches a framework spreads the step that it is for, where one tells; ``again`` is
+        there where an earlier backward went through it, too; ``formula`` is how it is computed, and
+        ``settings`` are those of all operations that do; ``draws`` tells where went what was drawn
+        at random.
         """
         if self._node is None:
             return arguments
         factor, node = constant_factor(self._node)
         if factor != 1.0:
             arguments = self._tape.signatures.extended(arguments, "factor", repr(factor))
+        number = micro_batches(self._caller)
+        if number:
+            arguments = self._tape.signatures.extended(arguments, "accumulates", str(number))
         if self._is_loss:
             if was_passed(node):
                 arguments = self._tape.signatures.extended(arguments, "again", "yes")
