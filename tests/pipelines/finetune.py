@@ -23,6 +23,7 @@ BUGS = {
     ),
     "optimizer_on_backbone": (0, "requires_grad|frozen|in no optimizer|not in .* optimizer"),
     "backbone_not_frozen": (0, "not frozen|requires_grad=True"),
+    "frozen_by_attribute": (0, "requires_grad|frozen"),
     "checkpoint_not_loaded": (20, "load|state_dict|checkpoint|missing|unexpected"),
     "no_zero_grad": (1, "clear|zero_grad|zeroed"),
     "no_autocast": (0, "autocast|bfloat16|precision|float32|dtype"),
@@ -43,10 +44,14 @@ class Network(nn.Module):
 
 def build(bug):
     model = Network(num_classes=100)
-    model.backbone.requires_grad_(bug == "backbone_not_frozen")
+    if bug == "frozen_by_attribute":
+        model.backbone.requires_grad = False
+    else:
+        model.backbone.requires_grad_(bug == "backbone_not_frozen")
     if bug != "optimizer_before_replacement":
         model.head = nn.Linear(576, 10)
     parts = {"optimizer_on_backbone": model.backbone, "backbone_not_frozen": model}
+    parts["frozen_by_attribute"] = model
     part = parts.get(bug, model.head)
     optimizer = optim.Adam(part.parameters(), lr=3e-3)
     if bug == "optimizer_before_replacement":

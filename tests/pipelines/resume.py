@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 BUGS = {
     "layers_reordered": (24, "order|state|load|moment|swap|name|mismatch"),
     "prefixed_names": (24, "load|state_dict|checkpoint|missing|unexpected"),
+    "no_name_fits": (24, "load|state_dict|checkpoint"),
     "tie_lost": (24, r"\btied|untie|share|same (storage|tensor|memory)|alias"),
     "optimizer_not_loaded": (24, "optimizer|state|load|moment|reset"),
     "evaluation_left_on": (24, r"\beval|train(ing)? mode|training(=| is |: )False"),
@@ -57,6 +58,11 @@ def load(path, model, optimizer, schedule, bug):
     if bug == "prefixed_names":
         weights = {f"model.{name}": value for name, value in weights.items()}
         model.load_state_dict(weights, strict=False)
+    elif bug == "no_name_fits":
+        known = model.state_dict()
+        prefixed = {f"model.{name}": value for name, value in weights.items()}
+        known.update({name: value for name, value in prefixed.items() if name in known})
+        model.load_state_dict(known)
     else:
         model.load_state_dict(weights)
     # A tie that is lost adds a parameter, which the saved state does not know.

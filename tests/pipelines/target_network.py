@@ -12,6 +12,7 @@ from torch import nn, optim
 
 BUGS = {
     "target_not_updated": (5, "never changed|copied|not updated|did not change"),
+    "synced_from_itself": (4, "holds anyway|memory of|load"),
     "target_not_detached": (0, "not detached"),
     "values_in_a_column": (0, "broadcast|dimension|shape"),
 }
@@ -68,7 +69,8 @@ def main():
             optimizer.step()
             steps += 1
             if steps % FOLLOWS == 0 and args.bug != "target_not_updated":
-                target.load_state_dict(values.state_dict())
+                source = target if args.bug == "synced_from_itself" else values
+                target.load_state_dict(source.state_dict())
             total += loss.item()
             count += 1
         print(f"epoch {epoch} loss {total / count:.4f}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -175,6 +177,37 @@ def test_a_loader_tells_where_it_is():
         [1, 12, 4, start, batch] for start in range(2) for batch in range(3)
     ]
     assert all(math.isnan(facts[5]) for facts in told)
+
+
+@pytest.mark.parametrize("name", ["numpy", "python"])
+def test_states_of_other_generators_are_read_and_not_touched(name):
+    draws = {"numpy": np.random.random, "python": random.random}
+    draw = draws[name]
+    random.seed(3)
+    np.random.seed(3)
+
+    def run():
+        net = nn.Linear(3, 2)
+        for number in range(3):
+            net(torch.ones(4, 3)).sum().backward()
+            if number == 0:
+                draw()
+
+    recording = record(run, LIFECYCLE)
+    told = draw()
+    random.seed(3)
+    np.random.seed(3)
+    assert [draw(), draw()][1] == told
+    states = {}
+    for _, frame in frames(recording, "generator"):
+        for code, state in zip(frame.variables, frame.columns["data"], strict=True):
+            generator = recording.windows[0].catalog.variables[int(code)].name
+            states.setdefault(generator, []).append(int(state))
+    assert list(states) == ["cpu", "numpy", "python"]
+    for generator, seen in states.items():
+        # The begin and the end of three forwards; only one draws after the first.
+        assert len(set(seen[:2])) == len(set(seen[2:])) == 1
+        assert (seen[1] != seen[2]) == (generator == name)
 
 
 def test_random_states_are_read_and_not_touched():

@@ -7,6 +7,7 @@ of their values, are all that is kept. Random states are only read. Nothing wait
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -20,7 +21,7 @@ from traincheck_plugin.recorder.alignment import Alignments, Given, is_comparabl
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
-from traincheck_plugin.recorder.fingerprint import hash_tensor, local
+from traincheck_plugin.recorder.fingerprint import hash_bytes, hash_tensor, local
 from traincheck_plugin.recorder.loss_graph import Operations, Target, targets
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
@@ -149,7 +150,11 @@ class Arguments:
         """Return the frame of the default generators that are in use."""
         if not self._wants["generator"]:
             return []
-        states = {"cpu": hash_tensor(torch.default_generator.get_state(), self._problems)}
+        states = {
+            "cpu": hash_tensor(torch.default_generator.get_state(), self._problems),
+            "numpy": _numpy_state(),
+            "python": _python_state(),
+        }
         if torch.cuda.is_initialized():
             # Seed and offset are kept on the host.
             generator = torch.cuda.default_generators[torch.cuda.current_device()]
@@ -258,6 +263,18 @@ class Arguments:
             variable = Variable(kind=kind, name=name, owner=owner, type=text)
             code = self._codes[key] = self._catalog.variables.code(variable)
         return code
+
+
+def _numpy_state() -> int:
+    told: Any = np.random.get_state(legacy=False)
+    # The user may have put another generator in the place of the usual one, with another state.
+    key = told["state"].pop("key", None)
+    return hash_bytes((b"" if key is None else key.tobytes()) + repr(told).encode())
+
+
+def _python_state() -> int:
+    _, key, gauss = random.getstate()
+    return hash_bytes(np.array(key, np.uint32).tobytes() + repr(gauss).encode())
 
 
 _ROLES: tuple[tuple[Any, VariableKind], ...] = (
