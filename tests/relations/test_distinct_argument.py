@@ -363,10 +363,10 @@ def test_unusual_healthy_training_is_silent(train):
     assert failures(train) == [[], [], []]
 
 
-def state_windows(states, cuts):
+def state_windows(states, cuts=(), name="cpu"):
     """Tell forwards that begin and end with the given random states, one a step."""
     run = RunBuilder()
-    codes = run.parameters("cpu", kind="generator", owner="torch")
+    codes = run.parameters(name, kind="generator", owner="torch")
     windows = []
     for number, (begin, end) in enumerate(states):
         if number in cuts:
@@ -400,6 +400,22 @@ def test_states_as_a_naive_reference_has_them(seed):
     held = [holds for _, holds in labels(RELATION, (STATES,), state_windows(states, cuts))]
 
     assert held == naive(states)
+
+
+@pytest.mark.parametrize(
+    ("name", "states", "expected"),
+    [
+        # Each evaluation seeds it, and one draws more than the other.
+        ("numpy", [1, 1, 1, 2, 2, 2, 3, 3, 3, 2, 2, 2], []),
+        # Samples are augmented with it, and it is seeded anew in each epoch.
+        ("numpy", [1, 2, 3, 4, 1, 2, 3, 4], [True] * 3 + [False] * 4),
+        # Loaders draw once in an epoch.
+        ("cpu", [1, 1, 1, 2, 2, 2, 1, 1, 1], [True, False]),
+    ],
+)
+def test_a_generator_that_training_does_not_draw_from_may_return(name, states, expected):
+    windows = state_windows([(state, state) for state in states], name=name)
+    assert [holds for _, holds in labels(RELATION, (STATES,), windows)] == expected
 
 
 def test_proposed_is_what_is_seen():

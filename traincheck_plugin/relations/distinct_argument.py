@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
@@ -341,16 +342,23 @@ def _same_order(batch: Delivery) -> Explanation:
     )
 
 
+LOADERS = frozenset({"cpu", "cuda"})
+"""Names of the generators that data loaders draw from, once in an epoch."""
+
+
 class _States(Monitor):
     """Judges the state in which random generators are when a forward in training begins.
 
     A state that nobody has left since is nothing new. Within a step a model may be meant to draw
-    the same again.
+    the same again. Of generators that loaders do not draw from once in an epoch, only those are
+    judged that move from one forward to the next mostly: others may be seeded for evaluations.
     """
 
     def __init__(self) -> None:
         self._seen: dict[tuple[int, int], dict[int, int]] = {}
         self._left: dict[int, int] = {}
+        self._num_moves: Counter[int] = Counter()
+        self._num_looks: Counter[int] = Counter()
         self._beginnings = Beginnings()
 
     def observe(self, window: Window) -> Examples:
@@ -364,8 +372,13 @@ class _States(Monitor):
                 resets = [one for one in resets if one > time]
                 self._seen.clear()
             for code, state in states:
+                self._num_looks[code] += is_begin
+                self._num_moves[code] += self._left.get(code, state) != state
                 if is_begin:
                     held = self._judge((int(window.calls.object[row]), code), state, step)
+                    draws_rarely = 2 * self._num_moves[code] < self._num_looks[code]
+                    if draws_rarely and window.catalog.variables[code].name not in LOADERS:
+                        held = None
                     if held is not None:
                         why = None if held else partial(self._explain, *window.at(row))
                         judged.append((row, why))
