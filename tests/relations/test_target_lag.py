@@ -51,6 +51,7 @@ def _windows(
         for lags in backwards[step : step + num_each]:
             with run.calling("torch.Tensor.backward", role="backward"):
                 run.frame("begin", rows, value=list(lags))
+        run.call("torch.optim.Adam.step", object="torch.optim.Adam#0")
         windows.append(run.window())
     return windows
 

@@ -248,10 +248,12 @@ class _NextMonitor(Monitor):
 
     def observe(self, window: Window) -> Examples:
         excuses = self._excuses.of(window.catalog)
-        nearest: dict[str, tuple[int, _Seen]] = {}
+        steps = window.catalog.contexts.column("step")
+        nearest: dict[tuple[str, int], tuple[int, _Seen]] = {}
         for row, one in _classes(window):
-            if one.model not in nearest or one.lag < nearest[one.model][1].lag:
-                nearest[one.model] = row, one
+            key = one.model, int(steps[window.calls.context[row]])
+            if key not in nearest or one.lag < nearest[key][1].lag:
+                nearest[key] = row, one
         judged = [
             (row, one)
             for row, one in nearest.values()
