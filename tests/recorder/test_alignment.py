@@ -104,6 +104,18 @@ def test_padding_and_constants_say_nothing():
     assert math.isnan(lags(torch.arange(4), torch.arange(4))[0])
 
 
+@pytest.mark.parametrize("host", ["cpu", "none"])
+def test_targets_among_the_inputs_are_left_out_where_they_tell_what_does_not_count(host):
+    tokens = torch.arange(60).reshape(3, 20) % 7
+    labels = functional.pad(tokens[:, 1:], (0, 1), value=-100)
+    target = functional.pad(labels[:, 1:], (0, 1), value=-100)
+    shifted_twice, itself = lags(target, tokens, labels, ignored=-100, host=host)
+    assert shifted_twice == 2
+    assert math.isnan(itself)
+    # A class that does not count may be in any input, as padding is.
+    assert lags(tokens[:, 1:], tokens, ignored=0, host=host) == [1]
+
+
 def test_what_is_not_compared():
     text = torch.randint(50, (8, 40))
     weight = torch.randn(8, 40, requires_grad=True)

@@ -117,8 +117,8 @@ class Alignments:
         """Return pairs of a target and an input, and the lag of each; those of a device come later.
 
         The lag is how many places after an element of the target the same is found in the input,
-        row by row; `NOWHERE` where it is not there, NaN where the target says too little or the
-        input was not looked at.
+        row by row; `NOWHERE` where it is not there, NaN where the target says too little, the input
+        was not looked at, or is the target itself.
         """
         self._is_used = True
         pairs = [
@@ -187,6 +187,10 @@ class Alignments:
         num_wanted = min(_MAX_SAMPLED // num_rows, _MAX_COMPARED // given[:num_rows].numel())
         stride = -(-length // max(1, num_wanted))
         given = given[:num_rows].flatten(1)
+        # What a loss leaves out by a number that is no class is in no input but the targets.
+        is_target = torch.zeros_like(given[0, :1], dtype=torch.bool)
+        if ignored is not None and ignored < 0:
+            is_target = torch.eq(given, ignored).any()
         sampled = target[:num_rows, :length:stride]
         is_known = (
             torch.ones_like(sampled, dtype=torch.bool) if ignored is None else (sampled != ignored)
@@ -195,13 +199,16 @@ class Alignments:
             # Padding, and whatever else is the same all along, is found at any place.
             is_known &= sampled != target[:num_rows, 1::stride]
         is_same = (given[:, None, :] == sampled[:, :, None]) & is_known[:, :, None]
-        parts = (is_same.sum(0), sampled, is_known)
+        parts = (is_same.sum(0), sampled, is_known, is_target)
         vector = torch.cat([part.reshape(-1).to(widest(sampled.device)) for part in parts])
         num_sampled = sampled.shape[1]
 
         def receive(numbers: Array) -> None:
-            sizes = num_sampled * num_series * width, num_rows * num_sampled
-            counts, values, known = np.split(numbers, np.cumsum(sizes))
+            num_values = num_rows * num_sampled
+            sizes = num_sampled * num_series * width, num_values, num_values
+            counts, values, known, is_target = np.split(numbers, np.cumsum(sizes))
+            if is_target[0]:
+                return
             found = lag_of(
                 counts.reshape(num_sampled, num_series, width),
                 values.reshape(num_rows, num_sampled),
