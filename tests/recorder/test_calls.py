@@ -413,7 +413,7 @@ def test_a_load_tells_how_much_of_the_module_it_loaded(state, strict, expected):
         (lambda model: model.state_dict(), {"assign": True}, False),
     ],
 )
-@pytest.mark.parametrize("made_anew", ["", "and nothing else", "and written to"])
+@pytest.mark.parametrize("made_anew", ["", "and nothing else", "and loaded", "and written to"])
 @pytest.mark.parametrize("is_saved", [False, True])
 def test_a_load_tells_where_it_is_given_memory_of_the_module(
     kept, options, is_own, made_anew, is_saved
@@ -435,10 +435,18 @@ def test_a_load_tells_where_it_is_given_memory_of_the_module(
         if made_anew == "and written to":
             # A checkpoint may be read into it, in place.
             model.state_dict()["0.weight"].fill_(0.5)
+        if made_anew == "and loaded":
+            # Averaged weights, to be swapped back.
+            model.load_state_dict({k: v * 0.5 for k, v in model.state_dict().items()})
         model.load_state_dict(best, **options)
 
-    (load,) = record(train).named("torch.nn.Module.load_state_dict")
-    expected = {"": ["kept"], "and nothing else": ["unchanged"], "and written to": []}[made_anew]
+    (*_, load) = record(train).named("torch.nn.Module.load_state_dict")
+    expected = {
+        "": ["kept"],
+        "and nothing else": ["unchanged"],
+        "and loaded": ["loaded"],
+        "and written to": [],
+    }[made_anew]
     told = [item.value for item in load.outputs if item.path == "own"]
     assert told == (expected if is_own else [])
 

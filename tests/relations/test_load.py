@@ -45,15 +45,18 @@ def test_a_failure_names_the_call_and_the_module() -> None:
 
 
 def test_a_module_that_is_given_its_own_memory_is_told() -> None:
-    window = _loads("all", "all own=kept", "", "none", "some own=unchanged")
+    window = _loads("all", "all own=kept", "", "none", "some own=unchanged", "all own=loaded")
     found = labels(RELATION, (OTHER,), [window])
-    assert [holds for _, holds in found] == [True, False, True, False]
+    assert [holds for _, holds in found] == [True, False, True, False, False]
     explain = RELATION.monitor((OTHER,)).observe(window).explain
-    kept, unchanged = explain(1).cause, explain(3).cause
+    kept, unchanged, loaded = (explain(index).cause for index in (1, 3, 4))
     assert kept is not None
     assert unchanged is not None
+    assert loaded is not None
     assert "the memory of __main__.Net#0 itself: its state_dict() was kept" in kept.text
+    assert kept.text.endswith("went on with the training")
     assert "nothing else came into its state_dict()" in unchanged.text
+    assert loaded.text.endswith("what was loaded meanwhile is in it, too")
     assert RELATION.severity((OTHER,)) == "warning"
     assert RELATION.severity((LOADS,)) == "critical"
 

@@ -21,6 +21,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.loads import (
+    LOADED,
     MODULE_LOAD,
     OUTCOME,
     OWN,
@@ -105,12 +106,16 @@ def _nothing(target: str, call: str, how: str) -> Explanation:
     )
 
 
+_WHY = {
+    UNCHANGED: "nothing else came into its state_dict() before it was loaded",
+    LOADED: "so that what was loaded meanwhile is in it, too",
+}
+
+
 def _itself(target: str, call: str, how: str) -> Explanation:
-    why = (
-        "nothing else came into its state_dict() before it was loaded"
-        if how == UNCHANGED
-        else "its state_dict() was kept and not copied, so that it went on with the training"
-    )
+    why = _WHY.get(how, "so that it went on with the training")
+    if how != UNCHANGED:
+        why = f"its state_dict() was kept and not copied, {why}"
     return Explanation(
         message=f"load_state_dict loaded what {target} holds anyway",
         cause=Cause(

@@ -14,9 +14,9 @@ OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"
 OUTCOME = "loaded"
 """What the result of a load is recorded as."""
 
-OWN, UNCHANGED = "own", "unchanged"
+OWN, UNCHANGED, LOADED = "own", "unchanged", "loaded"
 """What is told besides, where all that was loaded was the memory of the module itself: kept since
-an earlier training step, or of this one and `UNCHANGED`."""
+an earlier training step, or of this one and `UNCHANGED`, or with something `LOADED` since."""
 
 UNTIED = "untied"
 """What is told besides, where tensors that are one in what is loaded are two in the module."""

@@ -26,9 +26,10 @@ class CheckpointsProbe:
     """Observes `torch.save`, `torch.load` and the state dicts of modules and optimizers."""
 
     def __init__(self) -> None:
-        # In which training step each tensor of a state dict of a module was made, and how often it
-        # had been written to.
+        # Of each tensor of a state dict of a module: in which training step it was made, how often
+        # it had been written to, and how often something had been loaded into the module.
         self._made = WeakIdKeyDictionary()
+        self._num_loads = WeakIdKeyDictionary()
 
     def attach(self, tape: Tape, patches: Patches) -> None:
         """Patch the methods and replace the functions in every namespace."""
@@ -67,9 +68,10 @@ class CheckpointsProbe:
     def _note(self, tape: Tape, args: Any, kwargs: Any, result: Any) -> int:
         """Note that a state dict is made."""
         if isinstance(result, Mapping):
+            num_loads = self._num_loads.get(args[0], 0)
             for value in result.values():
                 if isinstance(value, torch.Tensor):
-                    self._made[value] = tape.tracker.step, _version(value)
+                    self._made[value] = tape.tracker.step, _version(value), num_loads
         return NONE
 
     def _loaded(
@@ -81,6 +83,7 @@ class CheckpointsProbe:
         whether tensors are one in the state dict that are two in the module.
         """
         state = _state_of(args, kwargs)
+        self._num_loads[args[0]] = self._num_loads.get(args[0], 0) + 1
         own = "" if _assigns(args, kwargs) else self._own(args[0], state, tape.tracker.step)
         untied = "yes" if _is_untied(args[0], state) else ""
         loaded = _loaded_of_module(args[0], state, result)
@@ -90,12 +93,14 @@ class CheckpointsProbe:
         """Return how all that a load finds was the module's memory; "" where it was not.
 
         ``kept`` is a state dict of an earlier training step, ``unchanged`` one of this step that
-        nothing was written to: a checkpoint may be read into a state dict that is made for it.
+        nothing was written to, and ``loaded`` one that was only written to by loads into the
+        module: a checkpoint may be read into a state dict that is made for it.
         """
         is_kept = False
-        # The load itself writes once for each name: a tied tensor has several.
+        since = set()
+        # A load writes once for each name: a tied tensor has several.
         num_writes: Counter[int] = Counter()
-        num_loads: Counter[int] = Counter()
+        num_names: Counter[int] = Counter()
         for name, tensor in itertools.chain(
             module.named_parameters(remove_duplicate=False),
             module.named_buffers(remove_duplicate=False),
@@ -104,13 +109,19 @@ class CheckpointsProbe:
             if isinstance(given, torch.Tensor) and given.numel():
                 if not _is_same_memory(given, tensor):
                     return ""
-                made, version = self._made.get(given, (step, 0))
+                made, version, num_loads = self._made.get(given, (step, 0, 0))
                 is_kept = is_kept or made < step
                 num_writes[given.data_ptr()] = _version(given) - version
-                num_loads[given.data_ptr()] += 1
+                num_names[given.data_ptr()] += 1
+                since.add(self._num_loads[module] - num_loads)
         if is_kept:
             return "kept"
-        return "unchanged" if num_loads and num_writes == num_loads else ""
+        if len(since) != 1:
+            return ""
+        (number,) = since
+        if any(num_writes[place] != number * names for place, names in num_names.items()):
+            return ""
+        return "unchanged" if number == 1 else "loaded"
 
 
 def _optimizer_api(tape: Tape, name: str, optimizer: Any) -> int:
