@@ -249,9 +249,12 @@ class FrameTaker:
             if "grad_dtype" in names:
                 columns["grad_dtype"] = table.spread(self._dtypes_of(gradients))
         if "module_requires_grad" in names:
-            flags = list(map(_requires_grad, alive))
-            told = structure.told_by_modules(alive, flags)
-            columns["module_requires_grad"] = table.spread(np.array(told, np.bool_))
+            told = structure.told_by_modules()
+            if not told and "requires_grad" in columns:
+                columns["module_requires_grad"] = columns["requires_grad"]
+            else:
+                flags = [told.get(id(tensor), _requires_grad(tensor)) for tensor in alive]
+                columns["module_requires_grad"] = table.spread(np.array(flags, np.bool_))
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "placement" in names:

@@ -103,22 +103,16 @@ class Structure:
             and all(holding[0]() is not None for holding in self.holdings)
         )
 
-    def told_by_modules(self, parameters: list[Any], flags: list[bool]) -> list[bool]:
-        """Return what modules say of whether parameters require gradients.
+    def told_by_modules(self) -> dict[int, bool]:
+        """Return what modules say of whether parameters require gradients, by ids of these.
 
-        An attribute ``requires_grad`` that is set on a module is none of its parameters.
-
-        Args:
-            parameters: to be told of.
-            flags: what they say themselves, which counts where no module says anything.
+        An attribute ``requires_grad`` that is set on a module is none of its parameters. There is
+        hardly ever one.
         """
         modules = [module for reference in self.modules if (module := reference()) is not None]
         telling = [module for module in modules if type(_flag_of(module)) is bool]
-        if not telling:
-            return flags
         # Roots come first, so that the innermost has the last word.
-        told = {id(p): _flag_of(module) for module in telling for p in module.parameters()}
-        return [told.get(id(p), flag) for p, flag in zip(parameters, flags, strict=True)]
+        return {id(p): _flag_of(module) for module in telling for p in module.parameters()}
 
     def training_flags(self) -> list[float]:
         """Return 1 for each module in training mode, 0 for the others."""

@@ -178,14 +178,18 @@ def is_placed(window: Window, row: int) -> bool:
 
 def factor(window: Window, row: int) -> float:
     """Return the constant that the loss of a backward was multiplied by; NaN if unknown."""
-    items = window.catalog.signature(int(window.calls.inputs[row]))
-    return next((float(str(item.value)) for item in items if item.path == "factor"), 1.0)
+    return float(_noted(window, row, "factor") or 1.0)
 
 
 def accumulates(window: Window, row: int) -> int:
     """Return how many micro-batches what calls a backward is set to accumulate; 0 if unknown."""
+    return int(_noted(window, row, "accumulates") or 0)
+
+
+def _noted(window: Window, row: int, path: str) -> str:
+    """Return what is noted at *path* among the arguments of a call; "" where nothing is."""
     items = window.catalog.signature(int(window.calls.inputs[row]))
-    return next((int(str(item.value)) for item in items if item.path == "accumulates"), 0)
+    return next((str(item.value) for item in items if item.path == path), "")
 
 
 def tells(window: Window, rows: Int64, path: str) -> Bool:
