@@ -256,6 +256,10 @@ def decode_signature(text: str) -> tuple[Item, ...]:
     return tuple(items)
 
 
+MAX_SAMPLES = 64
+"""Samples of a tensor that are told: those with the smallest keys, so that another batch with the
+same samples tells them, too."""
+
 NOWHERE = math.inf
 """The lag of a target that is not in the input of the model."""
 

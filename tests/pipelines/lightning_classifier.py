@@ -19,6 +19,7 @@ BUGS = {
     "scheduler_not_returned": (1, r"schedul|\blr\b|learning rate"),
     "detached_features": (0, "detach|(no|without) gradient|gradient .*(None|missing)|not reach"),
     "labels_shuffled": (0, "label|shuffl|permut"),
+    "validated_on_training_data": (0, "evaluated on what it is trained on|overlap"),
 }
 
 
@@ -57,7 +58,8 @@ class Classifier(L.LightningModule):
 
     def on_train_epoch_end(self):
         mean = sum(self.losses) / len(self.losses)
-        print(f"epoch {self.current_epoch + 1} train loss {mean:.4f}")
+        held_out = self.trainer.callback_metrics["val_loss"]
+        print(f"epoch {self.current_epoch + 1} train loss {mean:.4f} validation {held_out:.4f}")
         self.losses.clear()
 
     def configure_optimizers(self):
@@ -84,7 +86,8 @@ def main():
 
     train_set, test_set = load_digits(640, 128)
     train_loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
-    test_loader = DataLoader(test_set, batch_size=64)
+    held_out = train_set if args.bug == "validated_on_training_data" else test_set
+    test_loader = DataLoader(held_out, batch_size=64)
 
     model = Classifier(lr=3e-3, bug=args.bug)
     if args.bug == "left_in_eval":

@@ -12,17 +12,17 @@ from torch.nn import functional
 
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder.arguments import MIN_TARGET
+from traincheck_plugin.recorder.arguments import MIN_NUMBERS, MIN_TARGET
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.samples import (
     MAX_PICKED,
     MAX_ROWS,
-    MAX_SAMPLES,
     _keys,
     keys_of,
     picked,
     tell,
 )
+from traincheck_plugin.vocabulary import MAX_SAMPLES
 
 
 def told(samples, targets, host="cpu"):
@@ -193,6 +193,40 @@ def test_a_forward_tells_the_samples_of_real_numbers():
     assert len(set(found[0][1].columns["data"].tolist())) == 6
     twice = found[1][1].columns["data"].tolist()
     assert (len(twice), len(set(twice))) == (8, 4)
+
+
+@pytest.mark.parametrize("width", [MIN_NUMBERS, MIN_NUMBERS - 1])
+@pytest.mark.parametrize("without", [torch.no_grad, torch.inference_mode])
+def test_samples_of_whole_numbers_and_those_of_evaluations_are_told(width, without):
+    tokens = torch.arange(6 * width).view(6, width)
+
+    def train():
+        model = nn.Sequential(nn.Embedding(6 * width, 2), nn.Flatten(), nn.Linear(2 * width, 1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        model(tokens).sum().backward()
+        optimizer.step()
+        with without():
+            model(tokens[2:])
+        # With gradients it is no evaluation, whatever the mode.
+        model.eval()(tokens)
+
+    recording = record(train, Plan.full())
+    contexts = recording.windows[0].catalog.contexts
+    found = [
+        (contexts[int(frame.context)].grad_enabled, set(frame.columns["data"].tolist()))
+        for window in recording.windows
+        for frame in window.frames
+        if window.kind(frame) == "sample" and "value" not in frame.columns
+    ]
+    assert not recording.problems
+    if width < MIN_NUMBERS:
+        assert not found
+    else:
+        (trains, first), (evaluates, second) = found
+        assert trains
+        assert not evaluates
+        assert (len(first), len(second)) == (6, 4)
+        assert second < first
 
 
 @pytest.mark.parametrize("width", [MIN_TARGET, MIN_TARGET - 1])

@@ -41,7 +41,7 @@ def _rule(which: str, root: str = "__main__.Net") -> tuple[Param, ...]:
 def _windows(batches: Sequence[Batch], epochs: Sequence[int] = ()) -> list[Window]:
     run, windows = RunBuilder(), []
     [code, target] = run.variables(
-        Variable(kind="sample", name="0", owner="__main__.Net#0", type="torch.Tensor"),
+        Variable(kind="sample", name="0", owner="__main__.Net#0", type="torch.float32"),
         Variable(kind="sample", name="0", owner="__main__.Net#0", type="nll_loss"),
     )
     for step, batch in enumerate(batches):
@@ -144,7 +144,7 @@ def test_it_is_said_what_comes_again() -> None:
 def test_what_was_not_observed_is_not_compared() -> None:
     run = RunBuilder()
     [code] = run.variables(
-        Variable(kind="sample", name="0", owner="__main__.Net#0", type="torch.Tensor")
+        Variable(kind="sample", name="0", owner="__main__.Net#0", type="torch.float32")
     )
     monitor = RELATION.monitor(_rule(BETWEEN))
     held = []

@@ -46,6 +46,9 @@ MAX_TOLD = 4
 MIN_TARGET = 8
 """Elements that the target of a sample has where it is told: a few may be those of another."""
 
+MIN_NUMBERS = 4
+"""Whole numbers that a sample has where it is told."""
+
 MAX_BYTES = 1 << 18
 """Of a larger tensor, `_SLICES` slices of it that have this size together."""
 
@@ -116,6 +119,15 @@ class Arguments:
                 frames += self._of_samples(owner, call, given, "end")
         return frames + self.of_generators(call, "end")
 
+    def of_evaluation(
+        self, call: OpenCall, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+    ) -> list[Frame]:
+        """Return the frames of a forward without gradients that ends."""
+        if not self._tells_samples:
+            return []
+        given = [*_tensors(args), *_tensors(kwargs or {})]
+        return list(self._of_samples(self._labels.text(call.subject), call, given, "end"))
+
     def of_loss(self, call: OpenCall, known: Operations) -> list[Frame]:
         """Return the frames of the targets of a loss: where they are, and of which sample."""
         is_compared = any(self._wants[kind] for kind in _COMPARED)
@@ -125,7 +137,8 @@ class Arguments:
         frames: list[Frame] = []
         if self._tells_samples:
             for operation, values, *_ in found:
-                if values.dim() and values.numel() >= MIN_TARGET * len(values):
+                is_real = values.is_floating_point()
+                if is_real and values.dim() and values.numel() >= MIN_TARGET * len(values):
                     frames += self._of_samples(operation, call, [("target", values)], "begin")
         if self._wants["target"]:
             pairs, lags = self._alignments.of(found)
@@ -177,16 +190,16 @@ class Arguments:
     def _of_samples(
         self, owner: str, call: OpenCall, found: list[tuple[str, Tensor]], phase: Phase
     ) -> Iterator[Frame]:
-        """Yield the frames of the samples in tensors of real numbers."""
-        real = [one for one in found if one[1].is_floating_point() and is_comparable(one[1])]
-        for path, tensor in real[:MAX_TOLD]:
+        """Yield the frames of the samples in some tensors."""
+        told = [one for one in found if is_comparable(one[1]) and _tells_samples(one[1])]
+        for path, tensor in told[:MAX_TOLD]:
             samples = picked(tensor, len(tensor))
             keys = None
             if samples is not None:
                 keys = keys_of(samples, self._readings, DeviceReader.HOST)
             if keys is not None:
                 codes = np.full(
-                    len(keys), self._code("sample", owner, path, type(tensor)), np.int32
+                    len(keys), self._code("sample", owner, path, str(tensor.dtype)), np.int32
                 )
                 yield self._frame(call, phase, codes, data=keys)
 
@@ -309,6 +322,11 @@ def _tensors(value: Any, path: str = "", depth: int = 0) -> list[tuple[str, Tens
         if not isinstance(one, (int, float, str))
         for found in _tensors(one, prefix + name, depth + 1)
     ]
+
+
+def _tells_samples(tensor: Tensor) -> bool:
+    """Return whether the rows of a tensor differ as samples do: of whole numbers, longer ones."""
+    return tensor.is_floating_point() or tensor.numel() >= MIN_NUMBERS * len(tensor)
 
 
 def _part(tensor: Tensor) -> Tensor:

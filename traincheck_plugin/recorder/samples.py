@@ -10,16 +10,12 @@ import torch
 
 from traincheck_plugin.recorder.device_fingerprint import odd_weights
 from traincheck_plugin.recorder.readings import DeviceReadings, widest
-from traincheck_plugin.vocabulary import Array
+from traincheck_plugin.vocabulary import MAX_SAMPLES, Array
 
 Tensor = torch.Tensor
 
 MAX_ROWS = 1024
 """Samples of a batch that are looked at."""
-
-MAX_SAMPLES = 64
-"""Of these are told those with the smallest keys: another batch with the same samples tells them,
-too."""
 
 MAX_PICKED = 256
 """Elements of a sample, and of its target, that are looked at, spread over all of them."""

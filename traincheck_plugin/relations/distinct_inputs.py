@@ -157,11 +157,14 @@ class _Given:
 def _samples(window: Window) -> list[tuple[str, int, Array]]:
     """Return the samples of each class in each window, with the row of the last forward."""
     found: dict[tuple[int, str], tuple[int, list[Array]]] = {}
+    enabled = window.catalog.contexts.column("grad_enabled")[window.calls.context]
     for row, frame in frames_of(window, "sample"):
         if "value" not in frame.columns:
-            owner = window.catalog.variables[int(frame.variables[0])].owner
+            variable = window.catalog.variables[int(frame.variables[0])]
+            if not enabled[row] or "float" not in variable.type:
+                continue
             position = int(window.position_of(np.array([row]))[0])
-            key = position, owner.partition("#")[0]
+            key = position, variable.owner.partition("#")[0]
             _, keys = found.get(key, (row, []))
             found[key] = row, [*keys, frame.columns["data"]]
     return [(root, row, np.concatenate(keys)) for (_, root), (row, keys) in found.items()]

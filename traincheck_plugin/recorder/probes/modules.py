@@ -241,6 +241,8 @@ class ModulesProbe(Doorbell):
                 if entry.trains:
                     # Before the forward torch does not tell the keywords.
                     tape.note(entry, lambda call: tape.arguments.of_forward(call, args, kwargs))
+                elif not is_grad_enabled() and self._owns_parameters(module):
+                    tape.note(entry, lambda call: tape.arguments.of_evaluation(call, args, kwargs))
             tape.close(entry, error.__name__ if error is not None else "", outputs)
 
     def _owns_parameters(self, module: Any) -> bool:
