@@ -22,6 +22,7 @@ RELATION = RandomDrawsRelation()
 ADDED, COMPARED, TOLD = "mul:float2", "mse_loss:float2", "embedding:float2"
 NOISE = f"randn>{COMPARED},{ADDED}"
 ANEW = f"randn>{COMPARED} randn>{ADDED}"
+SOURCE = NOISE.replace(">", "<")
 
 
 def _known(text: str = NOISE, after: str = "Net") -> tuple[Param, ...]:
@@ -96,12 +97,51 @@ def _proposed(draws: Sequence[str], *, runs: int = 1) -> list[object]:
 
 def test_the_reference_tells_what_goes_together() -> None:
     several = [NOISE, f"{NOISE} rand>{TOLD}", f"randn>{COMPARED},{ADDED},{TOLD}"]
-    assert _proposed([*several, NOISE] * MIN_BACKWARDS) == [("Net", NOISE)]
+    assert _proposed([*several, NOISE] * MIN_BACKWARDS) == [("Net", NOISE), ("Net", SOURCE)]
     assert _proposed([NOISE] * (MIN_BACKWARDS - 1)) == []
-    # What is not always there, and what goes to one place alone, says nothing.
-    assert _proposed([NOISE, ""] * MIN_BACKWARDS) == []
-    assert _proposed([f"randn>{ADDED}"] * MIN_BACKWARDS) == []
-    assert _proposed([NOISE, ANEW] * MIN_BACKWARDS) == []
+    # What is not always there, and what goes to one place alone, tells of its source alone.
+    assert _proposed([NOISE, ""] * MIN_BACKWARDS) == [("Net", SOURCE)]
+    assert _proposed([f"randn>{ADDED}"] * MIN_BACKWARDS) == [("Net", f"randn<{ADDED}")]
+    assert _proposed([NOISE, ANEW] * MIN_BACKWARDS) == [("Net", SOURCE)]
+
+
+def test_the_reference_tells_what_is_drawn_from_one_distribution() -> None:
+    alike = f"randn_like>{ADDED}"
+    assert _proposed([NOISE, f"{NOISE} {alike}"] * MIN_BACKWARDS)[1] == ("Net", SOURCE)
+    other = f"{NOISE} rand>{ADDED}"
+    assert _proposed([NOISE] * MIN_BACKWARDS + [other])[1] == ("Net", f"randn<{COMPARED}")
+    both = f"{NOISE} rand>{ADDED},{COMPARED}"
+    assert _proposed([NOISE] * MIN_BACKWARDS + [both]) == [("Net", NOISE)]
+    assert _proposed([*[""] * MIN_BACKWARDS, *[NOISE] * (MIN_BACKWARDS - 1)]) == []
+
+
+@given(
+    st.lists(
+        st.lists(
+            st.tuples(
+                st.sampled_from(["rand", "randn", "normal", "bernoulli"]),
+                st.sets(st.sampled_from([ADDED, COMPARED, TOLD]), min_size=1),
+            ),
+            max_size=3,
+        )
+    )
+)
+def test_a_draw_of_another_distribution_is_told_when_it_stays(
+    several: list[list[tuple[str, set[str]]]],
+) -> None:
+    expected, num_failed = [], 0
+    for draws in several:
+        drawing = {function for function, uses in draws if uses & {ADDED, COMPARED}}
+        if drawing:
+            held = drawing <= {"randn", "normal"}
+            num_failed = 0 if held else num_failed + 1
+            if num_failed != 1:
+                expected.append(held)
+    texts = [
+        " ".join(sorted(f"{function}>{','.join(sorted(uses))}" for function, uses in draws))
+        for draws in several
+    ]
+    assert _held(_known(SOURCE), texts) == expected
 
 
 @given(
@@ -117,9 +157,9 @@ def test_what_is_proposed_holds_of_the_reference(several: list[list[set[str]]]) 
         assert all(_held((BACKWARD, ConstantParam(value=value)), draws))
 
 
-def _failure(draws: str) -> Explanation:
+def _failure(draws: str, known: str = NOISE) -> Explanation:
     [window] = _windows([draws] * 2)
-    return RELATION.monitor(_known()).observe(window).explain(0)
+    return RELATION.monitor(_known(known)).observe(window).explain(0)
 
 
 def test_the_cause_is_told() -> None:
@@ -136,7 +176,24 @@ def test_the_cause_is_told() -> None:
     assert part.cause.text.startswith("what randn draws does not go into mse_loss (float, 2d)")
 
 
+def test_the_other_distribution_is_told() -> None:
+    other = _failure(f"rand>{ADDED} normal>{COMPARED}", SOURCE)
+    assert other.message == (
+        "what goes into mse_loss (float, 2d), mul (float, 2d) for the loss of Net is drawn by "
+        "rand; in the reference by randn"
+    )
+    assert other.cause is not None
+    assert other.cause.text == (
+        "random numbers are of another distribution than in a healthy run: rand draws them in "
+        "place of randn"
+    )
+
+
 def test_the_rule_has_words() -> None:
+    assert RELATION.describe(_known(SOURCE)) == (
+        "for the loss of Net, what goes into mse_loss (float, 2d), mul (float, 2d) is drawn by "
+        "randn"
+    )
     assert RELATION.describe(_known()) == (
         "for the loss of Net, what randn draws goes into all of mse_loss (float, 2d), mul (float, "
         "2d)"

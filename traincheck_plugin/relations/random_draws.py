@@ -1,8 +1,10 @@
-"""RandomDrawsRelation: what is drawn at random goes together where it went together."""
+"""RandomDrawsRelation: what is drawn at random goes where it went in the reference."""
 
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterable
 from functools import lru_cache
 from string import digits
@@ -46,14 +48,17 @@ class RandomDrawsRelation(Relation):
 
     ``forall backwards b after a forward of C, in the first steps that have one, draws (f, uses) of
     the reference, draws (f, part) of b with part < uses: some draw (f, more) of b has uses <=
-    more``. A draw is what one call of a random function returns, with what is computed of draws
-    alone, such as a mask or a sorted index; its uses are the functions in which it meets other
-    tensors since the loss before. The first failure in a row is excused, and nothing is said of
-    what is no longer drawn: noise may be switched off.
+    more``, and ``forall such b, draws (f, uses) of the reference, draws (g, more) of b with uses
+    and more not disjoint: distribution(g) = distribution(f)``, of uses of which that was true in
+    all of the reference. A draw is what one call of a random function returns, with what is
+    computed of draws alone, such as a mask or a sorted index; its uses are the functions in which
+    it meets other tensors since the loss before. The first failure in a row is excused, and nothing
+    is said of what is no longer drawn: noise may be switched off.
 
     Catches a target noise that is drawn anew, a permutation of inputs that their labels do not
-    follow, and time steps that a network is not told. Cannot see what NumPy draws, what data sets
-    draw for each sample, nor inside of compiled functions.
+    follow, time steps that a network is not told, and uniform numbers in place of normal ones.
+    Cannot see what NumPy draws, what data sets draw for each sample, nor inside of compiled
+    functions.
     """
 
     name = "RandomDrawsRelation"
@@ -63,14 +68,15 @@ class RandomDrawsRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(*_known(params))
+        after, draw, claim = _known(params)
+        return _MONITORS[claim](after, draw)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        after, draw = _known(params)
-        return (
-            f"for {whose(after)}, what {draw.function} draws goes into all of "
-            f"{', '.join(_functions(draw.uses))}"
-        )
+        after, draw, claim = _known(params)
+        where = ", ".join(_functions(draw.uses))
+        if claim == SOURCE:
+            return f"for {whose(after)}, what goes into {where} is drawn by {draw.function}"
+        return f"for {whose(after)}, what {draw.function} draws goes into all of {where}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return api_plan(BACKWARD)
@@ -79,12 +85,26 @@ class RandomDrawsRelation(Relation):
         return "warning"
 
 
-_USE = r"\w+:(bool|float|int)\d+(\+(bool|float|int)\d+)*"
-_DRAW = re.compile(rf"\w+>{_USE}(,{_USE})*")
+TOGETHER, SOURCE = ">", "<"
+"""What is claimed of a draw: where it goes, or where what goes there comes from."""
+
+_DISTRIBUTIONS = {
+    **dict.fromkeys(("randn", "randn_like", "normal"), "normal"),
+    **dict.fromkeys(("rand", "rand_like", "uniform"), "uniform"),
+    **dict.fromkeys(("randint", "randint_like", "random"), "whole numbers"),
+}
 
 
-def _known(params: tuple[Param, ...]) -> tuple[str, Draw]:
-    """Return a class, and a draw for its losses.
+def _distribution(function: str) -> str:
+    return _DISTRIBUTIONS.get(function, function)
+
+
+_USE = r"\w+:(?:bool|float|int)\d+(?:\+(?:bool|float|int)\d+)*"
+_DRAW = re.compile(rf"(\w+)([><])({_USE}(?:,{_USE})*)")
+
+
+def _known(params: tuple[Param, ...]) -> tuple[str, Draw, str]:
+    """Return a class, a draw for its losses, and what is claimed of it.
 
     Raises:
         InvariantError: the parameters are none of this relation.
@@ -93,8 +113,10 @@ def _known(params: tuple[Param, ...]) -> tuple[str, Draw]:
         value = params[1].value
         if isinstance(value, tuple) and len(value) == 2:
             after, text = value
-            if isinstance(after, str) and isinstance(text, str) and _DRAW.fullmatch(text):
-                return after, _parse(text)[0]
+            found = _DRAW.fullmatch(text) if isinstance(text, str) else None
+            if isinstance(after, str) and found is not None:
+                function, claim, uses = found.groups()
+                return after, Draw(function, frozenset(uses.split(","))), claim
     raise InvariantError(
         f"{RandomDrawsRelation.name} expects the backward as APIParam, and a class with a draw, as "
         f"rand>mul:float2,add:float2, as ConstantParam, got {params}"
@@ -119,15 +141,7 @@ def _spelled(use: str) -> str:
     return f"{function} ({told})"
 
 
-def _goes_on(draw: Draw, draws: Iterable[Draw]) -> bool | None:
-    """Return whether one of *draws* goes where *draw* goes; None where none goes to a part."""
-    alike = [one.uses for one in draws if one.function == draw.function]
-    if any(draw.uses <= uses for uses in alike):
-        return True
-    return None if draw.uses.isdisjoint(use for uses in alike for use in uses) else False
-
-
-class _Monitor(Monitor):
+class _OfDraws(Monitor):
     """Judges the draws for losses after one class.
 
     Args:
@@ -147,7 +161,7 @@ class _Monitor(Monitor):
             if loss.after != self._after or not loss.draws:
                 continue
             draws = _parse(loss.draws)
-            held = _goes_on(self._draw, draws)
+            held = self._judge(draws)
             if held is not None and self._excuse.counts(held):
                 rows.append(loss.row)
                 holds.append(held)
@@ -161,7 +175,26 @@ class _Monitor(Monitor):
             lambda index: self._explain(told[index]),
         )
 
-    def _explain(self, draws: tuple[Draw, ...]) -> Explanation:
+    @abstractmethod
+    def _judge(self, draws: Iterable[Draw]) -> bool | None:
+        """Return whether the draws for a loss are as they should be; None where nothing tells."""
+
+    @abstractmethod
+    def _explain(self, draws: Iterable[Draw]) -> Explanation:
+        """Return why they are not."""
+
+
+class _Together(_OfDraws):
+    """Judges whether one draw goes where one did."""
+
+    def _judge(self, draws: Iterable[Draw]) -> bool | None:
+        function, uses = self._draw
+        alike = [one.uses for one in draws if one.function == function]
+        if any(uses <= others for others in alike):
+            return True
+        return None if uses.isdisjoint(use for others in alike for use in others) else False
+
+    def _explain(self, draws: Iterable[Draw]) -> Explanation:
         name, uses = self._draw
         parts = {one.uses & uses for one in draws if one.function == name} - {frozenset()}
         together = sorted((_functions(part) for part in parts), key=lambda one: (-len(one), one))
@@ -184,11 +217,46 @@ class _Monitor(Monitor):
         )
 
 
+class _Source(_OfDraws):
+    """Judges whether what goes there is drawn from the same distribution."""
+
+    def _judge(self, draws: Iterable[Draw]) -> bool | None:
+        functions = self._functions(draws)
+        return not self._others(functions) if functions else None
+
+    def _functions(self, draws: Iterable[Draw]) -> set[str]:
+        return {one.function for one in draws if not one.uses.isdisjoint(self._draw.uses)}
+
+    def _others(self, functions: Iterable[str]) -> list[str]:
+        known = _distribution(self._draw.function)
+        return sorted(one for one in functions if _distribution(one) != known)
+
+    def _explain(self, draws: Iterable[Draw]) -> Explanation:
+        others = " and ".join(self._others(self._functions(draws)))
+        name, where = self._draw.function, ", ".join(_functions(self._draw.uses))
+        return Explanation(
+            message=(
+                f"what goes into {where} for {whose(self._after)} is drawn by {others}; in the "
+                f"reference by {name}"
+            ),
+            cause=Cause(
+                fact="another distribution",
+                subjects=(name,),
+                text=f"random numbers are of another distribution than in a healthy run: {others} "
+                f"draws them in place of {name}",
+            ),
+        )
+
+
+_MONITORS = {TOGETHER: _Together, SOURCE: _Source}
+
+
 class _Proposer(Proposer):
     def __init__(self) -> None:
         self._early = PerRun(EarlyLosses)
         self._draws: dict[str, set[Draw]] = {}
-        self._num_seen: dict[str, int] = {}
+        self._num_seen: Counter[str] = Counter()
+        self._sources: dict[tuple[str, str], Counter[str]] = {}
 
     def observe(self, window: Window) -> None:
         for loss in self._early.of(window.catalog).among(window):
@@ -197,16 +265,31 @@ class _Proposer(Proposer):
                 self._draws[loss.after] = set(draws)
             else:
                 self._draws[loss.after] = _common(self._draws[loss.after], draws)
-            self._num_seen[loss.after] = self._num_seen.get(loss.after, 0) + 1
+            self._num_seen[loss.after] += 1
+            for function, use in {(draw.function, use) for draw in draws for use in draw.uses}:
+                self._sources.setdefault((loss.after, use), Counter())[function] += 1
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for after, draws in self._draws.items():
-            if self._num_seen[after] < MIN_BACKWARDS:
-                continue
-            for function, uses in sorted(draws):
-                if len(uses) > 1:
-                    value = ConstantParam(value=(after, f"{function}>{','.join(sorted(uses))}"))
-                    yield Hypothesis(relation=RandomDrawsRelation.name, params=(BACKWARD, value))
+            if self._num_seen[after] >= MIN_BACKWARDS:
+                for function, uses in sorted(draws):
+                    if len(uses) > 1:
+                        yield _hypothesis(after, function, TOGETHER, uses)
+        sources: dict[tuple[str, str], list[str]] = {}
+        for (after, use), functions in self._sources.items():
+            if len(set(map(_distribution, functions))) == 1:
+                [(function, number)] = functions.most_common(1)
+                if number >= MIN_BACKWARDS:
+                    sources.setdefault((after, function), []).append(use)
+        for (after, function), several in sources.items():
+            yield _hypothesis(after, function, SOURCE, several)
+
+
+def _hypothesis(after: str, function: str, claim: str, uses: Iterable[str]) -> Hypothesis:
+    value = after, f"{function}{claim}{','.join(sorted(uses))}"
+    return Hypothesis(
+        relation=RandomDrawsRelation.name, params=(BACKWARD, ConstantParam(value=value))
+    )
 
 
 def _common(known: Iterable[Draw], draws: Iterable[Draw]) -> set[Draw]:
