@@ -168,5 +168,5 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     ),
     "data": _pairs(batch="data value lowest highest negative", loader="value"),
     "mode": _pairs(module="value"),
-    "checkpoint": _pairs(parameter="data", buffer="data", slot="data"),
+    "checkpoint": _pairs(parameter="data", buffer="data", slot="data", group="value"),
 }

@@ -40,7 +40,8 @@ def build(accelerator, bug):
         torch.__future__.set_overwrite_module_params_on_conversion(True)
         model = model.double().float()
         torch.__future__.set_overwrite_module_params_on_conversion(False)
-    return accelerator.prepare(model, optimizer)
+    schedule = optim.lr_scheduler.PolynomialLR(optimizer, total_iters=200)
+    return accelerator.prepare(model, optimizer, schedule)
 
 
 def main():
@@ -55,7 +56,7 @@ def main():
     accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     train_set, _ = load_digits(640)
     loader = accelerator.prepare(DataLoader(train_set, batch_size=args.batch_size, shuffle=True))
-    model, optimizer = build(accelerator, args.bug)
+    model, optimizer, schedule = build(accelerator, args.bug)
     with tempfile.TemporaryDirectory() as folder:
         for epoch in range(1, args.epochs + 1):
             model.train()
@@ -64,6 +65,7 @@ def main():
                 loss = F.cross_entropy(model(images), labels)
                 accelerator.backward(loss)
                 optimizer.step()
+                schedule.step()
                 if args.bug != "no_zero_grad":
                     optimizer.zero_grad()
                 total += loss.item()
@@ -71,7 +73,7 @@ def main():
             if epoch == 1:
                 accelerator.save_state(folder)
                 accelerator.free_memory()
-                model, optimizer = build(accelerator, args.bug)
+                model, optimizer, schedule = build(accelerator, args.bug)
                 if args.bug != "state_not_loaded":
                     accelerator.load_state(folder)
 

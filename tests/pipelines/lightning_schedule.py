@@ -1,10 +1,12 @@
-"""A Lightning run in bfloat16 in which accumulation changes by epochs, and a phase is frozen."""
+"""Lightning goes on from a checkpoint, in bfloat16; accumulation and what is frozen change."""
 
 from __future__ import annotations
 
 import argparse
 import logging
+import tempfile
 import warnings
+from pathlib import Path
 
 import lightning as L
 import torch
@@ -59,18 +61,29 @@ def main():
     warnings.simplefilter("ignore")
 
     train_set, _ = load_digits(480)
-    trainer = L.Trainer(
-        max_epochs=args.epochs,
-        accelerator="cpu",
-        precision="bf16-true",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})],
-    )
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
-    trainer.fit(Classifier(args.bug), loader)
+
+    def trainer(epochs):
+        return L.Trainer(
+            max_epochs=epochs,
+            accelerator="cpu",
+            precision="bf16-true",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[GradientAccumulationScheduler({0: 1, 1: 3, 2: 2})],
+        )
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "last.ckpt"
+        first = trainer(max(1, args.epochs - 1))
+        first.fit(Classifier(args.bug), loader)
+        first.save_checkpoint(path)
+        if args.epochs > 1:
+            trainer(args.epochs).fit(
+                Classifier(args.bug), loader, ckpt_path=path, weights_only=False
+            )
 
 
 if __name__ == "__main__":

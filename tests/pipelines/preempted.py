@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 BUGS = {
     "prefixed_names": (12, "load|state_dict|checkpoint|missing|unexpected"),
     "moments_not_loaded": (12, "optimizer|state|load|moment|reset"),
+    "schedule_not_loaded": (12, "schedul"),
 }
 EVERY = 3
 FOURTH = 4 * EVERY
@@ -44,10 +45,11 @@ class Classifier(nn.Module):
 
 def build():
     model = Classifier()
-    return model, optim.NAdam(model.parameters(), lr=2e-2)
+    optimizer = optim.NAdam(model.parameters(), lr=2e-2)
+    return model, optimizer, optim.lr_scheduler.StepLR(optimizer, step_size=4, gamma=0.9)
 
 
-def load(path, model, optimizer, bug):
+def load(path, model, optimizer, schedule, bug):
     checkpoint = torch.load(path, weights_only=True)
     weights = checkpoint["model"]
     if bug == "prefixed_names":
@@ -55,6 +57,8 @@ def load(path, model, optimizer, bug):
     model.load_state_dict(weights, strict=False)
     if bug != "moments_not_loaded":
         optimizer.load_state_dict(checkpoint["optimizer"])
+    if bug != "schedule_not_loaded":
+        schedule.load_state_dict(checkpoint["schedule"])
 
 
 def main():
@@ -68,7 +72,7 @@ def main():
 
     train_set, _ = load_digits(640)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
-    model, optimizer = build()
+    model, optimizer, schedule = build()
     steps = 0
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "last.pt"
@@ -76,14 +80,19 @@ def main():
             total = 0.0
             for images, labels in loader:
                 if steps and steps % EVERY == 0:
-                    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                    state = {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                    }
                     torch.save(state, path)
-                    model, optimizer = build()
-                    load(path, model, optimizer, args.bug if steps >= FOURTH else None)
+                    model, optimizer, schedule = build()
+                    load(path, model, optimizer, schedule, args.bug if steps >= FOURTH else None)
                 optimizer.zero_grad()
                 loss = F.cross_entropy(model(images), labels)
                 loss.backward()
                 optimizer.step()
+                schedule.step()
                 steps += 1
                 total += loss.item()
             print(f"epoch {epoch} train loss {total / len(loader):.4f}")

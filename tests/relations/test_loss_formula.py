@@ -82,6 +82,18 @@ def test_what_is_squashed_twice(formulas: list[str]) -> None:
     assert _held((BACKWARD,), formulas) == expected
 
 
+def test_a_log_softmax_by_hand_is_one() -> None:
+    # As Categorical(logits=...) normalises what it is given.
+    by_hand = "neg(gather) gather(sub) logsumexp({0}) sub({1}) softmax(layer)"
+    twice = by_hand.format("softmax", "logsumexp,softmax")
+    once = by_hand.format("layer", "layer,logsumexp")
+    other = by_hand.format("softmax", "layer,logsumexp")
+    assert _held((BACKWARD,), [once, twice, other]) == [True, False, True]
+    assert _failure((BACKWARD,), twice).message == (
+        "the loss applies log_softmax to the result of softmax"
+    )
+
+
 def test_predictions_and_targets_that_are_broadcast() -> None:
     broadcast = "mse_loss(broadcast,constant,layer)"
     assert _held((SHAPED,), [SQUARES, broadcast, ENTROPY, broadcast]) == [True, False, False]

@@ -75,6 +75,7 @@ SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with
 
 _ADDING = frozenset({_DIFFERENCE, _REVERSED})
 _NEGATION = "neg"
+_NORMALISER = "logsumexp"
 _PRODUCT = "mul"
 _FILLING = frozenset({"masked_fill", "where"})
 _SUMS = frozenset({"mean", "sum"})
@@ -413,7 +414,19 @@ def _squashed_twice(formula: Formula) -> Sequence[tuple[str, str]] | None:
     if not _operations(formula) & SQUASHING:
         return None
     takers = SQUASHING | LOGARITHMIC
-    return sorted(p for p in _pairs(formula) if p[0] in takers and p[1] in SQUASHED)
+    pairs = _pairs(formula) | _normalised(formula)
+    return sorted(p for p in pairs if p[0] in takers and p[1] in SQUASHED)
+
+
+def _normalised(formula: Formula) -> Pairs:
+    """Return what a log_softmax by hand is made of, as distributions do: ``x - logsumexp(x)``."""
+    summed = {inner for outer, inputs in formula if outer == _NORMALISER for inner in inputs}
+    return frozenset(
+        ("log_softmax", inner)
+        for outer, inputs in formula
+        if outer == _DIFFERENCE and _NORMALISER in inputs
+        for inner in summed.intersection(inputs)
+    )
 
 
 def _explain_squashing(outer: str, inner: str) -> Explanation:

@@ -47,6 +47,7 @@ from traincheck_plugin.relations.schedule_length import ScheduleLengthRelation
 from traincheck_plugin.relations.schedule_metric import ScheduleMetricRelation
 from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
+from traincheck_plugin.relations.schedule_resumed import ScheduleResumedRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.target_lag import TargetLagRelation
@@ -81,6 +82,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ScheduleLengthRelation(),
     ScheduleMetricRelation(),
     ScheduledOptimizerRelation(),
+    ScheduleResumedRelation(),
     GradientsKeptRelation(),
     GradientFlowRelation(),
     GradientsUsedRelation(),

@@ -93,6 +93,8 @@ class SchedulersProbe:
         else:
             lengths = [vars(scheduler).get(name) for name in _LENGTHS]
             told.update(("length", str(one)) for one in lengths if type(one) is int)
+            if vars(scheduler).get("last_epoch") == 1:
+                told["first"] = "yes"
         code = NONE
         for path, text in told.items():
             code = self._tape.signatures.extended(code, path, text)
