@@ -8,9 +8,28 @@ import torch
 import torch.nn.functional as F
 from digits import load_digits
 from torch import nn, optim
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
-BUGS = {"detached_features": (1, "detach")}
+BUGS = {
+    "detached_features": (1, "detach"),
+    "standardised_in_place": (20, "in place"),
+}
+
+
+class Standardised(Dataset):
+    def __init__(self, images, labels, in_place):
+        self.images = images
+        self.labels = labels
+        self.in_place = in_place
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        if self.in_place:
+            return image.sub_(0.13).div_(0.31), self.labels[index]
+        return (image - 0.13) / 0.31, self.labels[index]
 
 
 class Tasks(nn.Module):
@@ -37,6 +56,7 @@ def main():
     torch.manual_seed(args.seed)
 
     train_set, _ = load_digits(640)
+    train_set = Standardised(*train_set.tensors, args.bug == "standardised_in_place")
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
     model = Tasks(args.bug)
     optimizer = optim.Adam(model.parameters(), lr=2e-3)

@@ -14,7 +14,7 @@ from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
-from traincheck_plugin.relations import held_out_samples
+from traincheck_plugin.relations import samples as known_samples
 from traincheck_plugin.relations.held_out_samples import (
     MAX_SHARED,
     MIN_RECENT,
@@ -125,7 +125,7 @@ def test_parts_that_come_again_and_share_nothing_are_proposed() -> None:
 
 
 def test_what_is_kept_in_mind_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(held_out_samples, "MAX_KEPT", 40)
+    monkeypatch.setattr(known_samples, "MAX_KEPT", 40)
     forwards: list[Forward] = [(0, True, range(start, 200, 4)) for start in range(4)]
     windows = _windows([*forwards, (0, False, range(200))])
     # Those with the smallest keys are judged still.
@@ -153,8 +153,8 @@ def test_it_is_said_what_is_in_both_parts(forwards: list[Forward], message: str)
     explanation = examples.explain(0)
     assert explanation.message == message
     assert explanation.cause is not None
-    assert explanation.cause.text.startswith("the model is evaluated on what it is trained on")
-    assert explanation.cause.subjects == ("Net.0",)
+    assert explanation.cause.text.startswith("Net is evaluated on what it is trained on")
+    assert explanation.cause.subjects == ("Net",)
 
 
 def test_other_parameters_are_refused() -> None:

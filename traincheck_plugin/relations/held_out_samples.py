@@ -9,14 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Frame, Window
-from traincheck_plugin.invariants.model import (
-    VAR_TYPES,
-    Hypothesis,
-    Param,
-    Severity,
-    VarNameParam,
-)
+from traincheck_plugin.events import Window
+from traincheck_plugin.invariants.model import Hypothesis, Param, Severity, VarNameParam
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -28,10 +22,15 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.loads import MODULE_LOAD
-from traincheck_plugin.relations.naming import class_name
-from traincheck_plugin.relations.passing import frames_of
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import MAX_SAMPLES
+from traincheck_plugin.relations.samples import (
+    SAMPLE,
+    SAMPLES_PLAN,
+    Given,
+    KnownSamples,
+    given,
+    samples_named,
+)
 
 NUM_RECENT = 64
 """Samples that are judged together: those that were given last."""
@@ -46,11 +45,6 @@ MAX_SHARED = 0.25
 MIN_AGAIN = 0.9
 """Share of some samples in a row that came again in the reference: with less there are always new
 ones, and a longer run comes upon more of the other part."""
-
-MAX_KEPT = 1 << 17
-"""Samples of each part of the data that are kept in mind: those with the smallest keys."""
-
-_SAMPLE = VAR_TYPES["sample"]
 
 
 class HeldOutSamplesRelation(Relation):
@@ -83,7 +77,7 @@ class HeldOutSamplesRelation(Relation):
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         _name(params)
-        return Plan(functions=frozenset(), attributes={"forward": frozenset({("sample", "data")})})
+        return SAMPLES_PLAN
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
@@ -96,7 +90,7 @@ def _name(params: tuple[Param, ...]) -> str:
         InvariantError: the parameters are none of this relation.
     """
     match params:
-        case (VarNameParam(var_type=kind, var_name=name),) if kind == _SAMPLE:
+        case (VarNameParam(var_type=kind, var_name=name),) if kind == SAMPLE:
             return name
     raise InvariantError(
         f"{HeldOutSamplesRelation.name} expects samples as one VarNameParam, got {params}"
@@ -107,38 +101,23 @@ class _Part:
     """What a model was given with gradients, or without.
 
     Attributes:
-        again: of the last `MIN_RECENT` samples, whether they came again.
+        known: the samples.
+        again: of the last `MIN_RECENT`, whether they came again.
         shared: of the last `NUM_RECENT`, whether they were in the other part.
     """
 
     def __init__(self) -> None:
-        self._keys: set[int] = set()
-        self._limit = 1 << 63
+        self.known = KnownSamples()
         self.again: deque[bool] = deque(maxlen=MIN_RECENT)
         self.shared: deque[bool] = deque(maxlen=NUM_RECENT)
 
-    def knows(self, key: int) -> bool:
-        """Return whether it is known of a sample if it was given."""
-        return key < self._limit
-
-    def has(self, key: int) -> bool:
-        """Return whether a sample was given."""
-        return key in self._keys
-
     def give(self, keys: list[int], other: _Part) -> bool:
         """Take note of what is given now; return whether there is something to judge."""
-        self.again.extend(key in self._keys for key in keys if self.knows(key))
-        if len(keys) == MAX_SAMPLES:
-            # There may be more, with larger keys.
-            self._limit = min(self._limit, max(keys))
-        self._keys.update(keys)
-        if len(self._keys) > MAX_KEPT:
-            kept = sorted(self._keys)[: MAX_KEPT // 2]
-            self._limit = min(self._limit, kept[-1])
-            self._keys = set(kept)
-        if not other._keys:
+        self.again.extend(self.known.among(keys))
+        self.known.add(keys)
+        if not other.known:
             return False
-        judged = [key in other._keys for key in keys if other.knows(key)]
+        judged = other.known.among(keys)
         self.shared.extend(judged)
         return bool(judged) and len(self.shared) >= MIN_RECENT
 
@@ -181,27 +160,21 @@ class _Models:
 
     def observe(self, window: Window) -> Iterator[_Verdict]:
         """Yield the verdicts on the next window."""
-        calls, catalog = window.calls, window.catalog
-        enabled = catalog.contexts.column("grad_enabled")[calls.context]
-        events: list[tuple[int, Frame | None]] = [
-            (row, None) for row in window.rows_of_name(MODULE_LOAD).tolist()
+        begin, objects = window.calls.begin, window.catalog.objects
+        loads = [(row, None) for row in window.rows_of_name(MODULE_LOAD).tolist()]
+        events: list[tuple[int, Given | None]] = [
+            *loads,
+            *((one.row, one) for one in given(window)),
         ]
-        # With a value, that of a target, they are told once more.
-        events += [
-            event for event in frames_of(window, "sample") if "value" not in event[1].columns
-        ]
-        for row, frame in sorted(events, key=lambda event: int(calls.begin[event[0]])):
-            if frame is None:
-                self.parts.pop(catalog.objects[int(calls.object[row])], None)
+        for row, one in sorted(events, key=lambda event: int(begin[event[0]])):
+            if one is None:
+                self.parts.pop(objects[int(window.calls.object[row])], None)
                 continue
-            variable = catalog.variables[int(frame.variables[0])]
-            arguments = self.parts.setdefault(variable.owner, {})
-            trained, evaluated = arguments.setdefault(variable.name, (_Part(), _Part()))
-            trains = bool(enabled[row])
-            part, other = (trained, evaluated) if trains else (evaluated, trained)
-            if part.give(frame.columns["data"].tolist(), other):
-                name = f"{class_name(variable.owner)}.{variable.name}"
-                yield _Verdict(row, name, trains, sum(part.shared), len(part.shared))
+            arguments = self.parts.setdefault(one.model, {})
+            trained, evaluated = arguments.setdefault(one.name, (_Part(), _Part()))
+            part, other = (trained, evaluated) if one.trains else (evaluated, trained)
+            if part.give(one.keys, other):
+                yield _Verdict(row, one.name, one.trains, sum(part.shared), len(part.shared))
 
 
 class _Monitor(Monitor):
@@ -224,6 +197,7 @@ class _Monitor(Monitor):
         )
 
     def _explain(self, one: _Verdict) -> Explanation:
+        model = self._name.partition(".")[0]
         did, before = ("trained on", "evaluated") if one.trains else ("evaluated", "trained on")
         return Explanation(
             message=(
@@ -232,10 +206,10 @@ class _Monitor(Monitor):
             ),
             cause=Cause(
                 fact="samples are trained on and evaluated",
-                subjects=(self._name,),
-                text=f"the model is evaluated on what it is trained on (`{self._name}`): the parts "
-                "of the data overlap, one stands for the other, or the model was kept where a "
-                "healthy run has a new one",
+                subjects=(model,),
+                text=f"{model} is evaluated on what it is trained on: the parts of the data "
+                "overlap, one stands for the other, or the model was kept where a healthy run has "
+                "a new one",
             ),
         )
 
@@ -251,12 +225,11 @@ class _Proposer(Proposer):
         for one in models.observe(window):
             if one.share() > MAX_USUAL:
                 self._refuted.add(one.name)
-        for owner, arguments in models.parts.items():
+        for arguments in models.parts.values():
             for name, (trained, evaluated) in arguments.items():
                 if trained.is_known() and evaluated.is_known():
-                    self._coming_again.add(f"{class_name(owner)}.{name}")
+                    self._coming_again.add(name)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for name in sorted(self._coming_again - self._refuted):
-            param = VarNameParam(var_name=name, var_type=_SAMPLE, attr_name="data")
-            yield Hypothesis(relation=HeldOutSamplesRelation.name, params=(param,))
+            yield Hypothesis(relation=HeldOutSamplesRelation.name, params=(samples_named(name),))

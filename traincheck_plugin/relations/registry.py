@@ -42,6 +42,7 @@ from traincheck_plugin.relations.padding_targets import PaddingTargetsRelation
 from traincheck_plugin.relations.random_draws import RandomDrawsRelation
 from traincheck_plugin.relations.rank_consistency import RankConsistencyRelation
 from traincheck_plugin.relations.rank_distinct_argument import RankDistinctArgumentRelation
+from traincheck_plugin.relations.recurring_samples import RecurringSamplesRelation
 from traincheck_plugin.relations.sample_targets import SampleTargetsRelation
 from traincheck_plugin.relations.schedule_length import ScheduleLengthRelation
 from traincheck_plugin.relations.schedule_metric import ScheduleMetricRelation
@@ -101,6 +102,7 @@ BUILT_IN: tuple[Relation, ...] = (
     VarStateRelation(),
     DistinctArgumentRelation(),
     DistinctInputsRelation(),
+    RecurringSamplesRelation(),
     HeldOutSamplesRelation(),
     NewDataRelation(),
     ShuffledDataRelation(),
