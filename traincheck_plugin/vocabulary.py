@@ -270,8 +270,8 @@ CONSTANT = "constant"
 """Stands there for what no gradient goes to: a target, what was detached."""
 
 BROADCAST = "broadcast"
-"""Stands there besides for predictions of one number each that a loss, or their difference to
-targets, expands, by targets of another shape, to one for each pair of a prediction and a target."""
+"""Stands there besides for predictions of one number each that a loss, their difference to targets,
+or their product with as many numbers expands, by another shape of these, to one for each pair."""
 
 Setting = Literal["dimension", "ignored", "masked"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from

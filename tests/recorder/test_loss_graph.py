@@ -148,6 +148,25 @@ def test_a_difference_of_each_prediction_to_each_target_is_told(turned: bool) ->
     assert "sub(layer,layer)" in told(predicted, predicted.squeeze(1))
 
 
+def test_a_product_of_each_prediction_with_the_number_of_each_sample_is_told() -> None:
+    predicted, weight = nn.Linear(5, 1)(torch.randn(4, 5)).exp(), torch.randn(4)
+
+    def told(first: Tensor, second: Tensor) -> set[str]:
+        return _told((first * second).sum())
+
+    broadcast, plain = "mul(broadcast,constant,exp)", "mul(constant,exp)"
+    assert broadcast in told(predicted, weight)
+    assert broadcast in told(weight[:, None], predicted.squeeze(1))
+    assert plain in told(predicted.squeeze(1), weight)
+    # Pairs that are chosen on purpose, weights of columns, one sample, and predictions of others.
+    assert plain in told(predicted.squeeze(1), torch.randn(4, 4))
+    several = nn.Linear(5, 3)(torch.randn(4, 5)).exp()
+    assert plain in told(several, torch.randn(3))
+    assert plain in told(several, weight[:, None])
+    assert plain in told(predicted[:1], weight[:1])
+    assert "mul(exp,exp)" in told(predicted, predicted.squeeze(1))
+
+
 def test_autocast_and_frozen_or_normalising_layers_change_nothing() -> None:
     model = nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
     inputs = torch.randn(4, 5)

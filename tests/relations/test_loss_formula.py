@@ -105,6 +105,11 @@ def test_predictions_and_targets_that_are_broadcast() -> None:
     assert explanation.message == "mse_loss compares each prediction with each target"
     assert explanation.cause is not None
     assert "the model learns the mean" in explanation.cause.text
+    product = "mean[2d](mul) mul(broadcast,constant,gather) gather(log_softmax) log_softmax(layer)"
+    assert _failure((SHAPED,), product).message == (
+        "the loss multiplies each prediction with the label or weight of each sample"
+    )
+    assert _held((SHAPED,), [product.replace("broadcast,", "")]) == [True]
     # The pipeline's own rule says so, too.
     assert _held((SIGNED, _known(SQUARES)[1]), [SQUARES, broadcast, broadcast]) == [True, False]
 

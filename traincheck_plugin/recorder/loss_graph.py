@@ -48,7 +48,7 @@ _PRODUCTS = frozenset(
 _REDUCTIONS = frozenset({"Mean", "Sum"})
 """What tells of the shape that it is given: two shapes that do not fit are broadcast."""
 
-_LOSS, _DIFFERENCE, _EXPAND, _GATHER = "Loss", "Sub", "Expand", "Gather"
+_LOSS, _DIFFERENCE, _PRODUCT, _EXPAND, _GATHER = "Loss", "Sub", "Mul", "Expand", "Gather"
 
 _FROM = [True, False]
 """Of the inputs of a difference, which are constant where something is subtracted from one."""
@@ -269,14 +269,20 @@ def _unshaped(node: Any) -> Any:
 
 
 def _is_broadcast(node: Any) -> bool:
-    """Return whether a loss, or a difference to a constant, takes n predictions as n times n."""
+    """Return whether a loss takes n predictions as n times n, or what it does with a constant.
+
+    That is a difference, or a product with n numbers.
+    """
     kind = kind_of(node.name())
     inputs = node.next_functions[:MAX_INPUTS]
-    if kind == _DIFFERENCE:
+    if kind in (_DIFFERENCE, _PRODUCT):
         [(first, number), *others] = sorted(inputs, key=lambda one: one[0] is None)
         if first is None or [inner for inner, _ in others] != [None]:
             return False
-        return 1 < _num_results(first, number) ** 2 == _num_results(node)
+        size = _num_results(first, number)
+        if not 1 < size**2 == _num_results(node):
+            return False
+        return kind == _DIFFERENCE or _factor_size(node) == size
     if kind.endswith(_LOSS):
         for inner, _ in inputs:
             if inner is not None and kind_of(inner.name()) == _EXPAND:
@@ -284,6 +290,16 @@ def _is_broadcast(node: Any) -> bool:
                 if 1 < number**2 == _num_results(inner):
                     return True
     return False
+
+
+def _factor_size(node: Any) -> int:
+    """Return how many elements the constant has that a product keeps; 0 where it is not known."""
+    for name in ("_raw_saved_self", "_raw_saved_other"):
+        saved = getattr(node, name, None)
+        values = None if saved is None else kept(saved)
+        if values is not None:
+            return values.numel()
+    return 0
 
 
 def _num_results(node: Any, number: int = 0) -> int:

@@ -59,8 +59,12 @@ _DIFFERENCE = "sub"
 
 _REVERSED = "rsub"
 
-PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE, _REVERSED})
-"""Losses, and differences, of a prediction and a target that broadcast them."""
+_NEGATION = "neg"
+
+_PRODUCT = "mul"
+
+PAIRED = frozenset({"mse_loss", "smooth_l1_loss", "huber_loss", _DIFFERENCE, _REVERSED, _PRODUCT})
+"""Losses of a prediction and a target, differences and products that broadcast them."""
 
 SQUASHED = frozenset({"softmax", "sigmoid"})
 """Functions that give probabilities: they leave no room for one of the next to tell them apart."""
@@ -74,9 +78,7 @@ UNBOUNDED = frozenset({LAYER, "elu", "gelu", "leaky_relu", "relu", "silu"})
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
 _ADDING = frozenset({_DIFFERENCE, _REVERSED})
-_NEGATION = "neg"
 _NORMALISER = "logsumexp"
-_PRODUCT = "mul"
 _FILLING = frozenset({"masked_fill", "where"})
 _SUMS = frozenset({"mean", "sum"})
 _PROBABILITIES = {"log_softmax": "softmax", "log_sigmoid": "sigmoid"}
@@ -450,15 +452,22 @@ def _broadcast(formula: Formula) -> Sequence[tuple[str, str]] | None:
 
 
 def _explain_broadcast(loss: str, _: str) -> Explanation:
-    loss = "the difference" if loss == _DIFFERENCE else loss
+    if loss == _PRODUCT:
+        message = "the loss multiplies each prediction with the label or weight of each sample"
+        text = (
+            "what is multiplied in the loss has other shapes, such as (n, 1) and (n,), and is "
+            "broadcast to n times n: each prediction counts with the labels, weights or returns of "
+            "all samples"
+        )
+    else:
+        loss = "the difference" if loss in _ADDING else loss
+        message = f"{loss} compares each prediction with each target"
+        text = (
+            f"the predictions and the targets of {loss} have other shapes, such as (n, 1) and "
+            "(n,), and are broadcast to n times n: the model learns the mean of the targets"
+        )
     return Explanation(
-        message=f"{loss} compares each prediction with each target",
-        cause=Cause(
-            fact="another loss",
-            subjects=("loss",),
-            text=f"the predictions and the targets of {loss} have other shapes, such as (n, 1) and "
-            "(n,), and are broadcast to n times n: the model learns the mean of the targets",
-        ),
+        message=message, cause=Cause(fact="another loss", subjects=("loss",), text=text)
     )
 
 
