@@ -21,6 +21,7 @@ BUGS = {
     "scheduler_not_prepared": (0, r"schedul|\blr\b|learning rate"),
     "scheduler_stepped_twice": (0, r"schedul|\blr\b|learning rate"),
     "step_outside_accumulate": (0, "accumul|micro|backward|window"),
+    "clipped_each_micro_batch": (0, "each micro-batch"),
 }
 
 
@@ -70,7 +71,7 @@ def main():
                 if bug == "loss_divided_twice":
                     loss = loss / ACCUMULATE
                 accelerator.backward(loss)
-                if accelerator.sync_gradients:
+                if accelerator.sync_gradients or bug == "clipped_each_micro_batch":
                     accelerator.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
                 scheduler.step()

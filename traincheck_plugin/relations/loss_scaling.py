@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam, Param, Severity
 from traincheck_plugin.plan import Plan
@@ -18,7 +17,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.naming import short
-from traincheck_plugin.relations.params import api_plan
+from traincheck_plugin.relations.params import api_plan, single
 from traincheck_plugin.relations.role_proposer import RoleProposer
 from traincheck_plugin.vocabulary import NONE, Bool, Int64, Role
 
@@ -44,22 +43,17 @@ class LossScalingRelation(Relation):
         return RoleProposer(self.name, JUDGED)
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(_api(params))
+        return _Monitor(single(self.name, params, APIParam))
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        return f"{short(_api(params).api_full_name)} meets no gradients in a foreign scale"
+        name = short(single(self.name, params, APIParam).api_full_name)
+        return f"{name} meets no gradients in a foreign scale"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return api_plan(_api(params))
+        return api_plan(single(self.name, params, APIParam))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
-
-
-def _api(params: tuple[Param, ...]) -> APIParam:
-    if len(params) == 1 and isinstance(params[0], APIParam):
-        return params[0]
-    raise InvariantError(f"{LossScalingRelation.name} expects one APIParam, got {params!r}")
 
 
 class _Monitor(Monitor):

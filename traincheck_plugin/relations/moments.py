@@ -13,7 +13,7 @@ import numpy as np
 
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import Frame, Window
-from traincheck_plugin.invariants.model import VarTypeParam
+from traincheck_plugin.invariants.model import VAR_TYPES, VarTypeParam
 from traincheck_plugin.relations.frames import (
     frames_at,
     is_named,
@@ -401,3 +401,12 @@ def _inert(
             below = chance > (1.0 if normalised else CHANCE)
         inert |= below & (columns["grad"] == GradState.NON_ZERO)
     return inert
+
+
+def has_gradients(window: Window, rows: Int64) -> Bool:
+    """Return which calls are shown to meet a gradient."""
+    has = np.zeros(len(rows), np.bool_)
+    shown = frames_at(window, rows, VAR_TYPES["parameter"], ("grad",), is_begin=True)
+    for indexes, moments in by_stack(window, shown):
+        has[indexes] = moments.matches("grad", "non_zero").any(axis=1)
+    return has

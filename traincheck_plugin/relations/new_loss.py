@@ -22,16 +22,14 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.frames import frames_at, is_backward
+from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed, tells
-from traincheck_plugin.relations.moments import by_stack
+from traincheck_plugin.relations.moments import has_gradients
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import gradient_plan, pair
 from traincheck_plugin.relations.role_proposer import RoleProposer
-from traincheck_plugin.vocabulary import Bool, Int64
 
-PARAMETER = VAR_TYPES["parameter"]
-GRADIENTS = VarTypeParam(var_type=PARAMETER, attr_name="grad", pre_value="non_zero")
+GRADIENTS = VarTypeParam(var_type=VAR_TYPES["parameter"], attr_name="grad", pre_value="non_zero")
 
 
 class NewLossRelation(Relation):
@@ -90,7 +88,7 @@ class _Monitor(Monitor):
             numbers = np.searchsorted(clears, rows)
             is_cleared = np.diff(numbers, prepend=0) > 0
             is_cleared[0] |= was_cleared
-            kept = holds | (_has_gradients(window, rows) & ~is_cleared)
+            kept = holds | (has_gradients(window, rows) & ~is_cleared)
             rows, holds = rows[kept], holds[kept]
 
         def explain(index: int) -> Explanation:
@@ -110,12 +108,3 @@ class _Monitor(Monitor):
             )
 
         return Examples.of_calls(window, rows, holds, explain)
-
-
-def _has_gradients(window: Window, rows: Int64) -> Bool:
-    """Return which calls are shown to meet a gradient."""
-    has = np.zeros(len(rows), np.bool_)
-    shown = frames_at(window, rows, PARAMETER, ("grad",), is_begin=True)
-    for indexes, moments in by_stack(window, shown):
-        has[indexes] = moments.matches("grad", "non_zero").any(axis=1)
-    return has

@@ -15,6 +15,20 @@ Q = TypeVar("Q", bound=Param)
 R = TypeVar("R", bound=Param)
 
 
+def single(relation: str, params: tuple[Param, ...], first: type[P]) -> P:
+    """Return the only parameter of a relation that takes one; see `pair`.
+
+    Raises:
+        InvariantError: there is another number, or it is of another type.
+    """
+    if len(params) == 1 and isinstance(params[0], first):
+        return params[0]
+    raise InvariantError(
+        f"{relation} expects one {first.__name__}, "
+        f"got {', '.join(type(p).__name__ for p in params) or 'none'}"
+    )
+
+
 def pair(relation: str, params: tuple[Param, ...], first: type[P], second: type[Q]) -> tuple[P, Q]:
     """Return the two parameters of a relation that takes a *first* and a *second*.
 

@@ -10,6 +10,7 @@ from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Relation
 from traincheck_plugin.relations.call_count import CallCountRelation
+from traincheck_plugin.relations.clipped_gradients import ClippedGradientsRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_argument import ConsistentArgumentRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
@@ -89,6 +90,7 @@ BUILT_IN: tuple[Relation, ...] = (
     GradientsUsedRelation(),
     NewGradientsRelation(),
     UnmixedGradientsRelation(),
+    ClippedGradientsRelation(),
     NewLossRelation(),
     LossFormulaRelation(),
     OperationSettingsRelation(),
