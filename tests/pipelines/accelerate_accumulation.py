@@ -72,7 +72,7 @@ def main():
                     loss = loss / ACCUMULATE
                 accelerator.backward(loss)
                 if accelerator.sync_gradients or bug == "clipped_each_micro_batch":
-                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                    accelerator.clip_grad_norm_(model.parameters(), 0.2)
                 optimizer.step()
                 scheduler.step()
                 if bug == "scheduler_stepped_twice":
