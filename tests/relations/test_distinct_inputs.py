@@ -141,6 +141,39 @@ def test_it_is_said_what_comes_again() -> None:
     assert "its stream begins anew" in explanation.cause.text
 
 
+def test_predictions_are_told_from_targets() -> None:
+    run = RunBuilder()
+    target, prediction = run.variables(
+        *(
+            Variable(kind="sample", name=name, owner="mse_loss", type="torch.float32")
+            for name in ("target", "prediction")
+        )
+    )
+    windows = []
+    for step in range(2):
+        run.at(step=step, stage="training")
+        with run.calling("torch.Tensor.backward", role="backward"):
+            run.frame("begin", np.full(4, target, np.int32), data=[step + 5 * n for n in range(4)])
+            run.frame("begin", np.full(4, prediction, np.int32), data=[90, 90, 90, step])
+        run.call("torch.optim.SGD.step", object="torch.optim.SGD#0")
+        windows.append(run.window())
+    assert [held for _, held in labels(RELATION, _rule(WITHIN, "mse_loss"), windows)] == [True] * 2
+    rule = _rule(WITHIN, "mse_loss.prediction")
+    assert [held for _, held in labels(RELATION, rule, windows)] == [False]
+    monitor = RELATION.monitor(rule)
+    [_, examples] = [monitor.observe(window) for window in windows]
+    explanation = examples.explain(0)
+    assert explanation.message == (
+        "2 of 4 predictions that mse_loss was given for one batch are there twice"
+    )
+    assert explanation.cause is not None
+    assert "indices that repeat" in explanation.cause.text
+    assert RELATION.describe(rule) == (
+        "the predictions that mse_loss is given for one batch differ from one another"
+    )
+    assert _held(BETWEEN, windows) == []
+
+
 def test_what_was_not_observed_is_not_compared() -> None:
     run = RunBuilder()
     [code] = run.variables(

@@ -22,7 +22,7 @@ from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
 from traincheck_plugin.recorder.fingerprint import hash_bytes, hash_tensor, local
-from traincheck_plugin.recorder.loss_graph import Operations, Target, targets
+from traincheck_plugin.recorder.loss_graph import Operations, Target, predictions, targets
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.ranges import (
@@ -45,6 +45,9 @@ MAX_TOLD = 4
 
 MIN_TARGET = 8
 """Elements that the target of a sample has where it is told: a few may be those of another."""
+
+MIN_PREDICTION = 3
+"""Elements that the prediction for a sample has where it is told: fewer may be saturated."""
 
 MIN_NUMBERS = 4
 """Whole numbers that a sample has where it is told."""
@@ -136,10 +139,15 @@ class Arguments:
         found = targets(known)
         frames: list[Frame] = []
         if self._tells_samples:
-            for operation, values, *_ in found:
+            compared = [(target.operation, "target", target.values, MIN_TARGET) for target in found]
+            compared += [
+                (operation, "prediction", values, MIN_PREDICTION)
+                for operation, values in predictions(known)
+            ]
+            for operation, path, values, least in compared:
                 is_real = values.is_floating_point()
-                if is_real and values.dim() and values.numel() >= MIN_TARGET * len(values):
-                    frames += self._of_samples(operation, call, [("target", values)], "begin")
+                if is_real and values.dim() and values.numel() >= least * len(values):
+                    frames += self._of_samples(operation, call, [(path, values)], "begin")
         if self._wants["target"]:
             pairs, lags = self._alignments.of(found)
             codes = np.array([self._pair("target", *pair) for pair in pairs], np.int32)

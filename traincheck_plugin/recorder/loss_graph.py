@@ -200,8 +200,21 @@ def targets(known: Operations) -> list[Target]:
     return found
 
 
+def predictions(known: Operations) -> list[tuple[str, torch.Tensor]]:
+    """Return what a loss compares with its targets, as far as its graph keeps it, by operations."""
+    found = []
+    for node, (name, _) in known.items():
+        if _target_of(node) == "_raw_saved_target":
+            values = kept(getattr(node, "_raw_saved_self", None))
+            if values is not None:
+                found.append((name, values.detach()))
+    return found
+
+
 def kept(saved: Any) -> torch.Tensor | None:
     """Return the tensor that a graph keeps; None where hooks do, or torch does not tell."""
+    if saved is None:
+        return None
     # Hooks on what is saved are the user's, and may compute.
     return saved.data if getattr(saved, "unpack_hook", saved) is None else None
 
@@ -295,8 +308,7 @@ def _is_broadcast(node: Any) -> bool:
 def _factor_size(node: Any) -> int:
     """Return how many elements the constant has that a product keeps; 0 where it is not known."""
     for name in ("_raw_saved_self", "_raw_saved_other"):
-        saved = getattr(node, name, None)
-        values = None if saved is None else kept(saved)
+        values = kept(getattr(node, name, None))
         if values is not None:
             return values.numel()
     return 0

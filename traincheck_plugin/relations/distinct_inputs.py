@@ -54,6 +54,9 @@ WITHIN, BETWEEN = "within", "between"
 
 _SAMPLE = VAR_TYPES["sample"]
 
+_PREDICTED = ".prediction"
+"""What the samples are called that a loss compares with its targets, after its operation."""
+
 
 class DistinctInputsRelation(Relation):
     """The samples that the models of a class, or a loss, are given differ from one another.
@@ -62,11 +65,11 @@ class DistinctInputsRelation(Relation):
     windows v, w that follow each other: share of the samples of w that are in v <= MAX_AGAIN``,
     where it was `MAX_USUAL` at most in all of the reference. Of two epochs, nothing is said where
     nearly all are. Samples are the rows of tensors of real numbers: of inputs, and of the targets
-    of a loss. The first failure in a row is excused.
+    and the predictions of a loss. The first failure in a row is excused.
 
     Catches two views of a sample that are one, one stream of several that begins anew for each
-    batch, and a noise to be predicted that is always the same. Cannot see samples that are nearly
-    the same.
+    batch, a noise to be predicted that is always the same, and predictions that are picked by
+    indices which repeat. Cannot see samples that are nearly the same.
     """
 
     name = "DistinctInputsRelation"
@@ -81,9 +84,10 @@ class DistinctInputsRelation(Relation):
 
     def describe(self, params: tuple[Param, ...]) -> str:
         root, which = _rule(params)
+        what = _what(root)
         if which == WITHIN:
-            return f"the samples that {short(root)} is given for one batch differ from one another"
-        return f"the samples that {short(root)} is given are not those of the batch before"
+            return f"the {what} is given for one batch differ from one another"
+        return f"the {what} is given are not those of the batch before"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         _rule(params)
@@ -106,6 +110,12 @@ def _rule(params: tuple[Param, ...]) -> tuple[str, str]:
             f"{BETWEEN!r}; got {params}"
         )
     return who.var_name, str(which.value)
+
+
+def _what(root: str) -> str:
+    """Return what the samples are called, and what is given them."""
+    operation = root.removesuffix(_PREDICTED)
+    return f"predictions that {operation}" if operation != root else f"samples that {short(root)}"
 
 
 class _Comparison(NamedTuple):
@@ -164,7 +174,8 @@ def _samples(window: Window) -> list[tuple[str, int, Array]]:
             if not enabled[row] or "float" not in variable.type:
                 continue
             position = int(window.position_of(np.array([row]))[0])
-            key = position, variable.owner.partition("#")[0]
+            is_prediction = variable.name == "prediction" and "#" not in variable.owner
+            key = position, variable.owner.partition("#")[0] + _PREDICTED * is_prediction
             _, keys = found.get(key, (row, []))
             found[key] = row, [*keys, frame.columns["data"]]
     return [(root, row, np.concatenate(keys)) for (_, root), (row, keys) in found.items()]
@@ -200,9 +211,18 @@ class _Monitor(Monitor):
         )
 
     def _explain(self, one: _Comparison) -> Explanation:
-        who = short(self._root)
-        shown = f"{one.again} of {one.number} samples that {who} was given"
-        if self._which == WITHIN:
+        who = short(self._root.removesuffix(_PREDICTED))
+        shown = f"{one.again} of {one.number} {_what(self._root)} was given"
+        if self._root.endswith(_PREDICTED):
+            when = "for one batch are there twice"
+            message = (
+                f"{shown} {when if self._which == WITHIN else 'are those of the batch before'}"
+            )
+            text = (
+                f"{who} is given the same prediction for several samples: they are picked by "
+                "indices that repeat, or do not depend on the sample any longer"
+            )
+        elif self._which == WITHIN:
             message = f"{shown} for one batch are there twice"
             text = (
                 f"{who} sees samples twice where a healthy run has two views, or two batches: one "
