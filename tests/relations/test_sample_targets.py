@@ -65,8 +65,7 @@ def _proposed(batches: Sequence[Batch], path: str = "0") -> list[tuple[Param, ..
 
 
 def _known(params: tuple[Param, ...]) -> dict[int, int]:
-    _, _, known = sample_targets._rule(params)
-    return dict(known)
+    return dict(sample_targets._rule(params).known)
 
 
 EPOCHS = [_part(start) for start in (*range(0, 200, 40), *range(20, 220, 40))]
@@ -153,6 +152,29 @@ def test_the_last_known_samples_are_judged_together(
     assert [holds for _, holds in labels(RELATION, params, _windows(batches, "1"))] == []
 
 
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.int64"])
+def test_other_tokens_of_which_some_are_known_by_chance_tell_nothing(dtype: str) -> None:
+    some = [{s: t for s, t in batch.items() if s % 5 == 0} for batch in EPOCHS * 2]
+    proposer = RELATION.proposer()
+    for window in [_given(dtype), *_windows(some)]:
+        proposer.observe(window)
+    [hypothesis] = proposer.hypotheses()
+    wrong = {s: (TARGETS[s] + 1) % 7 for s in range(0, 200, 5)}
+    few, enough = (wrong | dict.fromkeys(range(1, 5 * 200, number), 3) for number in (1, 5))
+    for batch, held in ((few, dtype == "torch.int64"), (enough, False)):
+        found = [holds for _, holds in labels(RELATION, hypothesis.params, _windows([batch] * 3))]
+        assert found == ([] if held else [False] * 3)
+
+
+def _given(dtype: str) -> Window:
+    """Return a window in which the model is given samples of that dtype."""
+    run = RunBuilder()
+    [code] = run.variables(Variable(kind="sample", name="0", owner="__main__.Net#0", type=dtype))
+    with run.calling("__main__.Net.forward", role="forward", object="__main__.Net#0"):
+        run.frame("end", np.full(2, code, np.int32), data=[1, 2])
+    return run.window()
+
+
 def test_it_is_said_how_many_have_others() -> None:
     [params] = _proposed(EPOCHS)
     wrong = {sample: (target + 1) % 7 for sample, target in EPOCHS[0].items()}
@@ -171,7 +193,10 @@ def test_it_is_said_how_many_have_others() -> None:
 
 @pytest.mark.parametrize(
     "claim",
-    [("nll_loss",), ("nll_loss", 3), ("nll_loss", "no base64"), ("nll_loss", "AAAA"), 3],
+    [
+        *(("nll_loss",), ("nll_loss", 3, "real"), ("nll_loss", "no base64", "real")),
+        *(("nll_loss", "AAAA", "whole"), ("nll_loss", ""), ("nll_loss", "", "half"), 3),
+    ],
 )
 def test_other_parameters_are_refused(claim: object) -> None:
     who = VarNameParam(var_name="Net.0", var_type=VAR_TYPES["sample"], attr_name="value")
@@ -179,4 +204,4 @@ def test_other_parameters_are_refused(claim: object) -> None:
         RELATION.monitor((who, ConstantParam(value=claim)))
     other = VarNameParam(var_name="Net.0", var_type=VAR_TYPES["target"], attr_name="value")
     with pytest.raises(InvariantError, match="expects a sample"):
-        RELATION.monitor((other, ConstantParam(value=("nll_loss", ""))))
+        RELATION.monitor((other, ConstantParam(value=("nll_loss", "", "real"))))

@@ -35,6 +35,7 @@ from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
 from traincheck_plugin.relations.per_run import PerRun
+from traincheck_plugin.relations.samples import given
 from traincheck_plugin.vocabulary import Array
 
 MAX_KNOWN = 1024
@@ -54,9 +55,17 @@ MIN_RECENT = 12
 MAX_OTHERS = 2 / 3
 """Share of these that may have another target, as labels with noise have with another seed."""
 
+MIN_FAMILIAR = 0.5
+"""Share of samples of whole numbers, with keys as small as those that are known, that are known: with
+less they are other data, of which some are known by chance, as tokens are that were numbered anew."""
+
+REAL, WHOLE = "real", "whole"
+"""What numbers samples have."""
+
 _SAMPLE = VAR_TYPES["sample"]
 _WIDTH = np.dtype("<u4")
 _MAX_WATCHED = 1 << 15
+_MAX_FAMILIAR = 256
 _MAX_SHOWN = 1000
 
 Targets = Mapping[int, int]
@@ -69,8 +78,8 @@ class SampleTargetsRelation(Relation):
     ``forall backward passes b, samples s that an input of that name has in b and in the reference:
     target(b, s) == target(reference, s)``. Judged are the last `NUM_RECENT` known samples, and
     they fail together, where more than `MAX_OTHERS` of them have another target. A target is a
-    whole number, or several. Proposed where samples came again in the reference, and had the same
-    target.
+    whole number, or several. Of tokens and the like nothing is said where most are not known.
+    Proposed where samples came again in the reference, and had the same target.
 
     Catches labels that were shuffled, shifted or sorted apart from the data, and masks that were
     not turned with their images. Cannot see targets that are real numbers, samples that are never
@@ -84,13 +93,13 @@ class SampleTargetsRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(*_rule(params))
+        return _Monitor(_rule(params))
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        name, operation, known = _rule(params)
+        rule = _rule(params)
         return (
-            f"samples of `{name}` have the same target in {operation} each time: "
-            f"{len(known)} are known"
+            f"samples of `{rule.name}` have the same target in {rule.operation} each time: "
+            f"{len(rule.known)} are known"
         )
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
@@ -104,19 +113,36 @@ class SampleTargetsRelation(Relation):
         return "warning"
 
 
-def _rule(params: tuple[Param, ...]) -> tuple[str, str, Targets]:
-    """Return the name of an input, the operation that takes the target, and what is known.
+class _Rule(NamedTuple):
+    """A hypothesis.
+
+    Attributes:
+        name: of an input.
+        operation: that takes the target.
+        known: targets of the reference.
+        is_whole: whether the samples are of whole numbers.
+    """
+
+    name: str
+    operation: str
+    known: Targets
+    is_whole: bool
+
+
+def _rule(params: tuple[Param, ...]) -> _Rule:
+    """Return the hypothesis with these parameters.
 
     Raises:
-        InvariantError: the parameters are none of this relation.
+        InvariantError: they are none of this relation.
     """
     relation = SampleTargetsRelation.name
     who, claim = pair(relation, params, VarNameParam, ConstantParam)
     match claim.value:
-        case (str(operation), str(text)) if who.var_type == _SAMPLE:
-            return who.var_name, operation, _decode(text)
+        case (str(operation), str(text), "real" | "whole" as of) if who.var_type == _SAMPLE:
+            return _Rule(who.var_name, operation, _decode(text), of == WHOLE)
     raise InvariantError(
-        f"{relation} expects a sample, an operation, and targets of samples; got {params}"
+        f"{relation} expects a sample, an operation, targets of samples, and {REAL!r} or "
+        f"{WHOLE!r}; got {params}"
     )
 
 
@@ -186,42 +212,51 @@ def _folded(values: Array) -> Array:
 
 
 class _Recent:
-    """The targets of the samples that were given last: in the reference, and now."""
+    """The samples that were given last.
+
+    Attributes:
+        pairs: the targets of those that are known: in the reference, and now.
+        familiar: of those that would be known if they had been in the reference, whether they are.
+    """
 
     def __init__(self) -> None:
         self.pairs: deque[tuple[int, int]] = deque(maxlen=NUM_RECENT)
+        self.familiar: deque[bool] = deque(maxlen=_MAX_FAMILIAR)
+
+    def are_familiar(self) -> bool:
+        """Return whether these are samples of the reference."""
+        return sum(self.familiar) >= MIN_FAMILIAR * len(self.familiar)
 
 
 class _Monitor(Monitor):
-    """Judges the samples of one input.
+    """Judges the samples of one input."""
 
-    Args:
-        name: of the input.
-        operation: that takes the target.
-        known: targets of the reference.
-    """
-
-    def __init__(self, name: str, operation: str, known: Targets) -> None:
-        self._name = name
-        self._operation = operation
-        self._known = known
+    def __init__(self, rule: _Rule) -> None:
+        self._rule = rule
+        self._known = rule.known
+        self._largest = max(rule.known, default=0)
         self._recent = PerRun(_Recent)
 
     def observe(self, window: Window) -> Examples:
         rows, holds, shown = [], [], []
         for batch in _batches(window):
-            if (batch.name, batch.operation) != (self._name, self._operation):
+            if (batch.name, batch.operation) != (self._rule.name, self._rule.operation):
                 continue
             again = [
                 (self._known[key], now) for key, now in batch.targets.items() if key in self._known
             ]
-            recent = self._recent.of(window.catalog).pairs
-            recent.extend(again)
-            if again and len(recent) >= MIN_RECENT:
-                others = [(then, now) for then, now in recent if then != now]
+            recent = self._recent.of(window.catalog)
+            recent.pairs.extend(again)
+            recent.familiar.extend(
+                key in self._known for key in batch.targets if key <= self._largest
+            )
+            if self._rule.is_whole and not recent.are_familiar():
+                continue
+            if again and len(recent.pairs) >= MIN_RECENT:
+                others = [(then, now) for then, now in recent.pairs if then != now]
                 rows.append(batch.row)
-                holds.append(len(others) <= MAX_OTHERS * len(recent))
-                shown.append((others, len(recent)))
+                holds.append(len(others) <= MAX_OTHERS * len(recent.pairs))
+                shown.append((others, len(recent.pairs)))
         if not rows:
             return NO_EXAMPLES
         return Examples.of_calls(
@@ -233,16 +268,17 @@ class _Monitor(Monitor):
 
     def _explain(self, others: list[tuple[int, int]], number: int) -> Explanation:
         then, now = others[0]
+        name, operation, *_ = self._rule
         example = f", as {now} in place of {then}" if max(then, now) < _MAX_SHOWN else ""
         return Explanation(
             message=(
-                f"{len(others)} of {number} samples of `{self._name}` have other targets in "
-                f"{self._operation} than in the reference{example}"
+                f"{len(others)} of {number} samples of `{name}` have other targets in "
+                f"{operation} than in the reference{example}"
             ),
             cause=Cause(
                 fact="targets of other samples",
-                subjects=(self._name,),
-                text=f"targets do not belong to their samples (`{self._name}`): they were "
+                subjects=(name,),
+                text=f"targets do not belong to their samples (`{name}`): they were "
                 "shuffled, sorted, shifted or masked apart from them, or other targets were read",
             ),
         )
@@ -286,8 +322,10 @@ class _Seen:
 class _Proposer(Proposer):
     def __init__(self) -> None:
         self._seen: dict[tuple[str, str], _Seen] = {}
+        self._real: set[str] = set()
 
     def observe(self, window: Window) -> None:
+        self._real.update(one.name for one in given(window) if one.is_real)
         for batch in _batches(window):
             self._seen.setdefault((batch.name, batch.operation), _Seen()).add(batch)
 
@@ -299,6 +337,8 @@ class _Proposer(Proposer):
                     relation=SampleTargetsRelation.name,
                     params=(
                         VarNameParam(var_name=name, var_type=_SAMPLE, attr_name="value"),
-                        ConstantParam(value=(operation, _encode(known))),
+                        ConstantParam(
+                            value=(operation, _encode(known), REAL if name in self._real else WHOLE)
+                        ),
                     ),
                 )

@@ -32,6 +32,7 @@ class Given(NamedTuple):
         row: of the forward.
         model: its label.
         name: class of the model and path of the argument: ``Net.0``.
+        is_real: whether they are of real numbers.
         trains: whether it is with gradients.
         epoch: of the training.
         keys: of up to `MAX_SAMPLES`, those with the smallest keys.
@@ -40,6 +41,7 @@ class Given(NamedTuple):
     row: int
     model: str
     name: str
+    is_real: bool
     trains: bool
     epoch: int
     keys: list[int]
@@ -66,6 +68,7 @@ def _given(window: Window) -> Iterator[Given]:
                 row,
                 variable.owner,
                 f"{class_name(variable.owner)}.{variable.name}",
+                "float" in variable.type,
                 bool(enabled[code]),
                 int(epochs[code]),
                 frame.columns["data"].tolist(),
