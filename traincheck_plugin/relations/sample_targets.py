@@ -56,8 +56,9 @@ MAX_OTHERS = 2 / 3
 """Share of these that may have another target, as labels with noise have with another seed."""
 
 MIN_FAMILIAR = 0.5
-"""Share of samples of whole numbers, with keys as small as those that are known, that are known: with
-less they are other data, of which some are known by chance, as tokens are that were numbered anew."""
+"""Share of samples of whole numbers, with keys as small as those that are known, that are known:
+with less they are other data, of which some are known by chance, as tokens that were numbered
+anew."""
 
 REAL, WHOLE = "real", "whole"
 """What numbers samples have."""
