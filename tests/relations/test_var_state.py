@@ -227,6 +227,17 @@ def test_the_place_is_the_call() -> None:
     assert labels(RELATION, (STEP, FINITE), windows) == [(9, True)]
 
 
+@pytest.mark.parametrize("rule", [LEARNING, SOME_LEARNING])
+def test_a_schedule_may_end_at_0_a_little_before_the_training(rule: VarTypeParam) -> None:
+    run = [*[_step(FIRST, [GOOD])] * 30, *[_step(FIRST, [STILL])] * 5]
+    for cuts in ([], [32], list(range(1, 35))):
+        found = [h for _, h in labels(RELATION, (STEP, rule), told(run, cuts))]
+        assert found == [True] * 30 + [False] * 2
+    # A rate that comes back.
+    restarts = [*run[:33], _step(FIRST, [GOOD]), *run[30:33]]
+    assert all(h for _, h in labels(RELATION, (STEP, rule), told(restarts, [5])))
+
+
 def test_a_learning_rate_may_be_0_for_one_step_of_each_optimizer() -> None:
     other = (True, True, SECOND, 0.0, GradState.NON_ZERO, 0, FLOAT)
     run = [

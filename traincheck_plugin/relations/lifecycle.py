@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from traincheck_plugin.events import Window
@@ -68,10 +70,17 @@ def previous(objects: Int32) -> Int64:
 
 
 class Patience:
-    """Excuses the first failure in a row on each object."""
+    """Excuses the first failures in a row on each object.
 
-    def __init__(self) -> None:
-        self._failed: set[int] = set()
+    Args:
+        share: so many of them, as a part of all that held before; one in any case.
+    """
+
+    def __init__(self, share: float = 0.0) -> None:
+        self._share = share
+        # By object: failures in a row up to now, where there is one, and all that held.
+        self._failed: dict[int, int] = {}
+        self._held: Counter[int] = Counter()
 
     def forget(self) -> None:
         """Start anew after a stretch that was not observed."""
@@ -85,13 +94,17 @@ class Patience:
             holds: whether they hold.
         """
         if not self._failed and holds.all():
+            if self._share:
+                self._held.update(objects.tolist())
             return holds
-        last = previous(objects)
-        has_failed = np.where(last == NONE, np.isin(objects, list(self._failed)), ~holds[last])
-        outcome = dict(zip(objects.tolist(), holds.tolist(), strict=True))
-        self._failed -= outcome.keys()
-        self._failed |= {target for target, held in outcome.items() if not held}
-        kept: Bool = holds | has_failed
+        kept = holds.copy()
+        for index, target in enumerate(objects.tolist()):
+            if holds[index]:
+                self._failed.pop(target, None)
+                self._held[target] += 1
+            else:
+                self._failed[target] = self._failed.get(target, 0) + 1
+                kept[index] = self._failed[target] > max(1.0, self._share * self._held[target])
         return kept
 
 

@@ -119,6 +119,10 @@ PATIENT = frozenset({LEARNING, SOME_LEARNING, USED, BESIDE_FROZEN, WOVEN, REACHE
 alternates leaves a part out now and then, or has yet to run, and where another phase begins there
 are gradients left from the last one."""
 
+PATIENCE = {LEARNING: 0.1, SOME_LEARNING: 0.1}
+"""How many failures in a row are excused, as a part of all that held: a schedule may end at a
+learning rate of 0 a few steps before the training does."""
+
 LED = frozenset({REACHED, RECORDED})
 """What is asked of steps that a backward led to: gradients may be estimated without any."""
 
@@ -202,9 +206,10 @@ class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
 
     ``forall calls a of A: exists (or forall) v in V: x(v at begin(a)) = value``. Of the rules in
-    `PATIENT` the first failure in a row is no example; those in `LED` fail only where a backward
-    led to the step; those in `PER_STEP` hold of all calls since the last step of an optimizer where
-    they hold of one. An attribute is a recorded or a derived one
+    `PATIENT` the first failure in a row is no example, or as many as `PATIENCE` tells; those in
+    `LED` fail only where a backward led to the step; those in `PER_STEP` hold of all calls since
+    the last step of an optimizer where they hold of one. An attribute is a recorded or a derived
+    one
     (`traincheck_plugin.relations.derived`), or ``thawed``: the parameter requires gradients and did
     not at an earlier call of A.
 
@@ -274,7 +279,7 @@ class _Monitor(Monitor):
         self._where = tuple(condition for condition in variables.where if condition[0] != "thawed")
         self._names = [variables.attr_name, *(name for name, _ in self._where if name != "held")]
         self._asks_for_thawed = len(self._where) < len(variables.where)
-        self._patience = Patience() if variables in PATIENT else None
+        self._patience = Patience(PATIENCE.get(variables, 0.0)) if variables in PATIENT else None
         self._backwards = Backwards() if variables in LED else None
         self._is_per_step = variables in PER_STEP
         self._held_since_step = False
