@@ -82,7 +82,9 @@ class _Monitor(Monitor):
         forwards = set(window.rows_of_role("forward").tolist())
         backwards = completed(window, window.rows_of_role("backward"))
         adding = backwards[is_backward(window)[backwards]]
-        adds = dict(zip(adding.tolist(), has_gradients(window, adding).tolist(), strict=True))
+        adds = dict.fromkeys(adding.tolist(), False)
+        if clips or self._clipped:
+            adds = dict(zip(adds, has_gradients(window, adding).tolist(), strict=True))
         clears = set(window.rows_of_role("zero_grad").tolist())
         steps = set(completed(window, window.rows_of_role("step")).tolist())
         rows, holds = [], []
