@@ -57,12 +57,14 @@ def _step(optimizer: str = OPTIMIZER) -> Event:
     return lambda run: run.call("torch.optim.SGD.step", object=optimizer)
 
 
-def _move(number: int = 0, *, first: bool = False, optimizer: str = OPTIMIZER) -> Event:
+def _move(
+    number: int = 0, *, first: bool = False, optimizer: str = OPTIMIZER, epoch: bool = False
+) -> Event:
     told_besides = [Item(path="first", type="str", value="yes")] if first else []
     return lambda run: run.call(
         f"{SCHEDULER}.step",
         object=f"{SCHEDULER}#{number}",
-        inputs=_about(optimizer),
+        inputs=[*_about(optimizer), *[Item(path="1", type="float")] * epoch],
         outputs=told_besides,
     )
 
@@ -94,6 +96,8 @@ def test_a_schedule_that_goes_on_or_begins_anew() -> None:
         [_load(), _made(), _step(), FIRST],
         # A rollback: it had moved already.
         [_made(), _step(), FIRST, _load(), _step(), _move()],
+        # It is told where it is.
+        [_made(), _load(), _step(), _move(first=True, epoch=True), _step(), _move()],
         # Of another optimizer.
         [_made(), _load(), _step(), _move(optimizer=OTHER, first=True)],
         [_made(), _load(), _step(OTHER), FIRST],

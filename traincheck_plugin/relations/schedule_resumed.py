@@ -25,7 +25,7 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
-from traincheck_plugin.relations.lifecycle import completed, label, named_optimizer
+from traincheck_plugin.relations.lifecycle import completed, is_placed, label, named_optimizer
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD
 from traincheck_plugin.relations.moments import pairs
 from traincheck_plugin.relations.naming import place, short
@@ -43,8 +43,8 @@ class ScheduleResumedRelation(Relation):
     ``forall calls b of a scheduler s of an optimizer o: not begun anew(s)``, where s was made for o
     before a state was loaded into o that gave it another learning rate: it was saved in the middle
     of a schedule. Begun anew is what makes its first move since then, after o stepped. No example
-    is a schedule that was on its way when the state was loaded, or that is moved on to its place
-    before the first step.
+    is a schedule that was on its way when the state was loaded, that is moved on to its place before
+    the first step, or told with each move where it is.
 
     Catches a checkpoint in which the state of the scheduler is missing, or from which it is not
     loaded: the learning rate is the one that was saved, and decays later than it should. Cannot see
@@ -151,11 +151,12 @@ class _Monitor(Monitor):
         resumed = self._resumed.get(optimizer)
         if resumed is None or scheduler not in resumed.schedulers:
             return []
-        if _is_first(window, row):
-            if not resumed.has_stepped:
-                # It is moved on to where it was.
-                resumed.schedulers.discard(scheduler)
-                return []
+        is_first = _is_first(window, row)
+        if is_placed(window, row) or (is_first and not resumed.has_stepped):
+            # It is put to where it was, or moved on to there.
+            resumed.schedulers.discard(scheduler)
+            return []
+        if is_first:
             resumed.anew.add(scheduler)
         return [(row, resumed, scheduler not in resumed.anew)]
 
