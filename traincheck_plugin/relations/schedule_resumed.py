@@ -43,8 +43,8 @@ class ScheduleResumedRelation(Relation):
     ``forall calls b of a scheduler s of an optimizer o: not begun anew(s)``, where s was made for o
     before a state was loaded into o that gave it another learning rate: it was saved in the middle
     of a schedule. Begun anew is what makes its first move since then, after o stepped. No example
-    is a schedule that was on its way when the state was loaded, that is moved on to its place before
-    the first step, or told with each move where it is.
+    is a schedule that was on its way when the state was loaded, that is moved on to its place
+    before the first step, or told with each move where it is.
 
     Catches a checkpoint in which the state of the scheduler is missing, or from which it is not
     loaded: the learning rate is the one that was saved, and decays later than it should. Cannot see
