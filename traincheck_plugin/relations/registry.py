@@ -19,6 +19,7 @@ from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.copies import CopyRelation
 from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.distinct_inputs import DistinctInputsRelation
+from traincheck_plugin.relations.eval_mode import EvalModeRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.eventual_change import EventualChangeRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
@@ -78,6 +79,7 @@ BUILT_IN: tuple[Relation, ...] = (
     CallCountRelation(),
     ExclusiveChangeRelation(),
     FrozenPartsRelation(),
+    EvalModeRelation(),
     EventualCallRelation(),
     SchedulePaceRelation(),
     ScheduleMovesRelation(),
