@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from traincheck_plugin.relations.base import (
 )
 from traincheck_plugin.relations.moments import Moments, moments_at_begin
 from traincheck_plugin.relations.named import Named
-from traincheck_plugin.relations.naming import class_name
+from traincheck_plugin.relations.naming import beginnings, full_name, largest_parts, part_of
 from traincheck_plugin.relations.params import three
 from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import Bool, Int64, Variable
@@ -97,19 +97,6 @@ def _claim(params: tuple[Param, ...]) -> tuple[tuple[str, ...], int]:
     )
 
 
-def _name(module: Variable) -> str:
-    """Return ``Net.encoder``, with the class of the model."""
-    model = class_name(module.owner)
-    return f"{model}.{module.name}" if module.name else model
-
-
-def _outer(name: str) -> Iterator[str]:
-    """Yield a name, and those of all that holds it, from the inside out."""
-    while name:
-        yield name
-        name = name.rpartition(".")[0]
-
-
 class _Steps:
     """Tells how many training steps lie between the first backward and another."""
 
@@ -138,10 +125,7 @@ class _Monitor(Monitor):
 
     def __init__(self, parts: tuple[str, ...], length: int) -> None:
         self._length = length
-        known = frozenset(parts)
-        self._named = Named(
-            MODULE, known, lambda m: next((n for n in _outer(_name(m)) if n in known), "")
-        )
+        self._named = Named(MODULE, parts, part_of(frozenset(parts)))
         self._steps = PerRun(_Steps)
 
     def observe(self, window: Window) -> Examples:
@@ -171,8 +155,8 @@ class _Monitor(Monitor):
 
 
 def _explain(modules: list[Variable]) -> Explanation:
-    names = {_name(module) for module in modules}
-    outermost = sorted(n for n in names if names.isdisjoint([*_outer(n)][1:]))
+    names = {full_name(module) for module in modules}
+    outermost = sorted({next(p for p in beginnings(name) if p in names) for name in names})
     shown = ", ".join(f"`{name}`" for name in outermost[:3])
     more = ", ..." if len(outermost) > 3 else ""
     be = "is" if len(outermost) == 1 else "are"
@@ -211,7 +195,7 @@ class _Proposer(Proposer):
         key = moments.variables.tobytes()
         if key not in known:
             variables = window.catalog.variables
-            known[key] = [_name(variables[code]) for code in moments.variables.tolist()]
+            known[key] = [full_name(variables[code]) for code in moments.variables.tolist()]
         return known[key]
 
     def hypotheses(self) -> Iterable[Hypothesis]:
@@ -229,11 +213,6 @@ class _Proposer(Proposer):
 
     def _steady(self) -> list[str]:
         """Return the outermost modules that never are in training mode, nor anything in them."""
-        mixed = {
-            outer
-            for name, in_eval in self._in_eval.items()
-            if not in_eval
-            for outer in _outer(name)
-        }
-        whole = self._in_eval.keys() - mixed
-        return sorted(name for name in whole if whole.isdisjoint([*_outer(name)][1:]))
+        trained = {name for name, in_eval in self._in_eval.items() if not in_eval}
+        above = {part for name in trained for part in beginnings(name)}
+        return sorted(largest_parts(self._in_eval.keys() - above, trained))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -32,10 +32,16 @@ from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
 from traincheck_plugin.relations.moments import by_stack
 from traincheck_plugin.relations.named import Named
-from traincheck_plugin.relations.naming import class_name, describe_variables, short
+from traincheck_plugin.relations.naming import (
+    describe_variables,
+    full_name,
+    largest_parts,
+    part_of,
+    short,
+)
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import NONE, Bool, Int64, Variable
+from traincheck_plugin.vocabulary import NONE, Bool, Int64
 
 PARAMETER = VAR_TYPES["parameter"]
 TRAINED = (("held", True), ("requires_grad", True))
@@ -118,22 +124,6 @@ def _claim(params: tuple[Param, ...]) -> _Claim:
     )
 
 
-def _name(variable: Variable) -> str:
-    """Return the name under which a parameter is found again in another run."""
-    return f"{class_name(variable.owner)}.{variable.name}"
-
-
-def _beginnings(name: str) -> Iterator[str]:
-    """Yield the parts that a parameter is in, the largest first, and its own name."""
-    words = name.split(".")
-    return (".".join(words[:number]) for number in range(1, len(words) + 1))
-
-
-def _part_of(parts: Collection[str]) -> Callable[[Variable], str]:
-    """Return what tells in which of some parts a parameter is; "" where in none."""
-    return lambda variable: next((p for p in _beginnings(_name(variable)) if p in parts), "")
-
-
 class _Steps(NamedTuple):
     """Steps of one optimizer.
 
@@ -181,7 +171,7 @@ class _Optimizers:
 class _Monitor(Monitor):
     def __init__(self, claim: _Claim) -> None:
         self._claim = claim
-        self._named = Named(PARAMETER, claim.parts, _part_of(frozenset(claim.parts)))
+        self._named = Named(PARAMETER, claim.parts, part_of(frozenset(claim.parts)))
         self._optimizers = PerRun(_Optimizers)
 
     def observe(self, window: Window) -> Examples:
@@ -252,9 +242,9 @@ class _Proposer(Proposer):
                 mask = moments.select(TRAINED)
                 if mask is not None:
                     codes = moments.variables
-                    met.update(_name(variables[code]) for code in codes.tolist())
+                    met.update(full_name(variables[code]) for code in codes.tolist())
                     codes = codes[mask.any(axis=0)]
-                    trained.update(_name(variables[code]) for code in codes.tolist())
+                    trained.update(full_name(variables[code]) for code in codes.tolist())
         self._num_optimizers = max(self._num_optimizers, len(optimizers))
 
     def hypotheses(self) -> Iterable[Hypothesis]:
@@ -264,11 +254,7 @@ class _Proposer(Proposer):
             if length < MIN_STEPS:
                 continue
             trained = self._trained[optimizer]
-            above = {part for name in trained for part in _beginnings(name)}
-            parts = {
-                next(part for part in _beginnings(name) if part not in above)
-                for name in self._met[optimizer] - trained
-            }
+            parts = largest_parts(self._met[optimizer] - trained, trained)
             if parts:
                 value = (optimizer, length, *sorted(parts))
                 params = LEFT_ALONE, ConstantParam(value=value)

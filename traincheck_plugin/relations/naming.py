@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import takewhile
 
 from traincheck_plugin.events import Window
@@ -23,6 +23,29 @@ def class_name(owner: str) -> str:
     The module that defines a class may be another one when a script is imported.
     """
     return owner.partition("#")[0].rpartition(".")[2]
+
+
+def full_name(variable: Variable) -> str:
+    """Return ``Net.encoder.weight``, under which a variable is found again in another run."""
+    model = class_name(variable.owner)
+    return f"{model}.{variable.name}" if variable.name else model
+
+
+def beginnings(name: str) -> Iterator[str]:
+    """Yield the parts of models that something is in, the largest first, and its own name."""
+    words = name.split(".")
+    return (".".join(words[:number]) for number in range(1, len(words) + 1))
+
+
+def part_of(parts: Collection[str]) -> Callable[[Variable], str]:
+    """Return what tells in which of some parts a variable is; "" where in none."""
+    return lambda variable: next((p for p in beginnings(full_name(variable)) if p in parts), "")
+
+
+def largest_parts(names: Iterable[str], others: Iterable[str]) -> set[str]:
+    """Return the largest parts that hold *names*, none of which is among *others*, and no other."""
+    above = {part for name in others for part in beginnings(name)}
+    return {next(part for part in beginnings(name) if part not in above) for name in names}
 
 
 MAX_NAMED = 3

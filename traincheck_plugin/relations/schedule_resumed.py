@@ -26,7 +26,7 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.lifecycle import completed, is_placed, label, named_optimizer
-from traincheck_plugin.relations.loads import OPTIMIZER_LOAD
+from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, told_of
 from traincheck_plugin.relations.moments import pairs
 from traincheck_plugin.relations.naming import place, short
 from traincheck_plugin.relations.params import pair
@@ -151,7 +151,7 @@ class _Monitor(Monitor):
         resumed = self._resumed.get(optimizer)
         if resumed is None or scheduler not in resumed.schedulers:
             return []
-        is_first = _is_first(window, row)
+        is_first = bool(told_of(window, row, "first"))
         if is_placed(window, row) or (is_first and not resumed.has_stepped):
             # It is put to where it was, or moved on to there.
             resumed.schedulers.discard(scheduler)
@@ -178,12 +178,6 @@ def _loads(window: Window) -> set[int]:
             if any(one.owner == owner and one.name.endswith(".lr") for one in told):
                 found.add(row)
     return found
-
-
-def _is_first(window: Window, row: int) -> bool:
-    """Return whether a scheduler made its first move."""
-    items = window.catalog.signature(int(window.calls.outputs[row]))
-    return any(item.path == "first" for item in items)
 
 
 def _explain(window: Window, row: int, load: str) -> Explanation:
