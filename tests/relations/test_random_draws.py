@@ -23,6 +23,7 @@ ADDED, COMPARED, TOLD = "mul:float2", "mse_loss:float2", "embedding:float2"
 NOISE = f"randn>{COMPARED},{ADDED}"
 ANEW = f"randn>{COMPARED} randn>{ADDED}"
 SOURCE = NOISE.replace(">", "<")
+EACH = NOISE.replace(">", "=")
 
 
 def _known(text: str = NOISE, after: str = "Net") -> tuple[Param, ...]:
@@ -81,6 +82,17 @@ def test_what_goes_less_far(draws: str, held: list[bool]) -> None:
     assert _held(_known(), [draws] * 2) == held
 
 
+@given(st.lists(st.sampled_from([NOISE, ANEW, f"{NOISE} {ANEW}", f"{NOISE} randn>{TOLD}", ""])))
+def test_each_draw_goes_where_all_did(draws: list[str]) -> None:
+    expected, num_failed = [], 0
+    for one in draws:
+        if one:
+            num_failed = num_failed + 1 if ANEW in one else 0
+            if num_failed != 1:
+                expected.append(num_failed == 0)
+    assert _held(_known(EACH), draws) == expected
+
+
 def test_a_longer_run_may_draw_otherwise_later() -> None:
     late = [NOISE] * FIRST + [ANEW] * 3
     assert _held(_known(), late) == [True] * FIRST
@@ -97,7 +109,9 @@ def _proposed(draws: Sequence[str], *, runs: int = 1) -> list[object]:
 
 def test_the_reference_tells_what_goes_together() -> None:
     several = [NOISE, f"{NOISE} rand>{TOLD}", f"randn>{COMPARED},{ADDED},{TOLD}"]
-    assert _proposed([*several, NOISE] * MIN_BACKWARDS) == [("Net", NOISE), ("Net", SOURCE)]
+    assert _proposed([*several, NOISE] * MIN_BACKWARDS) == [("Net", EACH), ("Net", SOURCE)]
+    one_of_two = f"{NOISE} randn>{ADDED}"
+    assert _proposed([*several, one_of_two] * MIN_BACKWARDS)[0] == ("Net", NOISE)
     assert _proposed([NOISE] * (MIN_BACKWARDS - 1)) == []
     # What is not always there, and what goes to one place alone, tells of its source alone.
     assert _proposed([NOISE, ""] * MIN_BACKWARDS) == [("Net", SOURCE)]
@@ -111,7 +125,7 @@ def test_the_reference_tells_what_is_drawn_from_one_distribution() -> None:
     other = f"{NOISE} rand>{ADDED}"
     assert _proposed([NOISE] * MIN_BACKWARDS + [other])[1] == ("Net", f"randn<{COMPARED}")
     both = f"{NOISE} rand>{ADDED},{COMPARED}"
-    assert _proposed([NOISE] * MIN_BACKWARDS + [both]) == [("Net", NOISE)]
+    assert _proposed([NOISE] * MIN_BACKWARDS + [both]) == [("Net", EACH)]
     assert _proposed([*[""] * MIN_BACKWARDS, *[NOISE] * (MIN_BACKWARDS - 1)]) == []
 
 
@@ -197,6 +211,9 @@ def test_the_rule_has_words() -> None:
     assert RELATION.describe(_known()) == (
         "for the loss of Net, what randn draws goes into all of mse_loss (float, 2d), mul (float, "
         "2d)"
+    )
+    assert RELATION.describe(_known(EACH)).startswith(
+        "for the loss of Net, what randn draws goes each time into all of mse_loss"
     )
     assert RELATION.severity(_known()) == "warning"
     assert RELATION.needs(_known()).functions == frozenset()

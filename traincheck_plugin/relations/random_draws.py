@@ -48,7 +48,8 @@ class RandomDrawsRelation(Relation):
 
     ``forall backwards b after a forward of C, in the first steps that have one, draws (f, uses) of
     the reference, draws (f, part) of b with part < uses: some draw (f, more) of b has uses <=
-    more``, and ``forall such b, draws (f, uses) of the reference, draws (g, more) of b with uses
+    more``, of each draw of f with a part of the uses where that was true of each in all of the
+    reference, and ``forall such b, draws (f, uses) of the reference, draws (g, more) of b with uses
     and more not disjoint: distribution(g) = distribution(f)``, of uses of which that was true in
     all of the reference. A draw is what one call of a random function returns, with what is
     computed of draws alone, such as a mask or a sorted index; its uses are the functions in which
@@ -76,7 +77,8 @@ class RandomDrawsRelation(Relation):
         where = ", ".join(_functions(draw.uses))
         if claim == SOURCE:
             return f"for {whose(after)}, what goes into {where} is drawn by {draw.function}"
-        return f"for {whose(after)}, what {draw.function} draws goes into all of {where}"
+        each = "each time " if claim == EACH else ""
+        return f"for {whose(after)}, what {draw.function} draws goes {each}into all of {where}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         return api_plan(BACKWARD)
@@ -85,8 +87,9 @@ class RandomDrawsRelation(Relation):
         return "warning"
 
 
-TOGETHER, SOURCE = ">", "<"
-"""What is claimed of a draw: where it goes, or where what goes there comes from."""
+TOGETHER, EACH, SOURCE = ">", "=", "<"
+"""What is claimed: one draw goes to all of some places, each does that goes to any of them, or what
+goes there is of one distribution."""
 
 _DISTRIBUTIONS = {
     **dict.fromkeys(("randn", "randn_like", "normal"), "normal"),
@@ -100,7 +103,7 @@ def _distribution(function: str) -> str:
 
 
 _USE = r"\w+:(?:bool|float|int)\d+(?:\+(?:bool|float|int)\d+)*"
-_DRAW = re.compile(rf"(\w+)([><])({_USE}(?:,{_USE})*)")
+_DRAW = re.compile(rf"(\w+)([>=<])({_USE}(?:,{_USE})*)")
 
 
 def _known(params: tuple[Param, ...]) -> tuple[str, Draw, str]:
@@ -139,6 +142,12 @@ def _spelled(use: str) -> str:
     names = [(kind, kind.rstrip(digits)) for kind in kinds.split("+")]
     told = " and ".join(f"{name}, {kind.removeprefix(name)}d" for kind, name in names)
     return f"{function} ({told})"
+
+
+def _parts(known: Draw, draws: Iterable[Draw]) -> set[frozenset[str]]:
+    """Return to which of its places each draw of the same function goes that goes to any."""
+    parts = {one.uses & known.uses for one in draws if one.function == known.function}
+    return parts - {frozenset()}
 
 
 class _OfDraws(Monitor):
@@ -188,15 +197,12 @@ class _Together(_OfDraws):
     """Judges whether one draw goes where one did."""
 
     def _judge(self, draws: Iterable[Draw]) -> bool | None:
-        function, uses = self._draw
-        alike = [one.uses for one in draws if one.function == function]
-        if any(uses <= others for others in alike):
-            return True
-        return None if uses.isdisjoint(use for others in alike for use in others) else False
+        parts = _parts(self._draw, draws)
+        return self._draw.uses in parts if parts else None
 
     def _explain(self, draws: Iterable[Draw]) -> Explanation:
         name, uses = self._draw
-        parts = {one.uses & uses for one in draws if one.function == name} - {frozenset()}
+        parts = _parts(self._draw, draws) - {uses}
         together = sorted((_functions(part) for part in parts), key=lambda one: (-len(one), one))
         missing = _functions(uses.difference(*parts))
         message = f"what {name} draws for {whose(self._after)} goes into {', '.join(together[0])}"
@@ -204,7 +210,7 @@ class _Together(_OfDraws):
             message += "".join(f", another draw into {', '.join(one)}" for one in together[1:])
             text = (
                 f"{name} draws anew what the reference draws once: what should be the same, as "
-                "noise and its target, is not"
+                "noise and its target, or the order of inputs and labels, is not"
             )
         else:
             text = (
@@ -215,6 +221,14 @@ class _Together(_OfDraws):
         return Explanation(
             message=message, cause=Cause(fact="another draw", subjects=(name,), text=text)
         )
+
+
+class _Each(_Together):
+    """Judges whether each draw goes where all did."""
+
+    def _judge(self, draws: Iterable[Draw]) -> bool | None:
+        parts = _parts(self._draw, draws)
+        return parts == {self._draw.uses} if parts else None
 
 
 class _Source(_OfDraws):
@@ -248,13 +262,14 @@ class _Source(_OfDraws):
         )
 
 
-_MONITORS = {TOGETHER: _Together, SOURCE: _Source}
+_MONITORS = {TOGETHER: _Together, EACH: _Each, SOURCE: _Source}
 
 
 class _Proposer(Proposer):
     def __init__(self) -> None:
         self._early = PerRun(EarlyLosses)
         self._draws: dict[str, set[Draw]] = {}
+        self._seen: dict[str, set[Draw]] = {}
         self._num_seen: Counter[str] = Counter()
         self._sources: dict[tuple[str, str], Counter[str]] = {}
 
@@ -265,6 +280,7 @@ class _Proposer(Proposer):
                 self._draws[loss.after] = set(draws)
             else:
                 self._draws[loss.after] = _common(self._draws[loss.after], draws)
+            self._seen.setdefault(loss.after, set()).update(draws)
             self._num_seen[loss.after] += 1
             for function, use in {(draw.function, use) for draw in draws for use in draw.uses}:
                 self._sources.setdefault((loss.after, use), Counter())[function] += 1
@@ -272,9 +288,10 @@ class _Proposer(Proposer):
     def hypotheses(self) -> Iterable[Hypothesis]:
         for after, draws in self._draws.items():
             if self._num_seen[after] >= MIN_BACKWARDS:
-                for function, uses in sorted(draws):
-                    if len(uses) > 1:
-                        yield _hypothesis(after, function, TOGETHER, uses)
+                for draw in sorted(draws):
+                    if len(draw.uses) > 1:
+                        is_each = _parts(draw, self._seen[after]) == {draw.uses}
+                        yield _hypothesis(after, *draw, EACH if is_each else TOGETHER)
         sources: dict[tuple[str, str], list[str]] = {}
         for (after, use), functions in self._sources.items():
             if len(set(map(_distribution, functions))) == 1:
@@ -282,10 +299,10 @@ class _Proposer(Proposer):
                 if number >= MIN_BACKWARDS:
                     sources.setdefault((after, function), []).append(use)
         for (after, function), several in sources.items():
-            yield _hypothesis(after, function, SOURCE, several)
+            yield _hypothesis(after, function, several, SOURCE)
 
 
-def _hypothesis(after: str, function: str, claim: str, uses: Iterable[str]) -> Hypothesis:
+def _hypothesis(after: str, function: str, uses: Iterable[str], claim: str) -> Hypothesis:
     value = after, f"{function}{claim}{','.join(sorted(uses))}"
     return Hypothesis(
         relation=RandomDrawsRelation.name, params=(BACKWARD, ConstantParam(value=value))
