@@ -159,9 +159,26 @@ def test_a_backward_tells_the_targets_of_the_samples(num_pixels):
 def test_keys_alone_are_the_same_ones(host):
     samples = torch.randn(100, 4)
     readings = DeviceReadings()
-    keys = keys_of(picked(samples, 100), readings, host)
+    keys = keys_of(picked(samples, 100), samples, readings, host)
     readings.resolve(readings.ticket())
     assert sorted(keys.tolist()) == sorted(told(samples, torch.arange(100) * 2))
+
+
+@pytest.mark.parametrize("host", ["cpu", "none"])
+def test_samples_that_differ_where_nobody_looks_have_no_keys(host):
+    same = torch.randn(1, 3 * MAX_PICKED).expand(5, -1)
+    other = same.clone()
+    other[3, 1] += 1
+
+    def told_of(values):
+        readings = DeviceReadings()
+        keys = keys_of(picked(values, 5), values, readings, host)
+        readings.resolve(readings.ticket())
+        return keys.tolist()
+
+    assert len(set(told_of(same))) == 1
+    assert all(told_of(same))
+    assert told_of(other) == [0] * 5
 
 
 def test_a_forward_tells_the_samples_of_real_numbers():

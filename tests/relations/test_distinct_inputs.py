@@ -9,16 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.builders import RunBuilder
+from tests.builders import RunBuilder, tensor
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
 from traincheck_plugin.relations.distinct_inputs import (
     ALL,
+    ANY_TWO,
     BETWEEN,
+    IN_A_ROW,
     MAX_AGAIN,
     MIN_OCCURRENCES,
+    MIN_OF_ONE,
     MIN_SAMPLES,
     WITHIN,
     DistinctInputsRelation,
@@ -65,7 +68,7 @@ def _excused(holds: Sequence[bool]) -> list[bool]:
     return [held for last, held in zip([True, *holds], holds, strict=False) if held or not last]
 
 
-SAMPLES = st.lists(st.integers(0, 30), min_size=1, max_size=8)
+SAMPLES = st.lists(st.integers(1, 30), min_size=1, max_size=8)
 
 
 @given(
@@ -172,6 +175,97 @@ def test_predictions_are_told_from_targets() -> None:
         "the predictions that mse_loss is given for one batch differ from one another"
     )
     assert _held(BETWEEN, windows) == []
+
+
+Forward = tuple[Sequence[Sequence[int]], bool, int]
+"""The samples in each argument, whether one has two different numbers, and arguments untold."""
+
+
+def _forwards(several: Sequence[Forward], *, trains: bool = True) -> list[Window]:
+    run, windows = RunBuilder(), []
+    owner = "__main__.Net#0"
+    for step, (arguments, varies, num_untold) in enumerate(several):
+        run.at(step=step, stage="training", grad_enabled=trains)
+        number = len(arguments)
+        inputs = run.variables(
+            *(
+                Variable(kind="input", name=str(place), owner=owner, type="torch.Tensor")
+                for place in range(number)
+            )
+        )
+        samples = run.variables(
+            *(
+                Variable(kind="sample", name=str(place), owner=owner, type="torch.float32")
+                for place in range(number)
+            )
+        )
+        shapes = [tensor(str(place), shape=(8, 3)) for place in range(number + num_untold)]
+        with run.calling("__main__.Net.forward", role="forward", object=owner, inputs=shapes):
+            highest = [0.0] * (number - 1) + [float(varies)]
+            run.frame(
+                "end",
+                inputs,
+                data=[step + 1] * number,
+                value=[24.0] * number,
+                lowest=[0.0] * number,
+                highest=highest,
+                negative=[0.0] * number,
+            )
+            for code, keys in zip(samples, arguments, strict=True):
+                run.frame("end", np.full(len(keys), code, np.int32), data=list(keys))
+        windows.append(run.window())
+    return windows
+
+
+ARGUMENT = st.one_of(
+    st.integers(1, 9).map(lambda key: [key] * MIN_OF_ONE),
+    st.just([*range(1, MIN_OF_ONE + 1)]),
+    st.just([5] * (MIN_OF_ONE - 1)),
+    st.just([0] * MIN_OF_ONE),
+)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(ARGUMENT, min_size=1, max_size=2),
+            st.sampled_from([True, True, False]),
+            st.sampled_from([0, 0, 1]),
+        ),
+        max_size=12,
+    )
+)
+def test_a_model_that_sees_one_sample_only_is_told(several: list[Forward]) -> None:
+    expected, num_failed = [], 0
+    for arguments, varies, num_untold in several:
+        is_told = all(any(keys) and len(keys) >= MIN_OF_ONE for keys in arguments)
+        if num_untold or not is_told:
+            continue
+        is_one = varies and all(len(set(keys)) == 1 for keys in arguments)
+        num_failed = num_failed + 1 if is_one else 0
+        if not is_one or num_failed >= IN_A_ROW:
+            expected.append(not is_one)
+    windows = _forwards(several)
+    assert [held for _, held in labels(RELATION, (ANY_TWO,), windows)] == expected
+    assert labels(RELATION, (ANY_TWO,), _forwards(several, trains=False)) == []
+
+
+def test_one_sample_for_all_has_words() -> None:
+    windows = _forwards([([[7] * MIN_OF_ONE], True, 0)] * IN_A_ROW)
+    proposer = RELATION.proposer()
+    monitor = RELATION.monitor((ANY_TWO,))
+    for window in windows:
+        proposer.observe(window)
+        examples = monitor.observe(window)
+    assert [one.params for one in proposer.hypotheses()] == [(ANY_TWO,)]
+    explanation = examples.explain(0)
+    assert explanation.message == (
+        "all 8 samples that Net was given are the same, as they were in each of its last 3 forwards"
+    )
+    assert explanation.cause is not None
+    assert "stored without a copy" in explanation.cause.text
+    assert RELATION.describe((ANY_TWO,)) == "not all samples that a model is given are the same"
+    assert ("input", "highest") in RELATION.needs((ANY_TWO,)).attributes["forward"]
 
 
 def test_what_was_not_observed_is_not_compared() -> None:

@@ -204,7 +204,7 @@ class Arguments:
             samples = picked(tensor, len(tensor))
             keys = None
             if samples is not None:
-                keys = keys_of(samples, self._readings, DeviceReader.HOST)
+                keys = keys_of(samples, tensor.detach(), self._readings, DeviceReader.HOST)
             if keys is not None:
                 codes = np.full(
                     len(keys), self._code("sample", owner, path, str(tensor.dtype)), np.int32

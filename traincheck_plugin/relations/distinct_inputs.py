@@ -10,12 +10,12 @@ import numpy as np
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
-    VAR_TYPES,
     ConstantParam,
     Hypothesis,
     Param,
     Severity,
     VarNameParam,
+    VarTypeParam,
 )
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
@@ -28,10 +28,17 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.excuse import Excuse
-from traincheck_plugin.relations.naming import short
-from traincheck_plugin.relations.params import pair
-from traincheck_plugin.relations.passing import frames_of
+from traincheck_plugin.relations.naming import class_name, short
+from traincheck_plugin.relations.params import pair, passing_plan
+from traincheck_plugin.relations.passing import frames_of, inputs_of
 from traincheck_plugin.relations.per_run import PerRun
+from traincheck_plugin.relations.samples import (
+    SAMPLE,
+    SAMPLES_PLAN,
+    given,
+    keys_of,
+    samples_named,
+)
 from traincheck_plugin.vocabulary import Array
 
 MIN_OCCURRENCES = 10
@@ -52,7 +59,14 @@ ALL = 0.95
 WITHIN, BETWEEN = "within", "between"
 """A rule is about the samples of one window, or about those of two that follow each other."""
 
-_SAMPLE = VAR_TYPES["sample"]
+ANY_TWO = VarTypeParam(var_type=SAMPLE, attr_name="data")
+"""Speaks of all models: of what one is given, not all samples are the same."""
+
+MIN_OF_ONE = 8
+"""Samples that are the same where all are: a few may be by chance."""
+
+IN_A_ROW = 3
+"""Forwards of a model with one sample only until that is no coincidence."""
 
 _PREDICTED = ".prediction"
 """What the samples are called that a loss compares with its targets, after its operation."""
@@ -65,11 +79,15 @@ class DistinctInputsRelation(Relation):
     windows v, w that follow each other: share of the samples of w that are in v <= MAX_AGAIN``,
     where it was `MAX_USUAL` at most in all of the reference. Of two epochs, nothing is said where
     nearly all are. Samples are the rows of tensors of real numbers: of inputs, and of the targets
-    and the predictions of a loss. The first failure in a row is excused.
+    and the predictions of a loss. The first failure in a row is excused. Of all pipelines, ``forall
+    training forwards f of a model that is given `MIN_OF_ONE` samples or more: not (in each of its
+    last `IN_A_ROW`, with f, all samples were the same)``. A sample is what it is in all arguments
+    together, of which one at least is not made of a single number.
 
     Catches two views of a sample that are one, one stream of several that begins anew for each
-    batch, a noise to be predicted that is always the same, and predictions that are picked by
-    indices which repeat. Cannot see samples that are nearly the same.
+    batch, a noise to be predicted that is always the same, predictions that are picked by
+    indices which repeat, and arrays that are changed in place after they were stored. Cannot see
+    samples that are nearly the same.
     """
 
     name = "DistinctInputsRelation"
@@ -79,32 +97,38 @@ class DistinctInputsRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        root, which = _rule(params)
-        return _Monitor(root, which)
+        rule = _rule(params)
+        return _NotOne() if rule is None else _Monitor(*rule)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        root, which = _rule(params)
+        rule = _rule(params)
+        if rule is None:
+            return "not all samples that a model is given are the same"
+        root, which = rule
         what = _what(root)
         if which == WITHIN:
             return f"the {what} is given for one batch differ from one another"
         return f"the {what} is given are not those of the batch before"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        _rule(params)
-        return Plan(functions=frozenset(), attributes={"forward": frozenset({("sample", "data")})})
+        is_law = _rule(params) is None
+        ranges = passing_plan("input", tensors=("value", "lowest", "highest", "negative"))
+        return SAMPLES_PLAN.union(ranges) if is_law else SAMPLES_PLAN
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
 
 
-def _rule(params: tuple[Param, ...]) -> tuple[str, str]:
-    """Return a class of models, and what a rule is about.
+def _rule(params: tuple[Param, ...]) -> tuple[str, str] | None:
+    """Return a class of models, and what a rule is about; None where it is about all models.
 
     Raises:
         InvariantError: the parameters are none of this relation.
     """
+    if params == (ANY_TWO,):
+        return None
     who, which = pair(DistinctInputsRelation.name, params, VarNameParam, ConstantParam)
-    if who.var_type != _SAMPLE or which.value not in (WITHIN, BETWEEN):
+    if who.var_type != SAMPLE or which.value not in (WITHIN, BETWEEN):
         raise InvariantError(
             f"{DistinctInputsRelation.name} expects the class of a model, and {WITHIN!r} or "
             f"{BETWEEN!r}; got {params}"
@@ -166,7 +190,7 @@ class _Given:
 
 def _samples(window: Window) -> list[tuple[str, int, Array]]:
     """Return the samples of each class in each window, with the row of the last forward."""
-    found: dict[tuple[int, str], tuple[int, list[Array]]] = {}
+    found: dict[tuple[int, str], tuple[int, list[list[int]]]] = {}
     enabled = window.catalog.contexts.column("grad_enabled")[window.calls.context]
     for row, frame in frames_of(window, "sample"):
         if "value" not in frame.columns:
@@ -177,8 +201,11 @@ def _samples(window: Window) -> list[tuple[str, int, Array]]:
             is_prediction = variable.name == "prediction" and "#" not in variable.owner
             key = position, variable.owner.partition("#")[0] + _PREDICTED * is_prediction
             _, keys = found.get(key, (row, []))
-            found[key] = row, [*keys, frame.columns["data"]]
-    return [(root, row, np.concatenate(keys)) for (_, root), (row, keys) in found.items()]
+            found[key] = row, [*keys, keys_of(frame)]
+    return [
+        (root, row, np.concatenate(keys).astype(np.uint64))
+        for (_, root), (row, keys) in found.items()
+    ]
 
 
 class _Monitor(Monitor):
@@ -240,13 +267,90 @@ class _Monitor(Monitor):
         )
 
 
+class _Model(NamedTuple):
+    """All samples that a model is given in a forward.
+
+    Attributes:
+        row: of the forward.
+        label: of the model.
+        number: of the samples.
+        is_one: whether all of them are the same.
+    """
+
+    row: int
+    label: str
+    number: int
+    is_one: bool
+
+
+def _models(window: Window) -> Iterator[_Model]:
+    """Yield the models that are given several samples, of which all is known."""
+    arguments: dict[int, list[list[int]]] = {}
+    for one in given(window):
+        if one.trains:
+            arguments.setdefault(one.row, []).append(one.keys)
+    if not arguments:
+        return
+    for known in inputs_of(window):
+        keys = arguments.get(known.row, [])
+        items = window.catalog.signature(int(window.calls.inputs[known.row]))
+        tensors = [item.shape for item in items if item.shape is not None]
+        number = min(map(len, keys), default=0)
+        # What is told of fewer arguments may differ in the others.
+        if number < MIN_OF_ONE or len(keys) < len(tensors):
+            continue
+        values = known.values
+        varies = any(low < high for low, high in zip(values.lowest, values.highest, strict=True))
+        yield _Model(known.row, known.root, number, all(len(set(k)) == 1 for k in keys) and varies)
+
+
+class _NotOne(Monitor):
+    """Judges whether models are given more than one sample."""
+
+    def __init__(self) -> None:
+        self._excuses = PerRun[dict[str, Excuse]](dict)
+
+    def observe(self, window: Window) -> Examples:
+        if not window.observed:
+            return NO_EXAMPLES
+        excuses = self._excuses.of(window.catalog)
+        judged = [
+            one
+            for one in _models(window)
+            if excuses.setdefault(one.label, Excuse(IN_A_ROW - 1)).counts(not one.is_one)
+        ]
+        if not judged:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array([one.row for one in judged], np.int64),
+            np.array([not one.is_one for one in judged], np.bool_),
+            lambda index: self._explain(judged[index]),
+        )
+
+    def _explain(self, one: _Model) -> Explanation:
+        who = short(class_name(one.label))
+        return Explanation(
+            message=f"all {one.number} samples that {who} was given are the same, as they were in "
+            f"each of its last {IN_A_ROW} forwards",
+            cause=Cause(
+                fact="the same samples again",
+                subjects=(who,),
+                text=f"{who} learns from one sample over and over: an array that is changed in "
+                "place was stored without a copy, or one sample is expanded to a batch",
+            ),
+        )
+
+
 class _Proposer(Proposer):
     def __init__(self) -> None:
+        self._has_models = False
         self._given = PerRun(_Given)
         self._differing: dict[tuple[str, str], int] = {}
         self._refuted: set[tuple[str, str]] = set()
 
     def observe(self, window: Window) -> None:
+        self._has_models |= any(_models(window))
         for root, one in self._given.of(window.catalog).observe(window):
             rule = root, one.which
             if one.share() > MAX_USUAL:
@@ -254,12 +358,11 @@ class _Proposer(Proposer):
             self._differing[rule] = self._differing.get(rule, 0) + 1
 
     def hypotheses(self) -> Iterable[Hypothesis]:
+        if self._has_models:
+            yield Hypothesis(relation=DistinctInputsRelation.name, params=(ANY_TWO,))
         for (root, which), number in self._differing.items():
             if number >= MIN_OCCURRENCES and (root, which) not in self._refuted:
                 yield Hypothesis(
                     relation=DistinctInputsRelation.name,
-                    params=(
-                        VarNameParam(var_name=root, var_type=_SAMPLE, attr_name="data"),
-                        ConstantParam(value=which),
-                    ),
+                    params=(samples_named(root), ConstantParam(value=which)),
                 )

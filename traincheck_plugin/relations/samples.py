@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.invariants.model import VAR_TYPES, VarNameParam
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.naming import class_name
@@ -47,6 +47,12 @@ class Given(NamedTuple):
     keys: list[int]
 
 
+def keys_of(frame: Frame) -> list[int]:
+    """Return the keys of the samples in a frame; none where they differ in what has none."""
+    keys: list[int] = frame.columns["data"].tolist()
+    return keys if any(keys) else []
+
+
 def given(window: Window) -> list[Given]:
     """Return the samples that models are given, in the order of the forwards."""
     found: list[Given] | None = window.cache.get(given)
@@ -62,7 +68,8 @@ def _given(window: Window) -> Iterator[Given]:
     for row, frame in frames_of(window, "sample"):
         variable = window.catalog.variables[int(frame.variables[0])]
         # With a value, that of a target, they are told once more, and with no model those of one.
-        if "value" not in frame.columns and "#" in variable.owner:
+        keys = keys_of(frame)
+        if keys and "value" not in frame.columns and "#" in variable.owner:
             code = context[row]
             yield Given(
                 row,
@@ -71,7 +78,7 @@ def _given(window: Window) -> Iterator[Given]:
                 "float" in variable.type,
                 bool(enabled[code]),
                 int(epochs[code]),
-                frame.columns["data"].tolist(),
+                keys,
             )
 
 
