@@ -123,6 +123,8 @@ ATTRIBUTES: Mapping[str, Any] = {
     "lowest": np.float64,
     "highest": np.float64,
     "negative": np.float64,
+    "length": np.float64,
+    "number": np.float64,
 }
 """Attributes of variables and how a frame stores them.
 
@@ -145,6 +147,8 @@ gradients since the optimizer stepped last, or was made, counted from 0; else `N
 that no optimizer holds; in a frame of its own, with a row for each parameter of each copy. lowest,
 highest: smallest and largest finite value of a batch or an input (of large ones, of the slices that
 data is of); NaN where there is none. negative: share of these values that is below zero, 0 to 1.
+length: of the sequences that a module is given. number: of these sequences; 0 where there is a
+single one that has no axis for others.
 """
 
 

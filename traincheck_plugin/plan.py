@@ -165,6 +165,7 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         input="data value lowest highest negative",
         generator="data",
         sample="data",
+        sequence="length number",
     ),
     "data": _pairs(batch="data value lowest highest negative", loader="value"),
     "mode": _pairs(module="value"),

@@ -51,10 +51,11 @@ VariableKind = Literal[
     "target",  # where the target of a loss is in a tensor that a root module was given
     "padding",  # how much of what such a tensor tells to be padding has targets that count
     "sample",  # a row of such a tensor, and which target a loss has for it
+    "sequence",  # what a module that treats sequences is given
 ]
 
 PASSING: frozenset[VariableKind] = frozenset(
-    {"batch", "loader", "input", "generator", "target", "padding", "sample"}
+    {"batch", "loader", "input", "generator", "target", "padding", "sample", "sequence"}
 )
 """Kinds of variables that are not tracked: they are at hand during one call."""
 

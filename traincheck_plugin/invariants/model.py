@@ -28,6 +28,7 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "target": "torch.nn.Module.target",
     "padding": "torch.nn.Module.padding",
     "sample": "torch.nn.Module.sample",
+    "sequence": "torch.nn.Module.sequence",
 }
 """How each kind of variable is named in an invariant."""
 

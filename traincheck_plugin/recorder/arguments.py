@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from traincheck_plugin.recorder.ranges import (
 )
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.samples import keys_of, picked
+from traincheck_plugin.recorder.sequences import Sequences
 from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
@@ -60,7 +61,11 @@ _MAX_DEPTH = 4
 
 
 class Arguments:
-    """Takes frames of what a call is given or gives, and of the state of random generators."""
+    """Takes frames of what a call is given or gives, and of the state of random generators.
+
+    Attributes:
+        tells_sequences: whether frames of sequences are wanted.
+    """
 
     def __init__(
         self,
@@ -79,6 +84,7 @@ class Arguments:
         self._hasher = DeviceHasher()
         self._wants = {kind: plan.wants(role, kind) for role, kind in _ROLES}
         self._tells_samples = bool(plan.wants("forward", "sample"))
+        self.tells_sequences = bool(plan.wants("forward", "sequence"))
         self._codes: dict[tuple[str, str, str, type | str], int] = {}
         self._facts: dict[str, Array] = {}
         self._paddings: dict[str, int | None] = {}
@@ -106,9 +112,20 @@ class Arguments:
         return frames
 
     def of_forward(
-        self, call: OpenCall, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+        self,
+        call: OpenCall,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        sequences: Sequence[Sequences] = (),
     ) -> list[Frame]:
-        """Return the frames of a training forward that ends."""
+        """Return the frames of a training forward that ends.
+
+        Args:
+            call: of the outermost module.
+            args: that it was given.
+            kwargs: the same, by name.
+            sequences: that modules in it were given.
+        """
         frames: list[Frame] = []
         is_compared = any(self._wants[kind] for kind in _COMPARED)
         if self._wants["input"] or is_compared or self._tells_samples:
@@ -120,7 +137,18 @@ class Arguments:
                 self._alignments.give(owner, given, self._padding_of(owner, call.subject))
             if self._tells_samples:
                 frames += self._of_samples(owner, call, given, "end")
+        if sequences:
+            frames.append(self._of_sequences(call, sequences))
         return frames + self.of_generators(call, "end")
+
+    def _of_sequences(self, call: OpenCall, sequences: Sequence[Sequences]) -> Frame:
+        owner = self._labels.text(call.subject)
+        codes = [self._code("sequence", owner, one.name, one.type) for one in sequences]
+        columns = {
+            name: np.array([getattr(one, name) for one in sequences], np.float64)
+            for name in ("length", "number")
+        }
+        return self._frame(call, "end", np.array(codes, np.int32), **columns)
 
     def of_evaluation(
         self, call: OpenCall, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None

@@ -52,6 +52,7 @@ from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.schedule_resumed import ScheduleResumedRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
+from traincheck_plugin.relations.sequence_axis import SequenceAxisRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.target_lag import TargetLagRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
@@ -110,6 +111,7 @@ BUILT_IN: tuple[Relation, ...] = (
     HeldOutSamplesRelation(),
     NewDataRelation(),
     ShuffledDataRelation(),
+    SequenceAxisRelation(),
     ValueRangeRelation(),
     TargetLagRelation(),
     PaddingTargetsRelation(),

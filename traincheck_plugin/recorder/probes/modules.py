@@ -21,6 +21,7 @@ from traincheck_plugin.recorder.compiler import has_compiled
 from traincheck_plugin.recorder.discovery import ModulesAlive
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
+from traincheck_plugin.recorder.sequences import SequenceReader
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced, is_transformed
 from traincheck_plugin.vocabulary import NONE, Role
@@ -59,6 +60,8 @@ class ModulesProbe(Doorbell):
         self._num_strays = 0
         self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._muting: list[int] = []
+        self._sequences = SequenceReader()
+        self._sequential: dict[int, tuple[str, str]] = {}
         tape.doorbell = self
         self.resume()
         # Meant for people who registered the hooks themselves.
@@ -112,9 +115,7 @@ class ModulesProbe(Doorbell):
         key = id(module)
         # Most calls: the part of a module that is known not to be traced.
         if thread.root_id and key != thread.root_id and key in self._parts and thread.number == 0:
-            self._runs.note(key)
-            if not is_grad_enabled() and type(module) in _FAST_PATHS:
-                self._mute_within(key)
+            self._note_run(module, key, args)
             return
         if is_traced():
             if is_transformed():
@@ -129,9 +130,20 @@ class ModulesProbe(Doorbell):
         elif key not in self._parts and thread.number == 0:
             self._examine(module)
         if thread.number == 0:
-            self._runs.note(key)
-            if not is_grad_enabled() and type(module) in _FAST_PATHS:
+            self._note_run(module, key, args)
+
+    def _note_run(self, module: Any, key: int, args: Any) -> None:
+        """Note that a module runs."""
+        self._runs.note(key)
+        if not is_grad_enabled():
+            if type(module) in _FAST_PATHS:
                 self._mute_within(key)
+        elif key in self._sequential:
+            tape = self._tape
+            tape.silencer.mute()
+            with tape.problems:
+                self._sequences.note(module, args)
+            tape.silencer.unmute()
 
     def _mute_within(self, key: int) -> None:
         """Listen to no functions until the forward of the module with this id is over."""
@@ -189,6 +201,9 @@ class ModulesProbe(Doorbell):
         if parts is None:
             parts = self._parts_of[module] = {id(part) for part in module.modules()}
         self._parts = parts
+        if self._tape.arguments.tells_sequences:
+            self._sequences.enter(module)
+            self._sequential = self._sequences.modules
 
     def _examine(self, module: Any) -> None:
         """Look at a module that runs within another and was not known as part of it."""
@@ -240,7 +255,11 @@ class ModulesProbe(Doorbell):
                     outputs = tape.signatures.result(result)
                 if entry.trains:
                     # Before the forward torch does not tell the keywords.
-                    tape.note(entry, lambda call: tape.arguments.of_forward(call, args, kwargs))
+                    sequences = self._sequences.take()
+                    tape.note(
+                        entry,
+                        lambda call: tape.arguments.of_forward(call, args, kwargs, sequences),
+                    )
                 elif not is_grad_enabled() and self._owns_parameters(module):
                     tape.note(entry, lambda call: tape.arguments.of_evaluation(call, args, kwargs))
             tape.close(entry, error.__name__ if error is not None else "", outputs)
