@@ -10,7 +10,31 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {"teacher_teaches_nothing": (20, "no_grad|detached")}
+BUGS = {
+    "teacher_teaches_nothing": (20, "no_grad|detached"),
+    "teacher_in_training_mode": (20, "training mode|train\\(\\)"),
+}
+
+
+class Lesson(nn.Module):
+    """A teacher that stays as it is, and a student that learns."""
+
+    def __init__(self, teacher, student, bug):
+        super().__init__()
+        self.teacher = teacher
+        self.student = student
+        self.bug = bug
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.bug != "teacher_in_training_mode":
+            self.teacher.eval()
+        return self
+
+    def forward(self, images):
+        with torch.no_grad():
+            told = self.teacher(images)
+        return self.student(images), told
 
 
 def main():
@@ -24,23 +48,23 @@ def main():
 
     train_set, _ = load_digits(640)
     loader = DataLoader(train_set, batch_size=args.batch_size, shuffle=True)
-    teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 10))
+    teacher = nn.Sequential(nn.Flatten(), nn.Linear(784, 128), nn.ReLU(), nn.Dropout(0.2))
+    teacher.append(nn.Linear(128, 10))
     optimizer = optim.Adam(teacher.parameters(), lr=3e-3)
     for images, labels in loader:
         optimizer.zero_grad()
         F.cross_entropy(teacher(images), labels).backward()
         optimizer.step()
-    teacher.eval()
 
     student = nn.Sequential(nn.Flatten(), nn.Linear(784, 24), nn.Dropout(0.1), nn.Linear(24, 10))
+    lesson = Lesson(teacher, student, args.bug)
     optimizer = optim.AdamW(student.parameters(), lr=3e-3)
     for epoch in range(1, args.epochs + 1):
-        student.train()
+        lesson.train()
         total = 0.0
         for images, labels in loader:
-            with torch.no_grad():
-                wanted = (teacher(images) / 2).softmax(dim=1)
-            scores = student(images)
+            scores, shown = lesson(images)
+            wanted = (shown / 2).softmax(dim=1)
             with torch.set_grad_enabled(args.bug != "teacher_teaches_nothing"):
                 told = F.kl_div((scores / 2).log_softmax(dim=1), wanted, reduction="batchmean")
             loss = F.cross_entropy(scores, labels) + 4 * told

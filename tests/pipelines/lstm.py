@@ -31,13 +31,14 @@ BUGS = {
     "clip_before_backward": (0, "clip"),
     "softmax_before_loss": (0, "softmax|logits"),
     "not_normalised": (0, "normali[sz]ed"),
+    "samples_as_sequence": (0, "along the samples|batch_first|depends on the others"),
 }
 
 
 class RowReader(nn.Module):
     def __init__(self, hidden=64, bug=None):
         super().__init__()
-        self.lstm = nn.LSTM(28, hidden, batch_first=True)
+        self.lstm = nn.LSTM(28, hidden, batch_first=bug != "samples_as_sequence")
         self.dropout = nn.Dropout(0.2)
         self.head = nn.Linear(hidden, 10)
         self.bug = bug
