@@ -274,6 +274,9 @@ BROADCAST = "broadcast"
 """Stands there besides for predictions of one number each that a loss, their difference to targets,
 or their product with as many numbers expands, by another shape of these, to one for each pair."""
 
+NO_CUT = "none"
+"""What is told of a loss of which no function took the gradients from a term."""
+
 Setting = Literal["dimension", "ignored", "masked"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
 the last; the target that it leaves out; whether something hides elements from it."""

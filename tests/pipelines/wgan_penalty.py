@@ -13,16 +13,18 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"penalty_without_graph": (0, "no gradient|create_graph")}
 
 LATENT = 16
 NUM_CRITIC = 5
 
 
-def penalty(critic, real, fake):
+def penalty(critic, real, fake, bug):
     mix = torch.rand(len(real), 1)
     between = (mix * real + (1 - mix) * fake).requires_grad_()
-    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        critic(between).sum(), between, create_graph=bug != "penalty_without_graph"
+    )
     return 10 * (gradient.norm(dim=1) - 1).pow(2).mean()
 
 
@@ -31,6 +33,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -46,7 +49,8 @@ def main():
             real = images.flatten(1)
             optimizer_c.zero_grad()
             fake = generator(torch.randn(len(real), LATENT))
-            loss_c = critic(fake).mean() - critic(real).mean() + penalty(critic, real, fake)
+            loss_c = critic(fake).mean() - critic(real).mean()
+            loss_c = loss_c + penalty(critic, real, fake, args.bug)
             loss_c.backward()
             optimizer_c.step()
             optimizer_g.zero_grad()

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.plan import Plan
-from traincheck_plugin.recorder import draws as draws_module
+from traincheck_plugin.recorder import followed
 from traincheck_plugin.recorder.draws import MAX_DRAWS, Draws
 
 EVERYTHING = Plan(functions=None, attributes={})
@@ -142,7 +142,7 @@ def test_tensors_are_followed_and_not_kept():
 
 
 def test_tensors_that_are_followed_are_so_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(draws_module, "MAX_TENSORS", 3)
+    monkeypatch.setattr(followed, "MAX_TENSORS", 3)
     draws = Draws()
     several = [torch.rand(2) for _ in range(5)]
     for one in several:

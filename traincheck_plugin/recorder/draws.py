@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 
-MAX_TENSORS = 4096
-"""Tensors that are followed at a time; no more are until some are gone."""
+from traincheck_plugin.recorder.followed import Followed, name_of, tensors_in
 
 MAX_DRAWS = 4
 """Draws that a tensor is made of: of one that is made of more nothing is told."""
-
-MAX_ELEMENTS = 8
-"""Elements of an argument that are looked at, as of a list of tensors or an index."""
 
 _LIKE = ("rand", "randn", "randint")
 _DRAWING = frozenset(
@@ -47,11 +42,6 @@ class _Draw:
         self.uses: set[str] = set()
 
 
-class _Known(NamedTuple):
-    tensor: weakref.ref[torch.Tensor]
-    draws: frozenset[_Draw]
-
-
 class Draws:
     """Follows tensors that are drawn at random to where they meet others.
 
@@ -60,7 +50,7 @@ class Draws:
     """
 
     def __init__(self) -> None:
-        self._known: dict[int, _Known] = {}
+        self._known = Followed[frozenset[_Draw]]()
         self._used: dict[_Draw, None] = {}
 
     def observe(
@@ -70,14 +60,14 @@ class Draws:
         if function in _DRAWING:
             if isinstance(result, torch.Tensor) and not result.requires_grad:
                 # Parameters are drawn as well where they are initialised.
-                self._follow(result, frozenset((_Draw(_name(function)),)))
+                self._known.follow(result, frozenset((_Draw(name_of(function)),)))
             return
         if not self._known:
             return
         draws: frozenset[_Draw] = frozenset()
         others = []
-        for tensor in _tensors(args, kwargs):
-            known = self._draws_of(tensor)
+        for tensor in tensors_in(args, kwargs):
+            known = self._known.get(tensor)
             if known:
                 draws = known if not draws else draws | known
             else:
@@ -86,10 +76,10 @@ class Draws:
             return
         if not others:
             if len(draws) <= MAX_DRAWS:
-                for tensor in _tensors((result,), None):
-                    self._follow(tensor, draws)
+                for tensor in tensors_in((result,)):
+                    self._known.follow(tensor, draws)
             return
-        use = f"{_name(function)}:{'+'.join(sorted({_kind(tensor) for tensor in others}))}"
+        use = f"{name_of(function)}:{'+'.join(sorted({_kind(tensor) for tensor in others}))}"
         for draw in draws:
             draw.uses.add(use)
             self._used[draw] = None
@@ -105,35 +95,8 @@ class Draws:
         for draw in self._used:
             draw.uses.clear()
         self._used.clear()
-        for key in [key for key, known in self._known.items() if known.tensor() is None]:
-            del self._known[key]
+        self._known.forget_gone()
         return " ".join(sorted(told))
-
-    def _draws_of(self, tensor: torch.Tensor) -> frozenset[_Draw] | None:
-        known = self._known.get(id(tensor))
-        # Another may have its place in memory now.
-        return known.draws if known is not None and known.tensor() is tensor else None
-
-    def _follow(self, tensor: torch.Tensor, draws: frozenset[_Draw]) -> None:
-        if len(self._known) < MAX_TENSORS or id(tensor) in self._known:
-            self._known[id(tensor)] = _Known(weakref.ref(tensor), draws)
-
-
-def _tensors(args: Iterable[Any], kwargs: Mapping[str, Any] | None) -> Iterator[torch.Tensor]:
-    """Yield the tensors among arguments, and in the lists, tuples and slices among these."""
-    for value in (*args, *kwargs.values()) if kwargs else args:
-        if isinstance(value, torch.Tensor):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            for inner in value[:MAX_ELEMENTS]:
-                if isinstance(inner, torch.Tensor):
-                    yield inner
-
-
-def _name(function: Callable[..., Any]) -> str:
-    """Return what a function is called: operators and methods as the functions they stand for."""
-    name: str = getattr(function, "__name__", type(function).__name__)
-    return name.strip("_").replace(">", "").replace(" ", "")
 
 
 def _kind(tensor: torch.Tensor) -> str:

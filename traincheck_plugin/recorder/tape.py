@@ -25,6 +25,7 @@ from traincheck_plugin.recorder.calls import (
     ThreadState,
 )
 from traincheck_plugin.recorder.context import ContextTracker
+from traincheck_plugin.recorder.cuts import Cuts
 from traincheck_plugin.recorder.draws import Draws
 from traincheck_plugin.recorder.frames import FrameTaker
 from traincheck_plugin.recorder.naming import Apis, Labels
@@ -75,6 +76,7 @@ class Tape:
         self.sources = Sources(self.catalog.sources)
         self.signatures = Signatures(self.catalog.signatures)
         self.draws = Draws()
+        self.cuts = Cuts()
         self.tracker = ContextTracker(self.catalog, rank, world_size, first_step)
         self.variables = Variables(
             self.catalog,

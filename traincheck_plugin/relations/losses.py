@@ -38,6 +38,8 @@ class Loss(NamedTuple):
         formula: how it is computed; "" where that is not known.
         settings: of the operations that compute it; "" where none is known.
         draws: where went what was drawn at random since the loss before; "" where nothing is known.
+        cuts: functions that took the gradients from terms of it, or `NO_CUT`; "" where that is not
+            known.
     """
 
     row: int
@@ -46,6 +48,10 @@ class Loss(NamedTuple):
     formula: str
     settings: str
     draws: str
+    cuts: str
+
+
+_TOLD = ("formula", "settings", "draws", "cuts")
 
 
 class EarlyLosses:
@@ -90,7 +96,7 @@ def losses(window: Window) -> list[Loss]:
         found = window.cache[losses] = []
         for row, step, code, start, stop in several:
             told = {item.path: str(item.value) for item in catalog.signature(code)}
-            texts = told.get("formula", ""), told.get("settings", ""), told.get("draws", "")
+            texts = [told.get(path, "") for path in _TOLD]
             if any(texts):
                 found.append(Loss(row, step, _model_of(window, forwards[start:stop]), *texts))
     return found

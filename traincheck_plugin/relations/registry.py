@@ -34,6 +34,7 @@ from traincheck_plugin.relations.load import LoadRelation
 from traincheck_plugin.relations.loss_formula import LossFormulaRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
 from traincheck_plugin.relations.loss_share import LossShareRelation
+from traincheck_plugin.relations.loss_terms import LossTermsRelation
 from traincheck_plugin.relations.new_data import NewDataRelation
 from traincheck_plugin.relations.new_gradients import NewGradientsRelation
 from traincheck_plugin.relations.new_loss import NewLossRelation
@@ -96,6 +97,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ClippedGradientsRelation(),
     NewLossRelation(),
     LossFormulaRelation(),
+    LossTermsRelation(),
     OperationSettingsRelation(),
     RandomDrawsRelation(),
     LossScalingRelation(),

@@ -71,7 +71,7 @@ def _recorded(
             if is_traced() or not tape.is_listening or (stack and stack[-1].role == "backward"):
                 return function(*args, **kwargs)
             loss = _Loss(tape, texts, args, kwargs, sys._getframe(1)) if counts else None
-            return tape.around(
+            result = tape.around(
                 "backward",
                 api,
                 function,
@@ -82,6 +82,13 @@ def _recorded(
                 note=None if loss is None else loss.note,
                 frames=None if loss is None else loss.frames,
             )
+            if not counts and tape.cuts.is_used and tape.is_training_thread():
+                # What is computed of gradients without a graph has none.
+                tape.silencer.mute()
+                with tape.problems:
+                    tape.cuts.observe(torch.autograd.grad, args, kwargs, result)
+                tape.silencer.unmute()
+            return result
 
         return wrapper
 
@@ -111,6 +118,7 @@ class _Loss:
         self._texts = texts
         loss = args[0] if args else None
         given = (*args[1:2], kwargs.get("gradient"), kwargs.get("grad_tensors"))
+        self._loss = loss if isinstance(loss, torch.Tensor) else None
         self._node = loss.grad_fn if isinstance(loss, torch.Tensor) else None
         # One that is given gradients is no loss.
         self._is_loss = all(gradient is None for gradient in given)
@@ -123,9 +131,10 @@ class _Loss:
         micro-batches a framework spreads the step that it is for, where one tells; ``again`` is
         there where an earlier backward went through it, too; ``formula`` is how it is computed, and
         ``settings`` are those of all operations that do; ``draws`` tells where went what was drawn
-        at random.
+        at random; ``cuts`` are the functions that took the gradients from terms of it.
         """
-        if self._node is None:
+        loss, self._loss = self._loss, None
+        if loss is None or self._node is None:
             return arguments
         factor, node = constant_factor(self._node)
         if factor != 1.0:
@@ -140,6 +149,7 @@ class _Loss:
             arguments = self._told(arguments, "formula", formula(self._operations))
             told = settings(node)
             arguments = self._told(arguments, "settings", told or "")
+            arguments = self._told(arguments, "cuts", self._tape.cuts.take(loss))
             draws = self._tape.draws.take()
             if told is not None:
                 arguments = self._told(arguments, "draws", draws)

@@ -128,6 +128,7 @@ class _Listener(TorchFunctionMode):
         self._context = tape.tracker.code
         self._here = tape.sources.here
         self._draws = tape.draws
+        self._cuts = tape.cuts
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -200,12 +201,13 @@ class _Listener(TorchFunctionMode):
         return result
 
     def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
-        """Tell where random draws go, but for those that a backward computes anew."""
+        """Tell where tensors go, but for those that a backward computes anew."""
         stack = self._stack
         if stack and stack[-1].role == "backward":
             return
         try:
             self._draws.observe(func, args, kwargs, result)
+            self._cuts.observe(func, args, kwargs, result)
         except Exception as error:  # noqa: BLE001  # likewise
             self._tape.problems.note_failure(error)
 
