@@ -88,7 +88,7 @@ def _expected(forwards: Sequence[Forward]) -> list[bool]:
     return verdicts
 
 
-SAMPLES = st.lists(st.integers(0, 400), min_size=1, max_size=90, unique=True) | st.just(LOADED)
+SAMPLES = st.lists(st.integers(1, 400), min_size=1, max_size=90, unique=True) | st.just(LOADED)
 
 
 @given(st.lists(st.tuples(st.integers(0, 1), st.booleans(), SAMPLES), max_size=14))

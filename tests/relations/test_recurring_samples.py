@@ -98,8 +98,8 @@ def _expected(steps: Sequence[Step], claim: str) -> list[bool]:
     return verdicts
 
 
-SAMPLES = st.lists(st.integers(0, 60), min_size=1, max_size=30, unique=True) | st.lists(
-    st.integers(0, 300), min_size=60, max_size=80, unique=True
+SAMPLES = st.lists(st.integers(1, 60), min_size=1, max_size=30, unique=True) | st.lists(
+    st.integers(1, 300), min_size=60, max_size=80, unique=True
 )
 
 
