@@ -95,7 +95,7 @@ NOT_RUN = -1
 RUN_WITHOUT_GRADIENTS = -2
 """What `ran` is of the parameters of a module that did not run, or only under `no_grad`."""
 
-LOADER_FACTS = ("shuffles", "samples", "batch_size", "start", "batch", "epoch")
+LOADER_FACTS = ("shuffles", "samples", "batch_size", "start", "batch", "epoch", "indices")
 """What is told of a data loader with each batch; NaN where it is not known.
 
 shuffles: whether its sampler gives another order each time (1 or 0). samples: of the dataset, or of

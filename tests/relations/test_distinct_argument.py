@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Sampler, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from tests.builders import RunBuilder
@@ -184,6 +184,70 @@ def test_the_cause_names_set_epoch():
             assert "set_epoch was not called" in examples.explain(0).cause.text
             return
     pytest.fail("nothing was found")
+
+
+class Noisy(Dataset):
+    """Samples that are never the same twice."""
+
+    def __len__(self):
+        return len(DATA)
+
+    def __getitem__(self, index):
+        return DATA[index][0] + torch.randn(4), DATA[index][1]
+
+
+class Drawn(Sampler):
+    """Batches that are drawn from a generator of its own, which may begin anew each time."""
+
+    def __init__(self, *, reseeds):
+        self.reseeds = reseeds
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __iter__(self):
+        if self.reseeds:
+            self.generator.manual_seed(0)
+        for _ in range(6):
+            yield torch.randperm(len(DATA), generator=self.generator)[:16].tolist()
+
+    def __len__(self):
+        return 6
+
+
+def own_sampler(*, reseeds):
+    model, optimizer = parts()
+    loader = DataLoader(Noisy(), batch_sampler=Drawn(reseeds=reseeds))
+    for _ in range(2):
+        for x, _ in loader:
+            step(model, optimizer, x)
+
+
+def test_a_sampler_of_its_own_that_begins_anew():
+    proposer = RELATION.proposer()
+    for window in record(lambda: own_sampler(reseeds=False), LIFECYCLE).windows:
+        proposer.observe(window)
+    known = [hypothesis.params[0] for hypothesis in proposer.hypotheses()]
+    loaders = [param for param in known if isinstance(param, VarNameParam) and param != NET]
+    [loader] = loaders
+    assert RELATION.describe((loader,)).endswith("delivers in another order each time")
+
+    assert found(lambda: own_sampler(reseeds=False), loaders) == {loader: ([], 6)}
+    # Four batches are none by chance.
+    assert failures(lambda: own_sampler(reseeds=True), loaders) == [[9, 10, 11]]
+    assert failures(lambda: own_sampler(reseeds=True), (ORDERS,)) == [[]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_loader_that_is_started_for_each_batch(workers):
+    def train(seeded):
+        model, optimizer = parts()
+        loader = DataLoader(Noisy(), batch_size=16, shuffle=True, num_workers=workers)
+        for _ in range(3):
+            if seeded:
+                torch.manual_seed(0)
+            step(model, optimizer, next(iter(loader))[0])
+
+    assert failures(lambda: train(True), (ORDERS,)) == [[1, 2]]
+    assert failures(lambda: train(False), (ORDERS,)) == [[]]
 
 
 def several_fits_with_one_seed():

@@ -56,7 +56,7 @@ def _windows(
         for data in several:
             with run.calling("torch.utils.data.DataLoader.__next__", object=LOADER):
                 run.frame("end", batch, data=data, value=size)
-                run.frame("end", facts, value=[shuffles, 640, 64, start, number, math.nan])
+                run.frame("end", facts, value=[shuffles, 640, 64, start, number, *[math.nan] * 2])
             with run.calling("__main__.Net.forward", object=MODEL):
                 if stage == "training":
                     run.frame("end", inputs, data=data, value=size)

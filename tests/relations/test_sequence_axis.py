@@ -29,6 +29,7 @@ PARAMS = (SEQUENCES,)
 LOADER, MODEL = "torch.utils.data.DataLoader#0", "__main__.Net#0"
 LSTM, ATTENTION = "torch.nn.LSTM", "torch.nn.MultiheadAttention"
 SIZE = 4
+UNTOLD = [math.nan] * 2
 
 Layer = tuple[str, int, int]
 """Class of a module, and the length and the number of its sequences."""
@@ -66,7 +67,9 @@ def _windows(steps: Sequence[Step]) -> list[Window]:
                 # The last batch of an epoch has what is left.
                 samples = 10 * SIZE + (step.number if step.number < SIZE else 0)
                 at = 10 if step.number < SIZE else 3
-                run.frame("end", facts, value=[step.shuffles, samples, SIZE, 0, at, math.nan])
+                run.frame(
+                    "end", facts, value=[step.shuffles, samples, SIZE, 0, at, *[math.nan] * 2]
+                )
         with run.calling("__main__.Net.forward", object=MODEL, inputs=shapes):
             run.frame("end", entered, data=index + 1, value=64)
             if step.keys:

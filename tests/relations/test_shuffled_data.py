@@ -29,7 +29,7 @@ def _run(shuffles: list[float], *, stage: str = "training") -> Window:
     for number, known in enumerate(shuffles, 1):
         with run.calling("torch.utils.data.DataLoader.__next__", object=LOADER):
             run.frame("end", batch, data=number, value=64)
-            run.frame("end", facts, value=[known, 640, 64, 0, number, math.nan])
+            run.frame("end", facts, value=[known, 640, 64, 0, number, *[math.nan] * 2])
         with run.calling("__main__.Net.forward", object=MODEL):
             run.frame("end", given, data=number, value=64)
     return run.window()

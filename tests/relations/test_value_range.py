@@ -71,6 +71,7 @@ def _batch(
 ) -> Event:
     """A batch with a tensor `x`, and a forward that is given it, or what was made of it."""
     told = {"shuffles": 1, "samples": 640, "batch_size": 8, "start": 0, "batch": 0, "epoch": 0}
+    told["indices"] = math.nan
     told |= facts
 
     def tell(run: RunBuilder) -> None:

@@ -6,8 +6,11 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
+
+from traincheck_plugin.recorder.fingerprint import hash_bytes
 
 _MAX_WRAPPERS = 8
 _INNER = ("batch_sampler", "sampler", "_sampler", "base_dataloader")
@@ -38,6 +41,16 @@ def facts_of(loader: DataLoader[Any]) -> tuple[float, float, float]:
     return shuffles, samples, float(size) if isinstance(size, int) else math.nan
 
 
+def key_of_indices(indices: Any) -> float:
+    """Return a number that tells the *indices* of a batch from others; NaN where they are none."""
+    if not isinstance(indices, (list, tuple)) or not indices:
+        return math.nan
+    if not all(isinstance(index, (int, np.integer)) for index in indices):
+        return math.nan
+    # The bits that a double holds.
+    return float(hash_bytes(np.array(indices, np.int64).tobytes()) >> 12)
+
+
 def epoch_of(loader: DataLoader[Any]) -> float:
     """Return the epoch that the sampler of *loader* was told; NaN where it needs none."""
     for sampler in _samplers(loader):
@@ -53,8 +66,11 @@ def _inner_of_distributed(sampler: DistributedSampler[Any]) -> float:
 
 def _samplers(loader: Any) -> Iterator[Any]:
     """Yield what decides the order, the outermost first."""
-    yield from _chain(getattr(loader, "batch_sampler", None))
-    yield from _chain(getattr(loader, "sampler", None))
+    batches = getattr(loader, "batch_sampler", None)
+    yield from _chain(batches)
+    # Beside one that makes the batches it was given, a loader has a sampler that it does not use.
+    if batches is None or getattr(loader, "batch_size", None) is not None:
+        yield from _chain(getattr(loader, "sampler", None))
 
 
 def _chain(sampler: Any) -> Iterator[Any]:

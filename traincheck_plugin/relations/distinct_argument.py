@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -52,6 +53,13 @@ MAX_BATCHES = 16
 
 MAX_STARTS = 8
 
+MIN_BATCHES = 4
+"""So many batches that are the same in the same order are none by chance, where it is not known of
+how many samples they are drawn."""
+
+
+_BATCH, _INPUT = VAR_TYPES["batch"], VAR_TYPES["input"]
+
 
 def _of(kind: VariableKind, between: str) -> VarTypeParam:
     return VarTypeParam(
@@ -83,7 +91,8 @@ class DistinctArgumentRelation(Relation):
 
     ``forall consecutive steps s, t: inputs(s) != inputs(t)``, where a loader delivered another
     batch between them, or for the models of one class, within an epoch;
-    ``forall starts e < f of a loader that shuffles: batches(e) != batches(f)``;
+    ``forall starts e < f of a loader that shuffles: batches(e) != batches(f)``, and the same of one
+    with a sampler of its own where it was so in the reference;
     ``forall steps s < t of a model: random state(s) != random state(t)``, once it was another.
 
     Catches a loop that trains on the first batch all the time, and a seed that is set anew in each
@@ -101,21 +110,24 @@ class DistinctArgumentRelation(Relation):
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         param = _the(params)
         if isinstance(param, VarNameParam):
-            return _OfClass(param.var_name)
+            name = param.var_name
+            return _Orders(name) if param.var_type == _BATCH else _OfClass(name)
         if param == STATES:
             return _States()
-        return _Orders() if param == ORDERS else _Following()
+        return _Orders(None) if param == ORDERS else _Following()
 
     def describe(self, params: tuple[Param, ...]) -> str:
         param = _the(params)
         if isinstance(param, VarNameParam):
+            if param.var_type == _BATCH:
+                return f"`{param.var_name}` delivers in another order each time"
             return f"{short(param.var_name)} is given another input in each step of an epoch"
         return _SENTENCES[param]
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         param = _the(params)
         kinds: set[VariableKind] = {"generator"} if param == STATES else {"input"}
-        if param in (FOLLOWING, ORDERS):
+        if param in (FOLLOWING, ORDERS) or param.var_type == _BATCH:
             kinds |= {"batch", "loader"}
         return passing_plan(*kinds)
 
@@ -133,11 +145,11 @@ def _the(params: tuple[Param, ...]) -> VarTypeParam | VarNameParam:
         [param] = params
         if isinstance(param, VarTypeParam) and param in _SENTENCES:
             return param
-        if isinstance(param, VarNameParam) and param.var_type == VAR_TYPES["input"]:
+        if isinstance(param, VarNameParam) and param.var_type in (_BATCH, _INPUT):
             return param
     raise InvariantError(
         f"{DistinctArgumentRelation.name} expects one VarTypeParam about what passes through "
-        f"training, or the class of a model as VarNameParam, got {params}"
+        f"training, or the class of a model or a data loader as VarNameParam, got {params}"
     )
 
 
@@ -262,10 +274,17 @@ def _with_step(window: Window) -> set[int]:
 class _Orders(Monitor):
     """Judges each of the first batches of a loader's start against those of earlier starts.
 
-    Only batches for training count, of one model each: an evaluation may want the same order.
+    Only batches for training count, of one model each: an evaluation may want the same order. Where
+    the indices of their samples are known, these stand for the batches, since samples may be
+    changed at random.
+
+    Args:
+        loader: label of the loader, of which it is not known whether it shuffles; None for all that
+            do.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loader: str | None) -> None:
+        self._loader = loader
         self._deliveries = Deliveries()
         self._beginnings = Beginnings()
         self._starts: dict[tuple[str, str], dict[int, dict[int, bytes]]] = {}
@@ -279,7 +298,7 @@ class _Orders(Monitor):
                     resets = [one for one in resets if one > use.time]
                     self._starts.clear()
                 for batch in batches:
-                    if batch.facts["shuffles"] == 1 and batch.key:
+                    if self._is_about(batch):
                         held = self._judge(use.root, batch)
                         if held is not None:
                             judged.append((use.row, None if held else partial(_same_order, batch)))
@@ -287,14 +306,23 @@ class _Orders(Monitor):
             self._starts.clear()
         return _examples(window, judged)
 
+    def _is_about(self, batch: Delivery) -> bool:
+        shuffles = batch.facts["shuffles"]
+        if self._loader is None:
+            return shuffles == 1
+        return batch.loader == self._loader and math.isnan(shuffles)
+
     def _judge(self, root: str, batch: Delivery) -> bool | None:
         """Return whether the order is new; None where that is not known yet."""
         start, number = int(batch.facts["start"]), int(batch.facts["batch"])
-        if number >= MAX_BATCHES or batch.num_elements < MIN_ELEMENTS:
+        indices = batch.facts["indices"]
+        is_known = not math.isnan(indices)
+        is_told = is_known or (batch.key and batch.num_elements >= MIN_ELEMENTS)
+        if number >= MAX_BATCHES or not is_told:
             return None
         starts = self._starts.setdefault((batch.loader, root), {})
         own = starts.setdefault(start, {})
-        own[number] = batch.key
+        own[number] = struct.pack("d", indices) if is_known else batch.key
         held = None
         for other, keys in starts.items():
             if other == start:
@@ -302,7 +330,7 @@ class _Orders(Monitor):
             both = own.keys() & keys.keys()
             if any(own[one] != keys[one] for one in both):
                 held = True if held is None else held
-            elif both and _chance(batch, len(both)) < CHANCE and _are_distinct(keys):
+            elif both and _chance(batch, len(both)) < CHANCE and (is_known or _are_distinct(keys)):
                 return False
         if len(starts) > MAX_STARTS:
             # The first ones are kept: what comes again begins with them.
@@ -314,7 +342,7 @@ def _chance(batch: Delivery, number: int) -> float:
     """Return how likely it is that as many batches are the same in two random orders."""
     samples, size = batch.facts["samples"], batch.facts["batch_size"]
     if not (samples >= 1 and size >= 1):
-        return 1.0
+        return 0.0 if number >= MIN_BATCHES else 1.0
     drawn = min(samples, size * number)
     return math.exp(math.lgamma(samples - drawn + 1) - math.lgamma(samples + 1))
 
@@ -332,8 +360,9 @@ def _same_order(batch: Delivery) -> Explanation:
         else f"its sampler is at epoch {epoch:.0f} still or again: set_epoch was not called"
     )
     loader = short(batch.loader.partition("#")[0])
+    does = "shuffles, and " if batch.facts["shuffles"] == 1 else ""
     return Explanation(
-        message=f"{loader} shuffles, and delivers its batches in the same order as before",
+        message=f"{loader} {does}delivers its batches in the same order as before",
         cause=Cause(
             fact="the same order in each epoch",
             subjects=(loader,),
@@ -452,6 +481,10 @@ def _states(window: Window) -> Iterator[_State]:
     return (found[index] for index in sorted(found) if found[index][0] != NONE)
 
 
+def _loader(label: str) -> VarNameParam:
+    return VarNameParam(var_name=label, var_type=_BATCH, attr_name="data")
+
+
 class _Proposer(Proposer):
     """Proposes what there is something to see of."""
 
@@ -463,6 +496,10 @@ class _Proposer(Proposer):
             self._params[STATES] = None
         if _showing(window, "batch") & _showing(window, "loader"):
             self._params[ORDERS] = self._params[FOLLOWING] = None
+            for passed in passing(window):
+                for batch in passed.delivered:
+                    if math.isnan(batch.facts["shuffles"]):
+                        self._params[_loader(batch.loader)] = None
         with_step = list(_with_step(window))
         for _, shown in by_stack(window, positions_of(window, VAR_TYPES["input"])):
             calls = shown.calls[shown.calls != NONE]
@@ -470,7 +507,7 @@ class _Proposer(Proposer):
                 owner = window.catalog.variables[int(shown.variables[0])].owner
                 root = VarNameParam(
                     var_name=owner.partition("#")[0],
-                    var_type=VAR_TYPES["input"],
+                    var_type=_INPUT,
                     attr_name="data",
                 )
                 self._params[root] = None

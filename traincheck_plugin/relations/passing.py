@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -228,8 +229,11 @@ def _delivered(window: Window) -> Iterator[tuple[int, Delivery]]:
     for _, told in by_stack(window, positions_of(window, VAR_TYPES["loader"])):
         facts.update(zip(told.calls.tolist(), told.column("value").tolist(), strict=True))
     rows, owners, keys, sizes, values = zip(*shown, strict=True)
+    # Older traces tell the first of the facts.
+    missing = [math.nan] * len(LOADER_FACTS)
     named = [
-        dict(zip(LOADER_FACTS, facts[row], strict=True)) if row in facts else {} for row in rows
+        dict(zip(LOADER_FACTS, [*facts[row], *missing], strict=False)) if row in facts else {}
+        for row in rows
     ]
     at = np.array(rows, np.int64)
     kinds = map(window.catalog.kinds, window.calls.outputs[at].tolist())

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter
 
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
-from traincheck_plugin.recorder.samplers import epoch_of, facts_of
+from traincheck_plugin.recorder.samplers import epoch_of, facts_of, key_of_indices
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 from traincheck_plugin.vocabulary import NONE
@@ -44,7 +46,10 @@ class DataProbe:
         self._places: weakref.WeakKeyDictionary[Any, _Place] = weakref.WeakKeyDictionary()
         self._starts: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         patches.wrap(DataLoader, "__iter__", self._iter)
+        self._indices: weakref.WeakKeyDictionary[Any, deque[float]] = weakref.WeakKeyDictionary()
         patches.wrap(_BaseDataLoaderIter, "__next__", self._next)
+        patches.wrap(_BaseDataLoaderIter, "_next_index", self._next_index)
+        patches.wrap(_BaseDataLoaderIter, "_reset", self._reset)
 
     def detach(self) -> None:
         """Nothing beyond the patches."""
@@ -94,6 +99,7 @@ class DataProbe:
                 batch = function(iterator)
                 if tape.is_active and (place := self._places.get(iterator)) is not None:
                     place.batch += 1
+                    self._take_indices(iterator)
                 return batch
             entry = loader = place = None
             with tape.problems:
@@ -117,14 +123,44 @@ class DataProbe:
                 if loader is not None and tape.is_training_thread():
                     tape.tracker.delivered_batch(loader)
                 if place is not None:
-                    self._note(entry, place, batch)
+                    self._note(entry, place, batch, self._take_indices(iterator))
                     place.batch += 1
             tape.close(entry, "", outputs)
             return batch
 
         return __next__
 
-    def _note(self, entry: OpenCall | None, place: _Place, batch: Any) -> None:
+    def _next_index(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        tape = self._tape
+
+        @functools.wraps(function)
+        def _next_index(iterator: Any) -> Any:
+            indices = function(iterator)
+            if tape.is_active and not is_traced():
+                with tape.problems:
+                    # Workers are told what to fetch long before it is delivered.
+                    self._indices.setdefault(iterator, deque()).append(key_of_indices(indices))
+            return indices
+
+        return _next_index
+
+    def _reset(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(function)
+        def _reset(iterator: Any, *args: Any, **kwargs: Any) -> Any:
+            self._indices.pop(iterator, None)
+            return function(iterator, *args, **kwargs)
+
+        return _reset
+
+    def _take_indices(self, iterator: Any) -> float:
+        """Return the key of the indices of the batch that is delivered."""
+        indices = self._indices.get(iterator)
+        if not indices:
+            return math.nan
+        key = indices.popleft()
+        return key if getattr(iterator, "_in_order", True) else math.nan
+
+    def _note(self, entry: OpenCall | None, place: _Place, batch: Any, indices: float) -> None:
         arguments = self._tape.arguments
-        facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
+        facts = [*place.facts, float(place.start), float(place.batch), place.epoch, indices]
         self._tape.note(entry, lambda call: arguments.of_batch(call, place.label, batch, facts))
