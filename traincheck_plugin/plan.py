@@ -167,7 +167,7 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         sample="data",
         sequence="length number",
     ),
-    "data": _pairs(batch="data value lowest highest negative", loader="value"),
+    "data": _pairs(batch="data value lowest highest negative", loader="value", stored="data"),
     "mode": _pairs(module="value"),
     "checkpoint": _pairs(parameter="data", buffer="data", slot="data", group="value"),
 }

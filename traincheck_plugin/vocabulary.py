@@ -46,6 +46,7 @@ VariableKind = Literal[
     "module",
     "batch",  # a tensor of what a data loader delivers
     "loader",  # a fact about a data loader
+    "stored",  # an array, or a list, that the data set of a loader stores
     "input",  # a tensor among the arguments of a root module in training
     "generator",  # the state of a random generator
     "target",  # where the target of a loss is in a tensor that a root module was given
@@ -55,7 +56,10 @@ VariableKind = Literal[
 ]
 
 PASSING: frozenset[VariableKind] = frozenset(
-    {"batch", "loader", "input", "generator", "target", "padding", "sample", "sequence"}
+    {
+        *("batch", "loader", "stored"),
+        *("input", "generator", "target", "padding", "sample", "sequence"),
+    }
 )
 """Kinds of variables that are not tracked: they are at hand during one call."""
 

@@ -23,6 +23,7 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "module": "torch.nn.Module",
     "batch": "torch.utils.data.DataLoader.batch",
     "loader": "torch.utils.data.DataLoader",
+    "stored": "torch.utils.data.Dataset",
     "input": "torch.nn.Module.input",
     "generator": "torch.Generator",
     "target": "torch.nn.Module.target",

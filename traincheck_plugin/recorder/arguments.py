@@ -34,6 +34,7 @@ from traincheck_plugin.recorder.ranges import (
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.samples import keys_of, picked
 from traincheck_plugin.recorder.sequences import Sequences
+from traincheck_plugin.recorder.stored import stored_in
 from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
@@ -90,12 +91,15 @@ class Arguments:
         self._paddings: dict[str, int | None] = {}
         self._alignments = Alignments(readings, DeviceReader.HOST)
 
-    def of_batch(self, call: OpenCall, owner: str, batch: Any, facts: list[float]) -> list[Frame]:
+    def of_batch(
+        self, call: OpenCall, owner: str, dataset: Any, batch: Any, facts: list[float]
+    ) -> list[Frame]:
         """Return the frames of a delivered batch.
 
         Args:
             call: that delivers it.
             owner: label of the loader.
+            dataset: of the loader.
             batch: what it delivers.
             facts: those of `LOADER_FACTS`.
         """
@@ -109,7 +113,16 @@ class Arguments:
                     [self._code("loader", owner, name, float) for name in LOADER_FACTS], np.int32
                 )
             frames.append(self._frame(call, "end", codes, value=np.array(facts, np.float64)))
+        if self._wants["stored"]:
+            frames += self._of_stored(call, owner, dataset)
         return frames
+
+    def _of_stored(self, call: OpenCall, owner: str, dataset: Any) -> Iterator[Frame]:
+        stored = stored_in(dataset)
+        if stored:
+            codes = [self._code("stored", owner, one.path, type(dataset)) for one in stored]
+            keys = np.array([one.key for one in stored], np.uint64)
+            yield self._frame(call, "end", np.array(codes, np.int32), data=keys)
 
     def of_forward(
         self,
@@ -329,6 +342,7 @@ def _python_state() -> int:
 _ROLES: tuple[tuple[Any, VariableKind], ...] = (
     ("data", "batch"),
     ("data", "loader"),
+    ("data", "stored"),
     ("forward", "input"),
     ("forward", "generator"),
     ("backward", "target"),

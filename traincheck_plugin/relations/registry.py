@@ -55,6 +55,7 @@ from traincheck_plugin.relations.schedule_resumed import ScheduleResumedRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
 from traincheck_plugin.relations.sequence_axis import SequenceAxisRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
+from traincheck_plugin.relations.stored_data import StoredDataRelation
 from traincheck_plugin.relations.target_lag import TargetLagRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
 from traincheck_plugin.relations.unmixed_gradients import UnmixedGradientsRelation
@@ -112,6 +113,7 @@ BUILT_IN: tuple[Relation, ...] = (
     RecurringSamplesRelation(),
     HeldOutSamplesRelation(),
     NewDataRelation(),
+    StoredDataRelation(),
     ShuffledDataRelation(),
     SequenceAxisRelation(),
     ValueRangeRelation(),

@@ -123,7 +123,9 @@ class DataProbe:
                 if loader is not None and tape.is_training_thread():
                     tape.tracker.delivered_batch(loader)
                 if place is not None:
-                    self._note(entry, place, batch, self._take_indices(iterator))
+                    facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
+                    facts.append(self._take_indices(iterator))
+                    self._note(entry, place.label, iterator, batch, facts)
                     place.batch += 1
             tape.close(entry, "", outputs)
             return batch
@@ -160,7 +162,9 @@ class DataProbe:
         key = indices.popleft()
         return key if getattr(iterator, "_in_order", True) else math.nan
 
-    def _note(self, entry: OpenCall | None, place: _Place, batch: Any, indices: float) -> None:
+    def _note(
+        self, entry: OpenCall | None, label: str, iterator: Any, batch: Any, facts: list[float]
+    ) -> None:
         arguments = self._tape.arguments
-        facts = [*place.facts, float(place.start), float(place.batch), place.epoch, indices]
-        self._tape.note(entry, lambda call: arguments.of_batch(call, place.label, batch, facts))
+        dataset = getattr(iterator, "_dataset", None)
+        self._tape.note(entry, lambda call: arguments.of_batch(call, label, dataset, batch, facts))

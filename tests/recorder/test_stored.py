@@ -1,0 +1,112 @@
+"""What data sets store is found, and told apart from what it was."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
+
+from tests.recorder.recording import LIFECYCLE, record
+from traincheck_plugin.recorder.stored import MAX_BYTES, MAX_STORED, stored_in
+
+
+class Images(Dataset):
+    def __init__(self):
+        self.images = np.zeros((40, 8, 8), np.float32)
+        self.labels = [torch.tensor(number) for number in range(40)]
+        self.rows = [{"ids": [number, number + 1]} for number in range(40)]
+        self.epoch = 3
+        self.transform = lambda image: image
+        self.generator = np.random.default_rng(0)
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        return self.images[index], self.labels[index]
+
+
+def keys(dataset):
+    return dict(stored_in(dataset))
+
+
+def test_arrays_and_lists_are_found():
+    assert list(keys(Images())) == ["images", "labels", "rows"]
+    tensors = TensorDataset(torch.ones(4, 2), torch.arange(4))
+    assert list(keys(tensors)) == ["tensors.0", "tensors.1"]
+    assert list(keys(Subset(tensors, range(2)))) == ["dataset.tensors.0", "dataset.tensors.1"]
+    both = ConcatDataset([tensors, Images()])
+    assert [path for path in keys(both) if path.startswith("datasets.1.")] == [
+        "datasets.1.images",
+        "datasets.1.labels",
+        "datasets.1.rows",
+    ]
+    assert list(keys([(torch.ones(2), 1), (torch.zeros(2), 0)])) == [""]
+    assert len(keys(TensorDataset(*[torch.ones(3)] * 20))) == MAX_STORED
+
+
+@pytest.mark.parametrize(
+    "dataset", [Images.__new__(Images), range(5), object(), [object()], TensorDataset()]
+)
+def test_of_others_nothing_is_told(dataset):
+    assert stored_in(dataset) == []
+
+
+def _write_image(data):
+    data.images[7, 3, 3] += 1
+
+
+def _write_label(data):
+    data.labels[2].add_(1)
+
+
+def _append(data):
+    data.rows[11]["ids"] += [0]
+
+
+@pytest.mark.parametrize(
+    ("write", "changed"), [(_write_image, "images"), (_write_label, "labels"), (_append, "rows")]
+)
+def test_what_is_changed_in_place_is_told(write, changed):
+    data = Images()
+    before = keys(data)
+    assert keys(data) == before
+    write(data)
+    after = keys(data)
+    assert {path for path in before if before[path] != after[path]} == {changed}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8, torch.bool])
+def test_of_large_arrays_some_is_read(dtype):
+    data = TensorDataset(torch.zeros(64, MAX_BYTES, dtype=dtype))
+    before = keys(data)
+    data.tensors[0][3] = 1
+    assert keys(data) == before
+    data.tensors[0][4] = 1
+    assert keys(data) != before
+
+
+def test_a_loader_tells_what_its_data_set_stores():
+    def train():
+        model = torch.nn.Linear(8, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        data = Images()
+        for images, _ in DataLoader(data, batch_size=20):
+            data.images += 1
+            optimizer.zero_grad()
+            model(images).sum().backward()
+            optimizer.step()
+
+    recording = record(train, LIFECYCLE)
+    told = [
+        (window.catalog.variables[int(code)], key)
+        for window in recording.windows
+        for frame in window.frames
+        if window.kind(frame) == "stored"
+        for code, key in zip(frame.variables, frame.columns["data"].tolist(), strict=True)
+    ]
+    assert [variable.name for variable, _ in told] == ["images", "labels", "rows"] * 2
+    assert told[0][0].type == f"{__name__}.Images"
+    assert told[0][1] != told[3][1]
+    assert [key for _, key in told[1:3]] == [key for _, key in told[4:]]

@@ -1,0 +1,120 @@
+"""What data sets store, read time after time: whether it stays as it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from traincheck_plugin.recorder.fingerprint import hash_bytes
+
+MAX_STORED = 8
+"""Arrays, or lists, of one data set that are looked at."""
+
+MAX_BYTES = 1 << 16
+"""Of a larger array, the beginnings of `MAX_ROWS` of its rows that have this size together."""
+
+MAX_ROWS = 16
+
+MAX_ITEMS = 64
+"""Items of a list that are looked at, spread over all of it; of a list within one, the first."""
+
+_MAX_DEPTH = 4
+_NUMBERS = "biuf"
+_INNER = ("dataset", "datasets")
+"""Under which names data sets keep others that they take samples from."""
+
+Array = npt.NDArray[Any]
+
+
+class Stored(NamedTuple):
+    """Something that a data set stores.
+
+    Attributes:
+        path: its name in the data set; "" where that is a list.
+        key: a hash of the bits of some of it.
+    """
+
+    path: str
+    key: int
+
+
+def stored_in(dataset: Any) -> list[Stored]:
+    """Return what *dataset* stores: arrays and tensors on the CPU, and lists of these and of text.
+
+    Only attributes are read, and what they hold: nothing is asked for samples.
+    """
+    found = []
+    for path, value in _values(dataset):
+        key = _key(value)
+        if key is not None:
+            found.append(Stored(path, key))
+            if len(found) == MAX_STORED:
+                break
+    return found
+
+
+def _values(dataset: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yield what a data set stores, and those that it takes samples from, with its path."""
+    if isinstance(dataset, (list, tuple)):
+        yield path, dataset
+        return
+    prefix = f"{path}." if path else ""
+    for name, value in getattr(dataset, "__dict__", {}).items():
+        inner: Sequence[Any] = ()
+        if name in _INNER and depth < _MAX_DEPTH:
+            inner = value if isinstance(value, (list, tuple)) else (value,)
+        if name == "datasets" or (inner and hasattr(value, "__getitem__")):
+            for number, one in enumerate(inner[:MAX_STORED]):
+                where = f"{name}.{number}" if name == "datasets" else name
+                yield from _values(one, prefix + where, depth + 1)
+        elif isinstance(value, tuple) and all(_is_array(one) for one in value):
+            yield from ((f"{prefix}{name}.{number}", one) for number, one in enumerate(value))
+        else:
+            yield prefix + name, value
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, (torch.Tensor, np.ndarray))
+
+
+def _key(value: Any, depth: int = 0) -> int | None:
+    """Return a hash of some of a value; None for what is nothing that is stored."""
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu" or value.layout is not torch.strided:
+            return None
+        value = value.detach()
+        # NumPy knows no bfloat16.
+        value = (value.view(torch.int16) if value.dtype is torch.bfloat16 else value).numpy()
+    if isinstance(value, np.ndarray):
+        return _key_of_array(value)
+    if type(value) in (list, tuple, dict) and depth < _MAX_DEPTH:
+        items = _some(list(value.values()) if type(value) is dict else value, depth)
+        keys = [_key(item, depth + 1) for item in items]
+        if not items or None in keys:
+            return None
+        return hash_bytes(np.array([len(value), *keys], np.uint64).tobytes())
+    if depth and type(value) in (int, float, bool, str):
+        return hash_bytes(str(value)[:MAX_BYTES].encode(errors="replace"))
+    return None
+
+
+def _some(items: Sequence[Any], depth: int) -> Sequence[Any]:
+    step = 1 if depth else math.ceil(len(items) / MAX_ITEMS)
+    return items[:: max(1, step)][:MAX_ITEMS]
+
+
+def _key_of_array(values: Array) -> int | None:
+    if values.dtype.kind not in _NUMBERS or not values.size:
+        return None
+    seed = hash_bytes(f"{values.dtype}{values.shape}".encode()) & 0xFFFFFFFF
+    if values.nbytes <= MAX_BYTES or not values.ndim:
+        return hash_bytes(np.ascontiguousarray(values).tobytes(), seed)
+    rows = values[:: math.ceil(len(values) / MAX_ROWS)]
+    number = MAX_BYTES // (MAX_ROWS * values.itemsize)
+    parts = [np.ravel(row)[:number].tobytes() for row in rows]
+    return hash_bytes(b"".join(parts), seed)
