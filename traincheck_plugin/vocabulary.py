@@ -278,6 +278,9 @@ BROADCAST = "broadcast"
 """Stands there besides for predictions of one number each that a loss, their difference to targets,
 or their product with as many numbers expands, by another shape of these, to one for each pair."""
 
+ENTRY = ">"
+"""Stands there before the weight of a layer to whose input no gradient goes."""
+
 NO_CUT = "none"
 """What is told of a loss of which no function took the gradients from a term."""
 

@@ -13,14 +13,14 @@ from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
 from traincheck_plugin.recorder import operation_settings
-from traincheck_plugin.recorder.operation_settings import settings
+from traincheck_plugin.recorder.operation_settings import nodes_of, settings
 
 CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 
 
 def _told(result: Tensor) -> set[str] | None:
-    told = settings(result.sum().grad_fn)
-    return None if told is None else set(told.split())
+    nodes = nodes_of(result.sum().grad_fn)
+    return None if nodes is None else set(settings(nodes).split())
 
 
 @pytest.fixture
@@ -202,7 +202,7 @@ def test_hooks_on_what_is_saved_are_not_called(values: Tensor) -> None:
     with torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, never):
         result = functional.scaled_dot_product_attention(values, values, values, CAUSAL)
         result = result.max(1)[0].sum() * 2
-    assert "attention.masked=yes" in (settings(result.grad_fn) or "")
+    assert "attention.masked=yes" in settings(nodes_of(result.grad_fn) or ())
 
 
 def test_each_backward_tells_the_settings_of_its_loss() -> None:

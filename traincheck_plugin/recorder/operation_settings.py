@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from typing import Any
 
@@ -48,30 +48,37 @@ _FILLING = frozenset({"IndexPut", "MaskedFill", "Where"})
 _ADDING = frozenset({"Add", "Baddbmm"})
 
 
-def settings(last: Any) -> str | None:
-    """Return what the operations that compute the result of *last* are set to.
+def nodes_of(last: Any) -> list[Any] | None:
+    """Return the operations that compute the result of *last*, with what gradients go to.
 
-    Returns:
-        ``operation.setting=value`` for each, sorted, with spaces between: ``nll_loss.ignored=-100
-        softmax.dimension=-1``. None where functions hide operations, and where there are too many.
+    None where functions hide operations, and where there are too many.
     """
-    told: set[str] = set()
     known = {last}
-    waiting = [last]
-    while waiting:
-        node = waiting.pop()
-        name = node.name()
-        if name.startswith(_HIDING):
+    nodes = [last]
+    for node in nodes:
+        if node.name().startswith(_HIDING):
             return None
-        kind = kind_of(name)
-        if _tells(kind):
-            told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
         for inner, _ in node.next_functions:
             if inner is not None and inner not in known:
                 if len(known) == MAX_OPERATIONS:
                     return None
                 known.add(inner)
-                waiting.append(inner)
+                nodes.append(inner)
+    return nodes
+
+
+def settings(nodes: Iterable[Any]) -> str:
+    """Return what operations are set to.
+
+    Returns:
+        ``operation.setting=value`` for each, sorted, with spaces between: ``nll_loss.ignored=-100
+        softmax.dimension=-1``.
+    """
+    told: set[str] = set()
+    for node in nodes:
+        kind = kind_of(node.name())
+        if _tells(kind):
+            told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
     return " ".join(sorted(told))
 
 

@@ -40,6 +40,8 @@ class Loss(NamedTuple):
         draws: where went what was drawn at random since the loss before; "" where nothing is known.
         cuts: functions that took the gradients from terms of it, or `NO_CUT`; "" where that is not
             known.
+        layers: linear ones and convolutions in its graph, by their weights; `ENTRY` is before those
+            to whose inputs no gradient goes.
     """
 
     row: int
@@ -49,9 +51,10 @@ class Loss(NamedTuple):
     settings: str
     draws: str
     cuts: str
+    layers: str
 
 
-_TOLD = ("formula", "settings", "draws", "cuts")
+_TOLD = ("formula", "settings", "draws", "cuts", "layers")
 
 
 class EarlyLosses:

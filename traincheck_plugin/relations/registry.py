@@ -30,6 +30,7 @@ from traincheck_plugin.relations.gradient_flow import GradientFlowRelation
 from traincheck_plugin.relations.gradients_kept import GradientsKeptRelation
 from traincheck_plugin.relations.gradients_used import GradientsUsedRelation
 from traincheck_plugin.relations.held_out_samples import HeldOutSamplesRelation
+from traincheck_plugin.relations.layer_inputs import LayerInputsRelation
 from traincheck_plugin.relations.load import LoadRelation
 from traincheck_plugin.relations.loss_formula import LossFormulaRelation
 from traincheck_plugin.relations.loss_scaling import LossScalingRelation
@@ -99,6 +100,7 @@ BUILT_IN: tuple[Relation, ...] = (
     NewLossRelation(),
     LossFormulaRelation(),
     LossTermsRelation(),
+    LayerInputsRelation(),
     OperationSettingsRelation(),
     RandomDrawsRelation(),
     LossScalingRelation(),

@@ -13,6 +13,7 @@ import torch
 from traincheck_plugin.events import Frame
 from traincheck_plugin.recorder.accumulation import micro_batches
 from traincheck_plugin.recorder.calls import OpenCall
+from traincheck_plugin.recorder.layers import layers
 from traincheck_plugin.recorder.loss_graph import (
     Operations,
     constant_factor,
@@ -20,7 +21,7 @@ from traincheck_plugin.recorder.loss_graph import (
     operations,
     was_passed,
 )
-from traincheck_plugin.recorder.operation_settings import settings
+from traincheck_plugin.recorder.operation_settings import nodes_of, settings
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
@@ -130,8 +131,9 @@ class _Loss:
         ``factor`` is the constant that it was multiplied by, if any; ``accumulates`` over how many
         micro-batches a framework spreads the step that it is for, where one tells; ``again`` is
         there where an earlier backward went through it, too; ``formula`` is how it is computed, and
-        ``settings`` are those of all operations that do; ``draws`` tells where went what was drawn
-        at random; ``cuts`` are the functions that took the gradients from terms of it.
+        ``settings`` are those of all operations that do, ``layers`` those among them that have
+        weights; ``draws`` tells where went what was drawn at random; ``cuts`` are the functions
+        that took the gradients from terms of it.
         """
         loss, self._loss = self._loss, None
         if loss is None or self._node is None:
@@ -147,11 +149,14 @@ class _Loss:
                 arguments = self._tape.signatures.extended(arguments, "again", "yes")
             self._operations = operations(node)
             arguments = self._told(arguments, "formula", formula(self._operations))
-            told = settings(node)
-            arguments = self._told(arguments, "settings", told or "")
+            nodes = nodes_of(node)
+            if nodes is not None:
+                names = self._tape.variables.structure(is_fresh=False).names
+                arguments = self._told(arguments, "settings", settings(nodes))
+                arguments = self._told(arguments, "layers", layers(nodes, names))
             arguments = self._told(arguments, "cuts", self._tape.cuts.take(loss))
             draws = self._tape.draws.take()
-            if told is not None:
+            if nodes is not None:
                 arguments = self._told(arguments, "draws", draws)
         return arguments
 
