@@ -166,6 +166,7 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         generator="data",
         sample="data",
         sequence="length number",
+        alias="value",
     ),
     "data": _pairs(batch="data value lowest highest negative", loader="value", stored="data"),
     "mode": _pairs(module="value"),

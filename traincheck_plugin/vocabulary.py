@@ -53,12 +53,13 @@ VariableKind = Literal[
     "padding",  # how much of what such a tensor tells to be padding has targets that count
     "sample",  # a row of such a tensor, and which target a loss has for it
     "sequence",  # what a module that treats sequences is given
+    "alias",  # a further name of a module that a root module has under several
 ]
 
 PASSING: frozenset[VariableKind] = frozenset(
     {
         *("batch", "loader", "stored"),
-        *("input", "generator", "target", "padding", "sample", "sequence"),
+        *("input", "generator", "target", "padding", "sample", "sequence", "alias"),
     }
 )
 """Kinds of variables that are not tracked: they are at hand during one call."""

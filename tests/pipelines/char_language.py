@@ -15,6 +15,7 @@ LENGTH = 48
 BUGS = {
     "mask_missing": (0, "mask"),
     "softmax_over_queries": (0, r"\bdim"),
+    "layers_are_one": (0, "same module|multiplied|another name"),
 }
 
 
@@ -57,7 +58,8 @@ class Language(nn.Module):
     def __init__(self, size, bug, width=32, heads=4, depth=2):
         super().__init__()
         self.tokens, self.places = nn.Embedding(size, width), nn.Embedding(LENGTH, width)
-        self.blocks = nn.ModuleList(Block(width, heads, bug) for _ in range(depth))
+        blocks = [Block(width, heads, bug) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks[:1] * depth if bug == "layers_are_one" else blocks)
         self.norm = nn.RMSNorm(width)
         self.head = nn.Linear(width, size, bias=False)
 

@@ -30,6 +30,7 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "padding": "torch.nn.Module.padding",
     "sample": "torch.nn.Module.sample",
     "sequence": "torch.nn.Module.sequence",
+    "alias": "torch.nn.Module.alias",
 }
 """How each kind of variable is named in an invariant."""
 

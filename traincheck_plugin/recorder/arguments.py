@@ -17,6 +17,7 @@ import torch
 from traincheck_plugin.catalog import Catalog
 from traincheck_plugin.events import LOADER_FACTS, Frame
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder.aliases import AliasReader
 from traincheck_plugin.recorder.alignment import Alignments, Given, is_comparable
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.columns import DeviceReader
@@ -153,6 +154,18 @@ class Arguments:
         if sequences:
             frames.append(self._of_sequences(call, sequences))
         return frames + self.of_generators(call, "end")
+
+    def of_aliases(self, call: OpenCall, reader: AliasReader) -> list[Frame]:
+        """Return the frame of the modules that the model of a forward has under several names."""
+        if not self._wants["alias"]:
+            return []
+        aliases = reader.of(call.subject)
+        if not aliases:
+            return []
+        owner = self._labels.text(call.subject)
+        codes = [self._code("alias", owner, *alias) for alias in aliases]
+        value = np.ones(len(codes))
+        return [self._frame(call, "end", np.array(codes, np.int32), value=value)]
 
     def _of_sequences(self, call: OpenCall, sequences: Sequence[Sequences]) -> Frame:
         owner = self._labels.text(call.subject)
@@ -345,6 +358,7 @@ _ROLES: tuple[tuple[Any, VariableKind], ...] = (
     ("data", "stored"),
     ("forward", "input"),
     ("forward", "generator"),
+    ("forward", "alias"),
     ("backward", "target"),
     ("backward", "padding"),
     ("backward", "sample"),

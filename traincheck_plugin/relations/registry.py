@@ -54,6 +54,7 @@ from traincheck_plugin.relations.schedule_moves import ScheduleMovesRelation
 from traincheck_plugin.relations.schedule_pace import SchedulePaceRelation
 from traincheck_plugin.relations.schedule_resumed import ScheduleResumedRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
+from traincheck_plugin.relations.separate_modules import SeparateModulesRelation
 from traincheck_plugin.relations.sequence_axis import SequenceAxisRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.stored_data import StoredDataRelation
@@ -84,6 +85,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ExclusiveChangeRelation(),
     FrozenPartsRelation(),
     EvalModeRelation(),
+    SeparateModulesRelation(),
     EventualCallRelation(),
     SchedulePaceRelation(),
     ScheduleMovesRelation(),

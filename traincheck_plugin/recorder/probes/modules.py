@@ -16,7 +16,9 @@ from torch.nn.modules.module import (
     register_module_forward_pre_hook,
 )
 
-from traincheck_plugin.recorder.calls import Doorbell, ThreadState
+from traincheck_plugin.events import Frame
+from traincheck_plugin.recorder.aliases import AliasReader
+from traincheck_plugin.recorder.calls import Doorbell, OpenCall, ThreadState
 from traincheck_plugin.recorder.compiler import has_compiled
 from traincheck_plugin.recorder.discovery import ModulesAlive
 from traincheck_plugin.recorder.patching import Patches
@@ -60,6 +62,7 @@ class ModulesProbe(Doorbell):
         self._num_strays = 0
         self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._muting: list[int] = []
+        self._aliases = AliasReader()
         self._sequences = SequenceReader()
         self._sequential: dict[int, tuple[str, str]] = {}
         tape.doorbell = self
@@ -256,10 +259,12 @@ class ModulesProbe(Doorbell):
                 if entry.trains:
                     # Before the forward torch does not tell the keywords.
                     sequences = self._sequences.take()
-                    tape.note(
-                        entry,
-                        lambda call: tape.arguments.of_forward(call, args, kwargs, sequences),
-                    )
+
+                    def frames(call: OpenCall) -> list[Frame]:
+                        told = tape.arguments.of_forward(call, args, kwargs, sequences)
+                        return told + tape.arguments.of_aliases(call, self._aliases)
+
+                    tape.note(entry, frames)
                 elif not is_grad_enabled() and self._owns_parameters(module):
                     tape.note(entry, lambda call: tape.arguments.of_evaluation(call, args, kwargs))
             tape.close(entry, error.__name__ if error is not None else "", outputs)
