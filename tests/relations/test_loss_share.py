@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tests.relations.loops import failure, holding, told
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
-from traincheck_plugin.relations.loss_share import AT_MOST, WHOLE, LossShareRelation
+from traincheck_plugin.relations.loss_share import AT_MOST, BY_TENSOR, WHOLE, LossShareRelation
 from traincheck_plugin.relations.losses import BACKWARD
 
 RELATION = LossShareRelation()
@@ -70,6 +70,9 @@ def test_two_optimizers_have_shares_of_their_own() -> None:
         ("backward step zero " * 3, set()),
         ("backward backward step zero " * 3, set()),
         ("backward/3 step zero " * 3, set()),
+        ("backward/nan backward/nan step zero " * 3, {BY_TENSOR}),
+        ("backward/nan backward/nan step zero " * 3 + "backward backward step", set()),
+        ("backward/nan step zero " * 3, set()),
     ],
 )
 def test_what_the_reference_shows_is_proposed(words: str, totals: set[str]) -> None:
@@ -171,6 +174,38 @@ def test_the_cause_is_told() -> None:
     more = failure(RELATION, whole, "step backward backward/2 step")
     assert more.cause is not None
     assert "multiplied by 1, 0.5: the gradients are too large" in more.cause.text
+
+
+BY = "backward/nan backward/nan step zero "
+NOT = "backward backward step zero "
+
+
+@pytest.mark.parametrize(
+    ("words", "held"),
+    [
+        (BY * 2, [True] * 2),
+        (BY + NOT + BY, [True] * 3),
+        (NOT * 3, [True, False, False]),
+        # One that leads to a step by itself is whole, and another constant is for other rules.
+        ("backward step zero " * 3, []),
+        (FULL * 2, []),
+        ("backward/nan backward step zero " * 2, []),
+    ],
+)
+def test_several_losses_that_nothing_divides(words: str, held: list[bool]) -> None:
+    assert _holds(BY_TENSOR, words) == held
+
+
+def test_what_nothing_divides_is_told() -> None:
+    by_tensor = (API, ConstantParam(value=BY_TENSOR))
+    told_ = failure(RELATION, by_tensor, "step " + NOT * 2)
+    assert told_.message == (
+        "SGD.step used the sum of 2 losses that nothing divides; in the reference a tensor divides "
+        "each"
+    )
+    assert told_.cause is not None
+    assert "not divided by the number of tokens" in told_.cause.text
+    assert "is divided by a tensor" in RELATION.describe(by_tensor)
 
 
 def test_it_takes_a_sum_that_it_knows() -> None:

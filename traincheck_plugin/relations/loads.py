@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from traincheck_plugin.events import Window
+import numpy as np
+
+from traincheck_plugin.events import Frame, Window
 from traincheck_plugin.relations.naming import place, short
-from traincheck_plugin.vocabulary import NONE
+from traincheck_plugin.vocabulary import NONE, Phase
 
 MODULE_LOAD = "torch.nn.Module.load_state_dict"
 OPTIMIZER_LOAD = "torch.optim.Optimizer.load_state_dict"
@@ -37,6 +39,28 @@ class Load:
     subject: int
     outcome: str
     text: str
+
+
+def resumes(window: Window, load: Load) -> bool:
+    """Return whether a load gave an optimizer a state that it had not.
+
+    Some optimizers have one from the beginning, and what prepares them for a device loads it anew.
+    """
+    if load.outcome == "none":
+        return False
+    part, row = window.at(load.row)
+    slots: dict[Phase, Frame] = {
+        frame.phase: frame
+        for frame in part.frames_of_call.get(int(part.calls.call[row]), ())
+        if part.kind(frame) == "slot" and "data" in frame.columns
+    }
+    if slots.keys() != {"begin", "end"}:
+        return True
+    begin, end = slots["begin"], slots["end"]
+    is_same = np.array_equal(begin.variables, end.variables) and np.array_equal(
+        begin.columns["data"], end.columns["data"]
+    )
+    return not is_same
 
 
 def outcome_of(window: Window, row: int) -> str:

@@ -42,6 +42,9 @@ from traincheck_plugin.relations.params import api_plan, pair
 WHOLE, AT_MOST, ONCE = "1", "at most 1", "divided once"
 """What the shares of a step add up to: `ONCE` says no more than that it is not 1/n for n shares."""
 
+BY_TENSOR = "divided by a tensor"
+"""Of several micro-batches each loss is divided by a tensor, as by a number of tokens."""
+
 SPREAD = "as many as the framework divides by"
 """Of how many shares a step is, where a framework divides each."""
 
@@ -88,6 +91,8 @@ class LossShareRelation(Relation):
             return f"no loss that leads to a {name} is divided by its micro-batches twice"
         if total == SPREAD:
             return f"as many micro-batches lead to a {name} as the framework divides the loss by"
+        if total == BY_TENSOR:
+            return f"each loss of several that lead to a {name} is divided by a tensor"
         return f"the shares of the loss that lead to a {name} are {total}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
@@ -108,7 +113,7 @@ def _claim(params: tuple[Param, ...]) -> tuple[APIParam, str]:
     if len(params) == 2 and isinstance(params[0], APIParam) and params[1] == BACKWARD:
         return params[0], SPREAD
     step, total = pair(LossShareRelation.name, params, APIParam, ConstantParam)
-    if total.value not in (WHOLE, AT_MOST):
+    if total.value not in (WHOLE, AT_MOST, BY_TENSOR):
         raise InvariantError(f"{LossShareRelation.name} knows no sum {total.value!r}")
     return step, total.value
 
@@ -143,7 +148,7 @@ class _Shares:
     def observe(self, window: Window, start: int = 0) -> list[tuple[int, list[_Share]]]:
         """Return the rows of the steps that end a cycle, with the shares of its backwards.
 
-        A cycle without a backward, or with one whose factor is not known, is left out.
+        A cycle without a backward is left out. A factor that is not known is NaN.
 
         Args:
             window: the next one.
@@ -177,11 +182,7 @@ class _Shares:
                     found.append((row, self._pending[self._taken.get(target, 0) :]))
                 self._taken[target] = len(self._pending)
         self._trim()
-        return [
-            (row, shares)
-            for row, shares in found
-            if shares and not any(math.isnan(share.factor) for share in shares)
-        ]
+        return [(row, shares) for row, shares in found if shares]
 
     def _clear(self, target: int = -1) -> None:
         """Forget what was meant for one optimizer, or (of a module) for all."""
@@ -221,6 +222,8 @@ class _Monitor(Monitor):
             row, shares = found[index]
             name = short(window.catalog.apis[int(window.calls.api[row])].name)
             spread = shares[0].spread if self._total == SPREAD else 0
+            if self._total == BY_TENSOR:
+                return _explain_whole(name, len(shares))
             return _explain(name, [share.factor for share in shares], spread)
 
         rows = np.array([row for row, _ in found], np.int64)
@@ -228,6 +231,10 @@ class _Monitor(Monitor):
 
     def _judges(self, shares: Sequence[_Share]) -> bool:
         """Return whether the claim says anything of a step of these shares."""
+        if self._total == BY_TENSOR:
+            return len(shares) > 1 and (_are_whole(shares) or _is_by_tensor(shares))
+        if not _is_known(shares):
+            return False
         if self._total == SPREAD:
             return _is_spread(shares)
         is_shared = _is_shared([share.factor for share in shares])
@@ -240,6 +247,8 @@ class _Monitor(Monitor):
             return len(factors) == 1 or total <= 1 + _TOLERANCE
         if self._total == SPREAD:
             is_less = len(shares) < shares[0].spread
+        elif self._total == BY_TENSOR:
+            is_less = _are_whole(shares)
         elif self._total == ONCE:
             is_less = _is_divided_twice(factors)
         else:
@@ -248,6 +257,18 @@ class _Monitor(Monitor):
         if is_less:
             return not was_less
         return self._total != WHOLE or total <= 1 + _TOLERANCE
+
+
+def _is_known(shares: Sequence[_Share]) -> bool:
+    return not any(math.isnan(share.factor) for share in shares)
+
+
+def _is_by_tensor(shares: Sequence[_Share]) -> bool:
+    return all(math.isnan(share.factor) for share in shares)
+
+
+def _are_whole(shares: Sequence[_Share]) -> bool:
+    return all(share.factor == 1 for share in shares)
 
 
 def _is_spread(shares: Sequence[_Share]) -> bool:
@@ -294,6 +315,19 @@ def _explain(name: str, factors: Sequence[float], spread: int) -> Explanation:
     )
 
 
+def _explain_whole(name: str, number: int) -> Explanation:
+    return Explanation(
+        message=f"{name} used the sum of {number} losses that nothing divides; in the reference a "
+        "tensor divides each",
+        cause=Cause(
+            fact="share of the loss",
+            subjects=("loss",),
+            text=f"{number} backwards lead to a step, and their losses are not divided by the "
+            "number of tokens, labels or samples in all of them: the gradients are too large",
+        ),
+    )
+
+
 class _Proposer(Proposer):
     """Proposes what the shares of every step of the reference add up to.
 
@@ -305,6 +339,7 @@ class _Proposer(Proposer):
         self._sums: dict[APIParam, set[str]] = {}
         self._with_many: dict[APIParam, None] = {}
         self._spread: dict[APIParam, None] = {}
+        self._by_tensor: dict[APIParam, bool] = {}
 
     def observe(self, window: Window) -> None:
         # What is new counts from the window on in which it is called first.
@@ -322,6 +357,10 @@ class _Proposer(Proposer):
             sums = self._sums.setdefault(param, set())
             for _, told in shares.observe(window, starts.get(param, 0)):
                 factors = [share.factor for share in told]
+                if len(told) > 1:
+                    self._by_tensor[param] = self._by_tensor.get(param, True) & _is_by_tensor(told)
+                if not _is_known(told):
+                    continue
                 if _is_spread(told):
                     self._spread[param] = None
                 if not _is_shared(factors):
@@ -345,7 +384,7 @@ class _Proposer(Proposer):
         for step in self._spread:
             yield Hypothesis(relation=LossShareRelation.name, params=(step, BACKWARD))
         for step, sums in self._sums.items():
-            totals = []
+            totals = [BY_TENSOR] if self._by_tensor.get(step) else []
             if "several" in sums and "more" not in sums:
                 totals += [AT_MOST, WHOLE]
             for total in totals:

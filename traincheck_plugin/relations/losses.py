@@ -11,7 +11,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import APIParam
 from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed
-from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in
+from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in, resumes
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.vocabulary import NONE, Int64
 
@@ -69,7 +69,7 @@ class EarlyLosses:
 
     def among(self, window: Window) -> Iterator[Loss]:
         """Yield the first ones among those of the next window."""
-        loads = [one.row for one in loads_in(window, OPTIMIZER_LOAD) if one.outcome != "none"]
+        loads = [one.row for one in loads_in(window, OPTIMIZER_LOAD) if resumes(window, one)]
         until = -1 if self._is_resumed else min(loads, default=len(window.calls))
         self._is_resumed |= bool(loads)
         for loss in losses(window):
