@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.relations.api_contain import APIContainRelation
 from traincheck_plugin.relations.base import Relation
+from traincheck_plugin.relations.broadcasts import BroadcastRelation
 from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.clipped_gradients import ClippedGradientsRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
@@ -56,6 +57,7 @@ from traincheck_plugin.relations.schedule_resumed import ScheduleResumedRelation
 from traincheck_plugin.relations.scheduled_optimizer import ScheduledOptimizerRelation
 from traincheck_plugin.relations.separate_modules import SeparateModulesRelation
 from traincheck_plugin.relations.sequence_axis import SequenceAxisRelation
+from traincheck_plugin.relations.shared_samples import SharedSamplesRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.stored_data import StoredDataRelation
 from traincheck_plugin.relations.target_lag import TargetLagRelation
@@ -80,6 +82,7 @@ BUILT_IN: tuple[Relation, ...] = (
     ConsistentArgumentRelation(),
     FunctionCoverRelation(),
     FunctionLeadRelation(),
+    BroadcastRelation(),
     ThresholdRelation(),
     CallCountRelation(),
     ExclusiveChangeRelation(),
@@ -114,6 +117,7 @@ BUILT_IN: tuple[Relation, ...] = (
     VarStateRelation(),
     DistinctArgumentRelation(),
     DistinctInputsRelation(),
+    SharedSamplesRelation(),
     RecurringSamplesRelation(),
     HeldOutSamplesRelation(),
     NewDataRelation(),
