@@ -324,13 +324,15 @@ class _Orders(Monitor):
         own = starts.setdefault(start, {})
         own[number] = struct.pack("d", indices) if is_known else batch.key
         held = None
+        # A loader may be started for each step, and be compared with several starts each time.
+        chance = CHANCE / (MAX_STARTS * (start + 1))
         for other, keys in starts.items():
             if other == start:
                 continue
             both = own.keys() & keys.keys()
             if any(own[one] != keys[one] for one in both):
                 held = True if held is None else held
-            elif both and _chance(batch, len(both)) < CHANCE and (is_known or _are_distinct(keys)):
+            elif both and _chance(batch, len(both)) < chance and (is_known or _are_distinct(keys)):
                 return False
         if len(starts) > MAX_STARTS:
             # The first ones are kept: what comes again begins with them.
