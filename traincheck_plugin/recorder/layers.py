@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from traincheck_plugin.recorder.loss_graph import kind_of
+from traincheck_plugin.recorder.loss_graph import Nodes, kind_of
 from traincheck_plugin.vocabulary import ENTRY
 
 MAX_LAYERS = 512
@@ -22,7 +22,7 @@ _MAX_LENGTH = 4
 """Operations that are followed from a layer to its weight."""
 
 
-def layers(nodes: Iterable[Any], names: Mapping[int, str]) -> str:
+def layers(nodes: Nodes, names: Mapping[int, str]) -> str:
     """Return the linear layers and convolutions in a graph.
 
     Args:
@@ -34,8 +34,8 @@ def layers(nodes: Iterable[Any], names: Mapping[int, str]) -> str:
         inputs no gradient goes. "" where there are too many.
     """
     told = set()
-    for node in nodes:
-        places = _places(node.name())
+    for node, kind in nodes:
+        places = _places(kind)
         if places is not None:
             entered, weighted = (node.next_functions[place][0] for place in places)
             name = names.get(_parameter(weighted))
@@ -45,9 +45,8 @@ def layers(nodes: Iterable[Any], names: Mapping[int, str]) -> str:
 
 
 @cache
-def _places(name: str) -> tuple[int, int] | None:
+def _places(kind: str) -> tuple[int, int] | None:
     """Return where a layer has its input and its weight; None for what is no layer."""
-    kind = kind_of(name)
     return (0, 1) if _CONVOLUTION in kind else _PRODUCTS.get(kind)
 
 

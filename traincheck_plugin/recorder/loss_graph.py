@@ -101,6 +101,9 @@ def constant_factor(node: Any) -> tuple[float, Any]:
     return factor, node
 
 
+Nodes = list[tuple[Any, str]]
+"""Nodes of an autograd graph, each with what `kind_of` returns of its name."""
+
 Operations = dict[Any, tuple[str, list[Any]]]
 """Of each node its name, and the nodes whose results it takes; None stands for a constant."""
 

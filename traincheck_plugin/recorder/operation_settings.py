@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
-from traincheck_plugin.recorder.loss_graph import is_given, kept, kind_of, spelled, wrapped
+from traincheck_plugin.recorder.loss_graph import Nodes, is_given, kept, kind_of, spelled, wrapped
 from traincheck_plugin.vocabulary import Setting
 
 MAX_OPERATIONS = 4096
@@ -48,26 +48,30 @@ _FILLING = frozenset({"IndexPut", "MaskedFill", "Where"})
 _ADDING = frozenset({"Add", "Baddbmm"})
 
 
-def nodes_of(last: Any) -> list[Any] | None:
+def nodes_of(last: Any) -> Nodes | None:
     """Return the operations that compute the result of *last*, with what gradients go to.
 
     None where functions hide operations, and where there are too many.
     """
+    nodes = []
     known = {last}
-    nodes = [last]
-    for node in nodes:
-        if node.name().startswith(_HIDING):
+    waiting = [last]
+    while waiting:
+        node = waiting.pop()
+        name = node.name()
+        if name.startswith(_HIDING):
             return None
+        nodes.append((node, kind_of(name)))
         for inner, _ in node.next_functions:
             if inner is not None and inner not in known:
                 if len(known) == MAX_OPERATIONS:
                     return None
                 known.add(inner)
-                nodes.append(inner)
+                waiting.append(inner)
     return nodes
 
 
-def settings(nodes: Iterable[Any]) -> str:
+def settings(nodes: Nodes) -> str:
     """Return what operations are set to.
 
     Returns:
@@ -75,8 +79,7 @@ def settings(nodes: Iterable[Any]) -> str:
         softmax.dimension=-1``.
     """
     told: set[str] = set()
-    for node in nodes:
-        kind = kind_of(node.name())
+    for node, kind in nodes:
         if _tells(kind):
             told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
     return " ".join(sorted(told))
