@@ -265,25 +265,34 @@ class Beginnings:
 
 
 class Deliveries:
-    """Tells the batches for training from those for evaluation, by what is done with them next."""
+    """Tells the batches for training from those for evaluation, by what is done with them next.
+
+    A batch is for training if a forward in training comes before the next delivery. An evaluation
+    may come before that one, as of a teacher that tells what is to be learnt.
+    """
 
     def __init__(self) -> None:
         self._waiting: list[Delivery] = []
+        self._is_evaluated = False
 
     def observe(self, passed: Passing) -> list[tuple[Input, list[Delivery]]]:
         """Return the inputs of the next window that follow batches, and these batches."""
-        self._waiting = [*self._waiting, *passed.delivered][-MAX_WAITING:]
-        if not self._waiting:
-            return []
-        uses: list[tuple[int, Input | None]] = [(one.begin, one) for one in passed.inputs]
-        if passed.evaluated:
-            uses += [(begin, None) for begin in passed.evaluated]
-            uses.sort(key=itemgetter(0))
+        events: list[tuple[int, Input | Delivery | None]] = [
+            *((one.end, one) for one in passed.delivered),
+            *((one.begin, one) for one in passed.inputs),
+            *((begin, None) for begin in passed.evaluated),
+        ]
+        events.sort(key=itemgetter(0))
         result = []
-        for begin, use in uses:
-            batches = [one for one in self._waiting if one.end < begin]
-            if batches:
-                self._waiting = [one for one in self._waiting if one.end >= begin]
-                if use is not None:
-                    result.append((use, batches))
+        for _, event in events:
+            if event is None:
+                self._is_evaluated = True
+            elif isinstance(event, Delivery):
+                if self._is_evaluated:
+                    self._waiting.clear()
+                    self._is_evaluated = False
+                self._waiting = [*self._waiting, event][-MAX_WAITING:]
+            elif self._waiting:
+                result.append((event, self._waiting))
+                self._waiting = []
         return result

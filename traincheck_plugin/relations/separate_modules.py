@@ -120,14 +120,14 @@ class _Monitor(Monitor):
 
     def _explain(self, aliases: list[str]) -> Explanation:
         shown = ", ".join(f"`{name}`" for name in aliases[:3]) + ", ..." * (len(aliases) > 3)
-        verb = "is" if len(aliases) == 1 else "are"
+        verb, has, own = ("is", "has", "its") if len(aliases) == 1 else ("are", "have", "their")
         return Explanation(
             message=f"{shown} of {self._root} {verb} there under another name already",
             cause=Cause(
                 fact="modules are the same",
                 subjects=tuple(aliases),
-                text=f"{shown} {verb} the same module as one before, and has parameters of its own "
-                "in a healthy run: a list of modules was multiplied, or one was added twice",
+                text=f"{shown} {verb} the same module as one before, and {has} parameters of {own} "
+                "own in a healthy run: a list of modules was multiplied, or one was added twice",
             ),
         )
 
