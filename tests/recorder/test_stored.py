@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from tests.recorder.recording import LIFECYCLE, record
+from traincheck_plugin.recorder import stored as stored_module
 from traincheck_plugin.recorder.stored import MAX_BYTES, MAX_STORED, stored_in
 
 
@@ -110,3 +111,19 @@ def test_a_loader_tells_what_its_data_set_stores():
     assert told[0][0].type == f"{__name__}.Images"
     assert told[0][1] != told[3][1]
     assert [key for _, key in told[1:3]] == [key for _, key in told[4:]]
+
+
+def test_of_many_values_some_are_read(monkeypatch):
+    monkeypatch.setattr(stored_module, "MAX_VALUES", 10)
+    data = [[number] for number in range(40)]
+    before = keys(data)
+    data[30][0] += 1
+    assert keys(data) == before
+    data[3][0] += 1
+    assert keys(data) == before
+    data.append([0])
+    assert keys(data) != before
+    monkeypatch.setattr(stored_module, "MAX_VALUES", 1000)
+    before = keys(data)
+    data[30][0] += 1
+    assert keys(data) != before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ MAX_ROWS = 16
 
 MAX_ITEMS = 64
 """Items of a list that are looked at, spread over all of it; of a list within one, the first."""
+
+MAX_VALUES = 1 << 11
+"""Values in lists that are looked at, of one data set: of lists of lists there are many."""
 
 _MAX_DEPTH = 4
 _NUMBERS = "biuf"
@@ -49,8 +53,9 @@ def stored_in(dataset: Any) -> list[Stored]:
     Only attributes are read, and what they hold: nothing is asked for samples.
     """
     found = []
+    reader = _Reader()
     for path, value in _values(dataset):
-        key = _key(value)
+        key = reader.key(value)
         if key is not None:
             found.append(Stored(path, key))
             if len(found) == MAX_STORED:
@@ -82,30 +87,41 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, np.ndarray))
 
 
-def _key(value: Any, depth: int = 0) -> int | None:
-    """Return a hash of some of a value; None for what is nothing that is stored."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu" or value.layout is not torch.strided:
-            return None
-        value = value.detach()
-        # NumPy knows no bfloat16.
-        value = (value.view(torch.int16) if value.dtype is torch.bfloat16 else value).numpy()
-    if isinstance(value, np.ndarray):
-        return _key_of_array(value)
-    if type(value) in (list, tuple, dict) and depth < _MAX_DEPTH:
-        items = _some(list(value.values()) if type(value) is dict else value, depth)
-        keys = [_key(item, depth + 1) for item in items]
-        if not items or None in keys:
-            return None
-        return hash_bytes(np.array([len(value), *keys], np.uint64).tobytes())
-    if depth and type(value) in (int, float, bool, str):
-        return hash_bytes(str(value)[:MAX_BYTES].encode(errors="replace"))
-    return None
+class _Reader:
+    """Makes hashes of some of what a data set stores."""
 
+    def __init__(self) -> None:
+        self._left = MAX_VALUES
 
-def _some(items: Sequence[Any], depth: int) -> Sequence[Any]:
-    step = 1 if depth else math.ceil(len(items) / MAX_ITEMS)
-    return items[:: max(1, step)][:MAX_ITEMS]
+    def key(self, value: Any, depth: int = 0) -> int | None:
+        """Return a hash of some of a value; None for what is nothing that is stored."""
+        if isinstance(value, torch.Tensor):
+            if value.device.type != "cpu" or value.layout is not torch.strided:
+                return None
+            value = value.detach()
+            # NumPy knows no bfloat16.
+            value = (value.view(torch.int16) if value.dtype is torch.bfloat16 else value).numpy()
+        if isinstance(value, np.ndarray):
+            return _key_of_array(value)
+        if type(value) in (list, tuple, dict) and depth < _MAX_DEPTH:
+            return self._key_of_items(value, depth)
+        if depth and type(value) in (int, float, bool, str):
+            return hash_bytes(str(value)[:MAX_BYTES].encode(errors="replace"))
+        return None
+
+    def _key_of_items(self, value: Any, depth: int) -> int | None:
+        if type(value) is dict:
+            items = list(itertools.islice(value.values(), MAX_ITEMS))
+        else:
+            step = 1 if depth else max(1, math.ceil(len(value) / MAX_ITEMS))
+            items = list(value[::step][:MAX_ITEMS])
+        items = items[: max(self._left, 0)]
+        self._left -= len(items)
+        keys = [self.key(item, depth + 1) for item in items]
+        if not depth and (not keys or None in keys):
+            return None
+        told = [len(value), *(0 if key is None else key for key in keys)]
+        return hash_bytes(np.array(told, np.uint64).tobytes())
 
 
 def _key_of_array(values: Array) -> int | None:

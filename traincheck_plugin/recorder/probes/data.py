@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter
 
+from traincheck_plugin.events import Frame
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.samplers import epoch_of, facts_of, key_of_indices
@@ -46,7 +46,7 @@ class DataProbe:
         self._places: weakref.WeakKeyDictionary[Any, _Place] = weakref.WeakKeyDictionary()
         self._starts: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
         patches.wrap(DataLoader, "__iter__", self._iter)
-        self._indices: weakref.WeakKeyDictionary[Any, deque[float]] = weakref.WeakKeyDictionary()
+        self._indices: weakref.WeakKeyDictionary[Any, deque[Any]] = weakref.WeakKeyDictionary()
         patches.wrap(_BaseDataLoaderIter, "__next__", self._next)
         patches.wrap(_BaseDataLoaderIter, "_next_index", self._next_index)
         patches.wrap(_BaseDataLoaderIter, "_reset", self._reset)
@@ -97,9 +97,10 @@ class DataProbe:
         def __next__(iterator: Any) -> Any:  # noqa: N807
             if is_traced() or not tape.is_listening:
                 batch = function(iterator)
-                if tape.is_active and (place := self._places.get(iterator)) is not None:
-                    place.batch += 1
+                with tape.problems:
                     self._take_indices(iterator)
+                    if tape.is_active and (place := self._places.get(iterator)) is not None:
+                        place.batch += 1
                 return batch
             entry = loader = place = None
             with tape.problems:
@@ -122,10 +123,9 @@ class DataProbe:
                     outputs = tape.signatures.result(batch)
                 if loader is not None and tape.is_training_thread():
                     tape.tracker.delivered_batch(loader)
+                indices = self._take_indices(iterator)
                 if place is not None:
-                    facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
-                    facts.append(self._take_indices(iterator))
-                    self._note(entry, place.label, iterator, batch, facts)
+                    self._note(entry, place, iterator, batch, indices)
                     place.batch += 1
             tape.close(entry, "", outputs)
             return batch
@@ -138,10 +138,10 @@ class DataProbe:
         @functools.wraps(function)
         def _next_index(iterator: Any) -> Any:
             indices = function(iterator)
-            if tape.is_active and not is_traced():
+            if tape.is_active:
                 with tape.problems:
                     # Workers are told what to fetch long before it is delivered.
-                    self._indices.setdefault(iterator, deque()).append(key_of_indices(indices))
+                    self._indices.setdefault(iterator, deque()).append(indices)
             return indices
 
         return _next_index
@@ -154,17 +154,22 @@ class DataProbe:
 
         return _reset
 
-    def _take_indices(self, iterator: Any) -> float:
-        """Return the key of the indices of the batch that is delivered."""
-        indices = self._indices.get(iterator)
-        if not indices:
-            return math.nan
-        key = indices.popleft()
-        return key if getattr(iterator, "_in_order", True) else math.nan
+    def _take_indices(self, iterator: Any) -> Any:
+        """Return the indices of the batch that is delivered; None where they are not known."""
+        waiting = self._indices.get(iterator)
+        if not waiting:
+            return None
+        indices = waiting.popleft()
+        return indices if getattr(iterator, "_in_order", True) else None
 
     def _note(
-        self, entry: OpenCall | None, label: str, iterator: Any, batch: Any, facts: list[float]
+        self, entry: OpenCall | None, place: _Place, iterator: Any, batch: Any, indices: Any
     ) -> None:
-        arguments = self._tape.arguments
-        dataset = getattr(iterator, "_dataset", None)
-        self._tape.note(entry, lambda call: arguments.of_batch(call, label, dataset, batch, facts))
+        arguments, dataset = self._tape.arguments, getattr(iterator, "_dataset", None)
+        facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
+
+        def frames(call: OpenCall) -> list[Frame]:
+            told = [*facts, key_of_indices(indices)]
+            return arguments.of_batch(call, place.label, dataset, batch, told)
+
+        self._tape.note(entry, frames)
