@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from tests.recorder.test_harmless import state_of_the_world
 from traincheck_plugin import ConfigError, InvariantError, ViolationError, watch
@@ -419,3 +420,41 @@ def test_a_summary_that_fails_is_told_and_does_not_end_the_training(rules, monke
     with caplog.at_level(logging.INFO, "traincheck"), watch(model, optimizer, invariants=rules):
         assert len(train(model, optimizer)) == STEPS
     assert "checker error: the run could not be summed up" in caplog.text
+
+
+class Reader(nn.Module):
+    """Reads short sequences, or the samples of a batch."""
+
+    def __init__(self, *, is_right):
+        super().__init__()
+        self.recurrent = nn.GRU(5, 8, batch_first=is_right)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.recurrent(x)[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("bug", "causes"),
+    [
+        ("", []),
+        ("axis", ["goes along the samples of a batch in place of their sequences"]),
+        ("one sample", ["learns from one sample over and over"]),
+    ],
+)
+def test_the_bundled_invariants_look_at_the_samples(bug, causes):
+    torch.manual_seed(0)
+    data = TensorDataset(torch.randn(60, 9, 5), torch.randint(3, (60,)))
+    loader = DataLoader(data, batch_size=8, shuffle=True)
+    model = Reader(is_right=bug != "axis")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with watch(model, optimizer, log=False) as monitor:
+        for x, y in loader:
+            if bug == "one sample":
+                x = x[:1].expand_as(x)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(x), y).backward()
+            optimizer.step()
+    told = [diagnosis.cause for diagnosis in monitor.report.diagnoses]
+    assert len(told) == len(causes)
+    assert all(cause in one for cause, one in zip(causes, told, strict=True))
