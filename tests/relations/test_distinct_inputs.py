@@ -260,7 +260,7 @@ def test_one_sample_for_all_has_words() -> None:
     assert [one.params for one in proposer.hypotheses()] == [(ANY_TWO,)]
     explanation = examples.explain(0)
     assert explanation.message == (
-        "all 8 samples that Net was given are the same, as they were in each of its last 3 forwards"
+        "all 8 samples that Net was given are the same, as in the forward before"
     )
     assert explanation.cause is not None
     assert "stored without a copy" in explanation.cause.text

@@ -53,9 +53,10 @@ MAX_BATCHES = 16
 
 MAX_STARTS = 8
 
-MIN_BATCHES = 4
-"""So many batches that are the same in the same order are none by chance, where it is not known of
-how many samples they are drawn."""
+MIN_BATCHES = 2
+MIN_DRAWN = 8
+"""So many batches, of so many samples, that are the same in the same order are none by chance,
+where it is not known of how many samples they are drawn."""
 
 
 _BATCH, _INPUT = VAR_TYPES["batch"], VAR_TYPES["input"]
@@ -344,7 +345,8 @@ def _chance(batch: Delivery, number: int) -> float:
     """Return how likely it is that as many batches are the same in two random orders."""
     samples, size = batch.facts["samples"], batch.facts["batch_size"]
     if not (samples >= 1 and size >= 1):
-        return 0.0 if number >= MIN_BATCHES else 1.0
+        rows = max((shape[0] for _, shape in batch.kinds), default=0)
+        return 0.0 if number >= MIN_BATCHES and number * rows >= MIN_DRAWN else 1.0
     drawn = min(samples, size * number)
     return math.exp(math.lgamma(samples - drawn + 1) - math.lgamma(samples + 1))
 

@@ -65,7 +65,7 @@ ANY_TWO = VarTypeParam(var_type=SAMPLE, attr_name="data")
 MIN_OF_ONE = 8
 """Samples that are the same where all are: a few may be by chance."""
 
-IN_A_ROW = 3
+IN_A_ROW = 2
 """Forwards of a model with one sample only until that is no coincidence."""
 
 _PREDICTED = ".prediction"
@@ -331,8 +331,8 @@ class _NotOne(Monitor):
     def _explain(self, one: _Model) -> Explanation:
         who = short(class_name(one.label))
         return Explanation(
-            message=f"all {one.number} samples that {who} was given are the same, as they were in "
-            f"each of its last {IN_A_ROW} forwards",
+            message=f"all {one.number} samples that {who} was given are the same, as in the "
+            "forward before",
             cause=Cause(
                 fact="the same samples again",
                 subjects=(who,),

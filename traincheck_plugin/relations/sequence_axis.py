@@ -29,7 +29,7 @@ from traincheck_plugin.relations.samples import MAX_KEPT, SAMPLES_PLAN, given
 
 SEQUENCES = VarTypeParam(var_type=VAR_TYPES["sequence"], attr_name="number")
 
-IN_A_ROW = 3
+IN_A_ROW = 2
 """Forwards whose sequences are as long as there are samples until that is no coincidence."""
 
 MIN_KEYS = 16
