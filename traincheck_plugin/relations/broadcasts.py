@@ -24,16 +24,12 @@ from traincheck_plugin.relations.base import (
     Relation,
 )
 from traincheck_plugin.relations.excuse import Excuse
+from traincheck_plugin.relations.losses import FIRST
 from traincheck_plugin.relations.params import single
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import decode_signature
 
 MIN_STEPS = 10
 """Steps of the reference with a call of a function that show in which ways it expands."""
-
-FIRST = 100
-"""Training steps that are judged: what joins the loss later may do so after the end of the
-reference."""
 
 MAX_WAYS = 8
 """Ways of one function: where there are more, they depend on the data."""
@@ -86,6 +82,8 @@ class BroadcastRelation(Relation):
         return "warning"
 
 
+Shape = tuple[int, ...]
+
 Ways = dict[str, frozenset[str]]
 """The ways of each function."""
 
@@ -116,17 +114,17 @@ class _Call(NamedTuple):
 
     Attributes:
         row: of the call.
-        step: in which it was.
+        position: of its window, in the stretch.
         name: of the function.
         way: in which they are expanded; "" where they are not.
         shapes: of the two.
     """
 
     row: int
-    step: int
+    position: int
     name: str
     way: str
-    shapes: tuple[tuple[int, ...], ...]
+    shapes: tuple[Shape, ...]
 
 
 class _Functions:
@@ -136,7 +134,7 @@ class _Functions:
         self._first: int | None = None
 
     def observe(self, window: Window) -> Iterator[_Call]:
-        """Yield them, of each step those that differ."""
+        """Yield them, of each window with a step those that differ."""
         calls, catalog = window.calls, window.catalog
         codes = {
             code: name
@@ -148,45 +146,43 @@ class _Functions:
             return
         rows = np.sort(np.concatenate([window.rows_of_api(code) for code in codes]))
         contexts = catalog.contexts
-        context = calls.context[rows]
-        rows = rows[contexts.column("grad_enabled")[context] != 0]
-        steps = contexts.column("step")[calls.context[rows]]
-        trains = np.isin(steps, list(window.steps))
-        rows, steps = rows[trains], steps[trains]
+        rows = rows[contexts.column("grad_enabled")[calls.context[rows]] != 0]
+        positions = window.position_of(rows)
+        with_step = np.isin(positions, window.position_of(window.rows_of_role("step")))
+        rows, positions = rows[with_step], positions[with_step]
         if not len(rows):
             return
+        steps = contexts.column("step")[calls.context[rows]]
         if self._first is None:
             self._first = int(steps[0])
         is_early = steps < self._first + FIRST
-        rows, steps = rows[is_early], steps[is_early]
-        keys = np.stack([steps, calls.api[rows], calls.inputs[rows]])
+        rows, positions = rows[is_early], positions[is_early]
+        keys = np.stack([positions, calls.api[rows], calls.inputs[rows]])
         _, chosen = np.unique(keys, axis=1, return_index=True)
         for place in np.sort(chosen).tolist():
             row = int(rows[place])
-            text = catalog.signatures[int(calls.inputs[row])] if calls.inputs[row] >= 0 else "[]"
-            found = _way(text)
+            items = catalog.signature(int(calls.inputs[row]))
+            found = _way(tuple(item.shape for item in items if item.shape is not None)[:2])
             if found is not None:
-                name = codes[int(calls.api[row])]
-                yield _Call(row, int(steps[place]), name, *found)
+                yield _Call(row, int(positions[place]), codes[int(calls.api[row])], *found)
 
 
 @lru_cache(maxsize=1 << 14)
-def _way(signature: str) -> tuple[str, tuple[tuple[int, ...], ...]] | None:
-    """Return the way in which the first two tensors are expanded, and their shapes.
+def _way(shapes: tuple[Shape, ...]) -> tuple[str, tuple[Shape, ...]] | None:
+    """Return the way in which two tensors are expanded, and their shapes.
 
     None where there are no two, or one is a single number.
     """
-    shapes = [item.shape for item in decode_signature(signature) if item.shape is not None]
     if len(shapes) < 2:
         return None
-    first, second = shapes[:2]
+    first, second = shapes
     if max(first, default=1) <= 1 or max(second, default=1) <= 1:
         return None
     way = []
     for one, other in zip_longest(reversed(first), reversed(second), fillvalue=1):
         way.append(_SAME if one == other else _FIRST if one == 1 else _SECOND)
     told = "".join(reversed(way))
-    return ("" if set(told) == {_SAME} else told), (first, second)
+    return ("" if set(told) == {_SAME} else told), shapes
 
 
 class _Monitor(Monitor):
@@ -197,12 +193,12 @@ class _Monitor(Monitor):
 
     def observe(self, window: Window) -> Examples:
         excuses = self._excuses.of(window.catalog)
-        by_step: dict[tuple[int, str], list[_Call]] = {}
+        by_window: dict[tuple[int, str], list[_Call]] = {}
         for call in self._functions.of(window.catalog).observe(window):
             if call.name in self._ways:
-                by_step.setdefault((call.step, call.name), []).append(call)
+                by_window.setdefault((call.position, call.name), []).append(call)
         judged = []
-        for (_, name), several in by_step.items():
+        for (_, name), several in by_window.items():
             other = next((one for one in several if one.way not in self._ways[name] | {""}), None)
             if excuses.setdefault(name, Excuse()).counts(other is None):
                 judged.append((other or several[-1], other is None))
@@ -241,7 +237,7 @@ class _Proposer(Proposer):
         seen: set[tuple[int, str]] = set()
         for call in self._functions.of(window.catalog).observe(window):
             self._ways.setdefault(call.name, set()).add(call.way)
-            seen.add((call.step, call.name))
+            seen.add((call.position, call.name))
         self._steps.update(name for _, name in seen)
 
     def hypotheses(self) -> Iterable[Hypothesis]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -272,6 +271,10 @@ def _with_step(window: Window) -> set[int]:
     return set(window.position_of(window.rows_of_role("step")).tolist())
 
 
+_Key = bytes | float
+"""What stands for a batch: that of its tensors, or that of the indices of its samples."""
+
+
 class _Orders(Monitor):
     """Judges each of the first batches of a loader's start against those of earlier starts.
 
@@ -288,7 +291,7 @@ class _Orders(Monitor):
         self._loader = loader
         self._deliveries = Deliveries()
         self._beginnings = Beginnings()
-        self._starts: dict[tuple[str, str], dict[int, dict[int, bytes]]] = {}
+        self._starts: dict[tuple[str, str], dict[int, dict[int, _Key]]] = {}
 
     def observe(self, window: Window) -> Examples:
         resets = self._beginnings.observe(window)
@@ -323,7 +326,7 @@ class _Orders(Monitor):
             return None
         starts = self._starts.setdefault((batch.loader, root), {})
         own = starts.setdefault(start, {})
-        own[number] = struct.pack("d", indices) if is_known else batch.key
+        own[number] = indices if is_known else batch.key
         held = None
         # A loader may be started for each step, and be compared with several starts each time.
         chance = CHANCE / (MAX_STARTS * (start + 1))
@@ -351,7 +354,7 @@ def _chance(batch: Delivery, number: int) -> float:
     return math.exp(math.lgamma(samples - drawn + 1) - math.lgamma(samples + 1))
 
 
-def _are_distinct(keys: dict[int, bytes]) -> bool:
+def _are_distinct(keys: dict[int, _Key]) -> bool:
     """Return whether no batch is there twice; where one is, samples may be all alike."""
     return len(keys) > 1 and len(set(keys.values())) == len(keys)
 

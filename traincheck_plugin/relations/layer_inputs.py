@@ -132,7 +132,7 @@ class _Monitor(Monitor):
                 fact="gradients end within the model",
                 subjects=tuple(cut),
                 text=f"what {shown} is given is detached, computed under no_grad or rounded: what "
-                f"comes before it does not learn from what comes after",
+                "comes before it does not learn from what comes after",
             ),
         )
 
