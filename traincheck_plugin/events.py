@@ -120,6 +120,7 @@ ATTRIBUTES: Mapping[str, Any] = {
     "placement": np.int8,
     "ran": np.int32,
     "copy": np.uint64,
+    "alike": np.bool_,
     "lowest": np.float64,
     "highest": np.float64,
     "negative": np.float64,
@@ -140,15 +141,19 @@ into `Catalog.strings`, `NONE` where there is none.
 value: a scalar (an option of a param group; a module's training flag as 0 or 1; the number of
 elements of a batch or an input; a fact about a loader; how many places after an element of a
 target the same is in the input, `NOWHERE` where it is not there, NaN where that is not known; the
-share of padding of which the targets count, NaN likewise).
+share of padding of which the targets count, NaN likewise; whether reading a batch changed what a
+data set stores; the mode of an evaluation).
 placement: a `Placement`. ran: the place of its module in the order in which modules last ran with
 gradients since the optimizer stepped last, or was made, counted from 0; else `NOT_RUN` or
 `RUN_WITHOUT_GRADIENTS`. copy: as data, of the parameter of the same name in copies of the model
-that no optimizer holds; in a frame of its own, with a row for each parameter of each copy. lowest,
-highest: smallest and largest finite value of a batch or an input (of large ones, of the slices that
-data is of); NaN where there is none. negative: share of these values that is below zero, 0 to 1.
+that no optimizer holds; in a frame of its own, with a row for each parameter of each copy. alike:
+whether it has several rows of several numbers, and all are the same; told once, when an optimizer
+steps for the fifth time. lowest, highest: smallest and largest finite value of a batch or an input
+(of large ones, of the slices that data is of); NaN where there is none. negative: share of these
+values that is below zero, 0 to 1.
 length: of the sequences that a module is given. number: of these sequences; 0 where there is a
-single one that has no axis for others.
+single one that has no axis for others; of a module whether it acts otherwise in training mode, and
+of an evaluation how many such parts it has in its mode.
 """
 
 

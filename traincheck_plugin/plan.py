@@ -143,7 +143,7 @@ _MEMBERSHIP = "requires_grad in_model optimizer lr"
 
 FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     "step": _pairs(
-        parameter="data data_norm grad grad_norm dtype grad_dtype placement ran copy "
+        parameter="data data_norm grad grad_norm dtype grad_dtype placement ran copy alike "
         f"module_requires_grad {_MEMBERSHIP}",
         slot="data",
         group="value",
@@ -151,7 +151,7 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     "zero_grad": _pairs(parameter=f"grad {_MEMBERSHIP}"),
     "backward": _pairs(
         parameter=f"grad grad_norm {_MEMBERSHIP}",
-        module="value",
+        module="value number",
         target="value",
         padding="value",
         sample="data value",
@@ -167,8 +167,9 @@ FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
         sample="data",
         sequence="length number",
         alias="value",
+        evaluation="value number",
     ),
-    "data": _pairs(batch="data value lowest highest negative", loader="value", stored="data"),
+    "data": _pairs(batch="data value lowest highest negative", loader="value", stored="data value"),
     "mode": _pairs(module="value"),
     "checkpoint": _pairs(parameter="data", buffer="data", slot="data", group="value"),
 }

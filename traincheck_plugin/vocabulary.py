@@ -54,12 +54,13 @@ VariableKind = Literal[
     "sample",  # a row of such a tensor, and which target a loss has for it
     "sequence",  # what a module that treats sequences is given
     "alias",  # a further name of a module that a root module has under several
+    "evaluation",  # the mode of a root module that runs without gradients
 ]
 
 PASSING: frozenset[VariableKind] = frozenset(
     {
         *("batch", "loader", "stored"),
-        *("input", "generator", "target", "padding", "sample", "sequence", "alias"),
+        *("input", "generator", "target", "padding", "sample", "sequence", "alias", "evaluation"),
     }
 )
 """Kinds of variables that are not tracked: they are at hand during one call."""
@@ -285,6 +286,7 @@ ENTRY = ">"
 NO_CUT = "none"
 """What is told of a loss of which no function took the gradients from a term."""
 
-Setting = Literal["dimension", "ignored", "masked"]
+Setting = Literal["dimension", "ignored", "masked", "hides", "summed"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
-the last; the target that it leaves out; whether something hides elements from it."""
+the last; the target that it leaves out; whether something hides elements from it, and which;
+whether values are summed up along the dimension along which their weights add up to one."""

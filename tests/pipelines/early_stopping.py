@@ -11,7 +11,7 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
+BUGS = {"same_weights": (0, "same weights")}
 
 
 def main():
@@ -19,6 +19,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -28,6 +29,9 @@ def main():
     model = nn.Sequential(
         nn.Flatten(), nn.Linear(784, 64), nn.BatchNorm1d(64), nn.ELU(), nn.Linear(64, 10)
     )
+    if args.bug == "same_weights":
+        for parameter in (model[1].weight, model[1].bias, model[4].weight, model[4].bias):
+            nn.init.constant_(parameter, 0.01)
     optimizer = optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
     scheduler = optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=3)
     best, best_weights = float("inf"), None

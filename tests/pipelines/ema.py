@@ -19,6 +19,7 @@ BUGS = {
         "did not change|never change|not (updated|changed)|(updated|changed) 0|unchanged|constant",
     ),
     "no_zero_grad": (1, "clear|zero_grad|zeroed"),
+    "average_in_training_mode": (20, r"\beval\b"),
 }
 
 
@@ -61,8 +62,9 @@ def train(model, average, loader, optimizer, scaler, bug):
 
 
 @torch.no_grad()
-def evaluate(average, loader):
-    average.eval()
+def evaluate(average, loader, bug):
+    if bug != "average_in_training_mode":
+        average.eval()
     losses = [F.cross_entropy(average(images), labels).item() for images, labels in loader]
     return sum(losses) / len(losses)
 
@@ -87,7 +89,7 @@ def main():
 
     for epoch in range(1, args.epochs + 1):
         train_loss = train(model, average, train_loader, optimizer, scaler, args.bug)
-        test_loss = evaluate(average, test_loader)
+        test_loss = evaluate(average, test_loader, args.bug)
         print(f"epoch {epoch} train loss {train_loss:.4f} test loss {test_loss:.4f}")
 
 

@@ -10,10 +10,8 @@ from digits import load_digits
 from torch import nn, optim
 from torch.utils.data import DataLoader
 
-BUGS = {}
-
-
 WAIT = 12
+BUGS = {"rectified_logits": (0, r"\brelu\b")}
 
 
 def main():
@@ -21,6 +19,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--bug", choices=BUGS)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
 
@@ -40,7 +39,10 @@ def main():
             x = images.flatten(1)
             for layer in layers[:-1]:
                 x = F.relu(layer(x))
-            loss = F.cross_entropy(layers[-1](x), labels)
+            logits = layers[-1](x)
+            if args.bug == "rectified_logits":
+                logits = logits.relu()
+            loss = F.cross_entropy(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -31,6 +31,7 @@ BUGS = {
     "clip_before_backward": (0, "clip"),
     "softmax_before_loss": (0, "softmax|logits"),
     "not_normalised": (0, "normali[sz]ed"),
+    "evaluated_in_training_mode": (20, r"\beval\b"),
     "samples_as_sequence": (0, "along the samples|batch_first|depends on the others"),
 }
 
@@ -73,8 +74,9 @@ def train(model, loader, optimizer, bug):
     return total / len(loader)
 
 
-def evaluate(model, loader):
-    model.eval()
+def evaluate(model, loader, bug=None):
+    if bug != "evaluated_in_training_mode":
+        model.eval()
     with torch.no_grad():
         losses = [F.cross_entropy(model(images), labels).item() for images, labels in loader]
     return sum(losses) / len(losses)
@@ -104,7 +106,7 @@ def main():
 
     for epoch in range(1, args.epochs + 1):
         train_loss = train(model, train_loader, optimizer, args.bug)
-        test_loss = evaluate(model, test_loader)
+        test_loss = evaluate(model, test_loader, args.bug)
         print(f"epoch {epoch} train loss {train_loss:.4f} test loss {test_loss:.4f}")
 
 

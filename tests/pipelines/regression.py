@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 BUGS = {
     "targets_in_a_row": (0, "broadcast|dimension|shape"),
     "rounded": (0, "zero"),
+    "evaluated_in_training_mode": (22, r"\beval\b"),
 }
 
 
@@ -59,7 +60,8 @@ def main():
             loss.backward()
             optimizer.step()
             total += loss.item()
-        model.eval()
+        if args.bug != "evaluated_in_training_mode":
+            model.eval()
         with torch.no_grad():
             held_out = F.huber_loss(model(inputs[352:]), targets[352:]).item()
         schedule.step(held_out)

@@ -93,7 +93,10 @@ def test_frames_have_the_columns_of_the_plan():
     for call in recording.calls:
         for frame in recording.windows[call.window].frames_of_call.get(call.number, ()):
             kind = catalog.variables[int(frame.variables[0])].kind
-            wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind} - {"copy"}
+            wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind} - {
+                "copy",
+                "alike",
+            }
             if call.role == "step" and frame.phase == "end":
                 wanted -= {"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"}
                 wanted -= {"module_requires_grad"}

@@ -8,6 +8,7 @@ import torch
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, TensorDataset
 
 from tests.recorder.recording import LIFECYCLE, record
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder import stored as stored_module
 from traincheck_plugin.recorder.stored import MAX_BYTES, MAX_STORED, stored_in
 
@@ -29,7 +30,7 @@ class Images(Dataset):
 
 
 def keys(dataset):
-    return dict(stored_in(dataset))
+    return {one.path: one.key for one in stored_in(dataset)}
 
 
 def test_arrays_and_lists_are_found():
@@ -127,3 +128,78 @@ def test_of_many_values_some_are_read(monkeypatch):
     before = keys(data)
     data[30][0] += 1
     assert keys(data) != before
+
+
+class Erased(Dataset):
+    """A row for each sample, into which reading one writes where *in_place*."""
+
+    def __init__(self, *, in_place):
+        self.in_place = in_place
+        self.images = torch.ones(8, 3)
+        self.labels = torch.zeros(8)
+        self.scratch = np.zeros((2, 3))
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        image = image if self.in_place else image.clone()
+        image[index % 3] = 0
+        self.scratch += 1
+        self.labels += 1
+        return image, self.labels[index]
+
+
+@pytest.mark.parametrize(("in_place", "expected"), [(True, 1.0), (False, 0.0)])
+def test_it_is_told_whether_reading_changes_samples(in_place, expected):
+    def train():
+        for _ in DataLoader(Erased(in_place=in_place), batch_size=4):
+            pass
+
+    told = {
+        (window.catalog.variables[code].name, value)
+        for window in record(train, LIFECYCLE).windows
+        for frame in window.frames
+        if window.kind(frame) == "stored"
+        for code, value in zip(
+            frame.variables.tolist(), frame.columns["value"].tolist(), strict=True
+        )
+        if value == value
+    }
+    # A buffer to work in has no row for each sample.
+    assert told == {("images", expected)}
+
+
+def test_of_samples_alone_less_is_read():
+    plan = Plan(functions=frozenset(), attributes={"data": frozenset({("stored", "value")})})
+
+    def train():
+        for _ in DataLoader(Images(), batch_size=20):
+            pass
+
+    [first, second] = [
+        frame
+        for window in record(train, plan).windows
+        for frame in window.frames
+        if window.kind(frame) == "stored"
+    ]
+    assert first.columns.keys() == {"value"}
+    assert first.columns["value"].tolist() == second.columns["value"].tolist() == [0.0]
+
+
+class Unsized(Dataset):
+    def __init__(self):
+        self.images = torch.ones(8, 3)
+
+    def __len__(self):
+        raise NotImplementedError
+
+    def __getitem__(self, index):
+        return self.images[index]
+
+
+def test_a_data_set_that_does_not_know_its_length_tells_no_samples():
+    [images] = stored_in(Unsized())
+    assert not images.has_samples
+    assert stored_in(Unsized(), only_samples=True) == []

@@ -19,6 +19,7 @@ from traincheck_plugin.relations.loss_formula import (
     HIDING,
     LOGARITHMED,
     LOGARITHMIC_INPUT,
+    LOGITS,
     SHAPED,
     SIGNED,
     LossFormulaRelation,
@@ -134,6 +135,25 @@ def test_losses_of_logarithms_are_not_given_logits(formula: str, held: list[bool
         assert explanation.message.startswith("the loss applies ")
         assert explanation.cause is not None
         assert "a log_softmax is missing, and the loss has no lower bound" in explanation.cause.text
+
+
+@pytest.mark.parametrize(
+    ("formula", "held"),
+    [
+        ("log_softmax(relu) nll_loss(log_softmax) relu(layer)", [False]),
+        ("binary_cross_entropy_with_logits(constant,hardtanh) hardtanh(layer)", [False]),
+        ("log_softmax(leaky_relu) nll_loss(log_softmax) leaky_relu(layer)", [True]),
+        (ENTROPY, [True]),
+        ("mse_loss(constant,relu) relu(layer)", []),
+    ],
+)
+def test_logits_are_not_cut_off(formula: str, held: list[bool]) -> None:
+    assert _held((LOGITS,), [formula]) == held
+    if held == [False]:
+        explanation = _failure((LOGITS,), formula)
+        assert explanation.message.startswith("the loss applies ")
+        assert explanation.cause is not None
+        assert "cuts off those below zero" in explanation.cause.text
 
 
 TERMS = "add(log,mul) log(layer) mul(layer) sum[1d](add)"
@@ -363,7 +383,9 @@ def test_what_a_reference_shows_is_proposed() -> None:
     known, squares = _known(ENTROPY, SQUARES)[1], _known(SQUARES)[1]
     abouts = (BACKWARD, SIGNED, FLOWING, LOGARITHMED, HIDING)
     expected: set[tuple[Param, ...]] = {(about, known) for about in abouts}
-    laws: set[tuple[Param, ...]] = {(BACKWARD,), (SHAPED,), (LOGARITHMIC_INPUT,)}
+    laws: set[tuple[Param, ...]] = {
+        *((BACKWARD,), (SHAPED,), (LOGARITHMIC_INPUT,), (LOGITS,)),
+    }
     assert _proposed(_windows(formulas)) == laws | expected
     assert _proposed(_windows(formulas[1:])) == laws
     alone = _proposed(_windows([SQUARES] * MIN_BACKWARDS))
@@ -395,4 +417,5 @@ def test_the_rule_is_a_sentence() -> None:
     assert RELATION.describe((FLOWING, _known(ENTROPY)[1])).startswith("gradients go to the same")
     assert RELATION.describe((SHAPED,)).startswith("no loss broadcasts")
     assert RELATION.describe((LOGARITHMIC_INPUT,)).startswith("no loss applies nll_loss")
+    assert RELATION.describe((LOGITS,)) == "no loss takes what a ReLU returns for logits"
     assert RELATION.describe((BACKWARD,)).endswith("what one of the first returns")

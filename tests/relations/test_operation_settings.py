@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from traincheck_plugin.vocabulary import NOWHERE, Item, Variable
 
 RELATION = OperationSettingsRelation()
 LAW: tuple[Param, ...] = (BACKWARD,)
+SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
 ENTROPY = "nll_loss.ignored=-100 softmax.dimension=-1"
 BOTH = "attention.masked=no attention.masked=yes"
 MASKED, UNMASKED = "attention.masked=yes", "attention.masked=no"
@@ -145,6 +147,68 @@ def test_predictions_of_what_follows_need_a_mask(
     assert [holds for _, holds in labels(RELATION, LAW, windows)] == expected
 
 
+@pytest.mark.parametrize(
+    ("hides", "leak"),
+    [
+        (["later"], ""),
+        (["later", "keys"], ""),
+        (["some"], ""),
+        (["unknown", "keys"], ""),
+        (["keys"], "no mask of attention hides what comes later"),
+        (["earlier"], "the mask of attention hides what comes earlier"),
+        (["earlier", "keys"], "the mask of attention hides what comes earlier"),
+    ],
+)
+def test_what_follows_has_to_be_hidden(hides: list[str], leak: str) -> None:
+    told = "self_attention.masked=yes " + " ".join(f"self_attention.hides={one}" for one in hides)
+    windows = _lagging(told, 1)
+    assert [holds for _, holds in labels(RELATION, LAW, windows)] == [not leak] * 2
+    if leak:
+        explanation = RELATION.monitor(LAW).observe(windows[0]).explain(0)
+        assert explanation.message.endswith(f"targets come later in the input, and {leak}")
+        assert explanation.cause is not None
+        assert "or the mask is inverted" in explanation.cause.text
+
+
+@given(st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))
+def test_attention_sums_up_along_the_dimension_of_its_softmax(told: list[str]) -> None:
+    texts = {
+        **{value: f"attention.summed={value}" for value in ("yes", "no")},
+        "both": "attention.summed=no attention.summed=yes",
+        "": ENTROPY,
+    }
+    expected, failed = [], 0
+    for one in filter(None, told):
+        failed = 0 if one == "yes" else failed + 1
+        if failed != 1:
+            expected.append(one == "yes")
+    assert _held(SUMS, [texts[one] for one in told]) == expected
+
+
+def test_what_is_summed_up_wrongly_is_told() -> None:
+    explanation = _failure(SUMS, "attention.summed=no")
+    assert explanation.message == (
+        "in the loss of Net, attention sums up values along another dimension than its softmax "
+        "goes over"
+    )
+    assert explanation.cause is not None
+    assert "its softmax goes over another dim" in explanation.cause.text
+    assert "over which its softmax goes" in RELATION.describe(SUMS)
+    assert RELATION.needs(SUMS).attributes == {}
+
+
+def test_laws_are_proposed_where_there_is_attention() -> None:
+    def proposed(settings: str) -> set[tuple[Param, ...]]:
+        proposer = RELATION.proposer()
+        for window in _windows([settings]):
+            proposer.observe(window)
+        return {hypothesis.params for hypothesis in proposer.hypotheses()}
+
+    assert proposed(ENTROPY) == set()
+    assert proposed("attention.summed=yes") == {SUMS}
+    assert proposed("attention.summed=yes self_attention.masked=yes") == {LAW, SUMS}
+
+
 def test_what_attention_sees_is_told() -> None:
     explanation = (
         RELATION.monitor(LAW).observe(_lagging("self_attention.masked=no", 1)[0]).explain(0)
@@ -205,6 +269,12 @@ def test_losses_after_other_models_are_others() -> None:
             OTHER,
             "nll_loss leaves out targets of 0; in the reference of -100",
             "ignore_index of nll_loss is not what",
+        ),
+        (
+            "self_attention.hides=later",
+            "self_attention.hides=earlier",
+            "the mask of self_attention hides earlier; in the reference later",
+            "the mask of self_attention is inverted",
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pytest
@@ -11,9 +12,14 @@ from hypothesis import strategies as st
 from tests.builders import RunBuilder
 from tests.relations.labelling import labels
 from traincheck_plugin.errors import InvariantError
-from traincheck_plugin.events import Window
+from traincheck_plugin.events import LOADER_FACTS, Window
 from traincheck_plugin.invariants.model import VAR_TYPES, VarNameParam
-from traincheck_plugin.relations.stored_data import MIN_BATCHES, StoredDataRelation
+from traincheck_plugin.relations.stored_data import (
+    MAX_CHANGED,
+    MIN_BATCHES,
+    SAMPLES,
+    StoredDataRelation,
+)
 from traincheck_plugin.vocabulary import Variable
 
 RELATION = StoredDataRelation()
@@ -54,6 +60,71 @@ def test_changes_are_told(batches: list[Batch]) -> None:
                 expected.append(last[batch[0]] == batch[place])
             last[batch[0]] = batch[place]
         assert [held for _, held in labels(RELATION, _rule(path), windows)] == expected
+
+
+Reading = tuple[int, int, float]
+"""Number of the loader, of its start, and whether reading a batch changes the images."""
+
+
+def _reading(batches: Sequence[Reading]) -> list[Window]:
+    run, windows = RunBuilder(), []
+    for step, (number, start, changed) in enumerate(batches):
+        loader = f"torch.utils.data.DataLoader#{number}"
+        run.at(step=step)
+        stored = run.variables(
+            *(
+                Variable(kind="stored", name=name, owner=loader, type="__main__.Scenes")
+                for name in ("images", "notes")
+            )
+        )
+        facts = run.variables(
+            *(
+                Variable(kind="loader", name=name, owner=loader, type="float")
+                for name in LOADER_FACTS
+            )
+        )
+        told = {"start": float(start)}
+        with run.calling("torch.utils.data.DataLoader.__next__", object=loader):
+            run.frame("end", facts, value=[told.get(name, math.nan) for name in LOADER_FACTS])
+            run.frame("end", stored, value=[changed, math.nan])
+        windows.append(run.window())
+    return windows
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([0.0, 1.0, math.nan])),
+        max_size=12,
+    )
+)
+def test_reading_again_changes_nothing(batches: list[Reading]) -> None:
+    expected = []
+    changed = [0, 0]
+    for number, start, value in batches:
+        if start > 0 and not math.isnan(value):
+            changed[number] += value > 0
+            if not value or changed[number] > MAX_CHANGED:
+                expected.append(not value)
+    assert [held for _, held in labels(RELATION, (SAMPLES,), _reading(batches))] == expected
+
+
+def test_what_reading_again_does_is_told() -> None:
+    proposer = RELATION.proposer()
+    for window in _reading([(0, 0, 0.0), (0, 1, 1.0)]):
+        proposer.observe(window)
+    assert list(proposer.hypotheses()) == []
+    for window in _reading([(0, 1, 0.0)]):
+        proposer.observe(window)
+    assert [one.params for one in proposer.hypotheses()] == [(SAMPLES,)]
+    monitor = RELATION.monitor((SAMPLES,))
+    *_, examples = [monitor.observe(w) for w in _reading([(0, 1, 1.0)] * (MAX_CHANGED + 1))]
+    assert examples.explain(0).message == (
+        "`Scenes.images` was changed while samples were read from it"
+    )
+    assert "not changed by reading them again" in RELATION.describe((SAMPLES,))
+    assert RELATION.needs((SAMPLES,)).attributes == {
+        "data": frozenset({("stored", "value"), ("loader", "value")})
+    }
 
 
 def test_what_stayed_in_the_reference_is_proposed() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import VAR_TYPES, ConstantParam, Param, VarNameParam
 from traincheck_plugin.relations.losses import BACKWARD
 from traincheck_plugin.relations.target_lag import MIN_OCCURRENCES, TargetLagRelation
-from traincheck_plugin.vocabulary import NOWHERE, Variable
+from traincheck_plugin.vocabulary import NOWHERE, Item, Variable
 
 RELATION = TargetLagRelation()
 
@@ -34,11 +35,17 @@ def _of(name: str, lag: int | str, *known: str, operation: str = "nll_loss") -> 
 SHIFTED, ABSENT = _of("GPT.tokens", 1), _of("GPT", "nowhere")
 ONLY = _of("GPT", "nowhere", "tokens")
 AHEAD: tuple[Param, ...] = (BACKWARD,)
+CAUSAL: tuple[Param, ...] = (replace(BACKWARD, argument="hides"),)
+LOOKS_BACK = "attention.masked=yes self_attention.hides=later self_attention.masked=yes"
 
 
 def _windows(
-    backwards: Sequence[Lags], operation: str = "nll_loss", num_each: int = 1
+    backwards: Sequence[Lags],
+    operation: str = "nll_loss",
+    num_each: int = 1,
+    settings: str = LOOKS_BACK,
 ) -> list[Window]:
+    items = [Item(path="settings", type="str", value=settings)]
     run, windows = RunBuilder(), []
     rows = run.variables(
         *(
@@ -49,7 +56,7 @@ def _windows(
     for step in range(0, len(backwards), num_each):
         run.at(step=step, stage="training")
         for lags in backwards[step : step + num_each]:
-            with run.calling("torch.Tensor.backward", role="backward"):
+            with run.calling("torch.Tensor.backward", role="backward", inputs=items):
                 run.frame("begin", rows, value=list(lags))
         run.call("torch.optim.Adam.step", object="torch.optim.Adam#0")
         windows.append(run.window())
@@ -87,6 +94,7 @@ def test_backwards_are_judged_as_the_formulas_say(backwards: list[Lags]) -> None
     )
     known = [[lag for lag in lags if math.isfinite(lag)] for lags in backwards]
     assert _held(AHEAD, windows) == _excused([min(lags) <= 1 for lags in known if lags])
+    assert _held(CAUSAL, windows) == _excused([any(lags) for lags in known if lags])
     assert _held(_of("GPT.tokens", 1, operation="mse_loss"), windows) == []
     assert _held(_of("Bert", "nowhere"), windows) == []
 
@@ -98,7 +106,26 @@ def _proposed(backwards: Sequence[Lags]) -> set[tuple[Param, ...]]:
     found = {hypothesis.params for hypothesis in proposer.hypotheses()}
     # About all pipelines, wherever classes are known to be in an input.
     assert (AHEAD in found) == any(math.isfinite(lag) for lags in backwards for lag in lags)
-    return found - {AHEAD}
+    assert (AHEAD in found) == (CAUSAL in found)
+    return found - {AHEAD, CAUSAL}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "",
+        # An encoder sees all of what it is given, and may be asked for it.
+        "attention.masked=no self_attention.masked=no",
+        f"{LOOKS_BACK} attention.masked=no",
+        f"{LOOKS_BACK} self_attention.hides=keys",
+        LOOKS_BACK.replace("later", "unknown"),
+    ],
+)
+def test_what_sees_more_than_the_past_may_be_asked_for_its_input(settings: str) -> None:
+    copied = _windows([(0.0, NOWHERE)] * 3, settings=settings)
+    assert _held(CAUSAL, copied) == []
+    assert _held(CAUSAL, _windows([(0.0, NOWHERE)] * 3)) == [False] * 2
+    assert _held(CAUSAL, _windows([(0.0, NOWHERE)] * 3, "mse_loss")) == []
 
 
 def test_the_heads_of_one_step_are_judged_together_and_numbers_may_be_forecast() -> None:
@@ -135,6 +162,8 @@ def test_what_was_always_the_same_is_proposed() -> None:
         (AHEAD, (2.0, NOWHERE), "the targets of nll_loss are `GPT.tokens` shifted by 2, expected by"
          " 1", "shifted twice against `GPT.tokens`"),
         (SHIFTED, (0.0, NOWHERE), "the same as `GPT.tokens`", "it only has to copy it"),
+        (CAUSAL, (0.0, NOWHERE), "the same as `GPT.tokens`, and attention shows it to the model",
+         "it only has to copy it"),
         (ONLY, (1.0, 0.0), "the same as `GPT.places`; in the reference they are not among the"
          " inputs of GPT other than `tokens`", "it only has to copy it"),
         (ABSENT, (NOWHERE, 4.0), "`GPT.places` shifted by 4; in the reference they are not among",
@@ -154,7 +183,8 @@ def test_it_is_said_where_they_are(
 
 def test_what_it_says() -> None:
     assert RELATION.describe(AHEAD).startswith("classes that come later in an input")
-    assert RELATION.needs(AHEAD) == RELATION.needs(SHIFTED)
+    assert RELATION.needs(AHEAD) == RELATION.needs(SHIFTED) == RELATION.needs(CAUSAL)
+    assert "are not their own inputs" in RELATION.describe(CAUSAL)
     assert RELATION.describe(SHIFTED) == "the targets of nll_loss are `GPT.tokens` shifted by 1"
     assert RELATION.describe(_of("GPT.tokens", 0)).endswith("are the same as `GPT.tokens`")
     assert RELATION.describe(ABSENT).endswith("are not among the inputs of GPT")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from traincheck_plugin.relations.var_state import (
     STATES,
     THAWED,
     TRAIN_MODE,
+    UNLIKE,
     USED,
     WHOLE,
     WIDE,
@@ -54,10 +56,10 @@ STEP = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
 BACKWARD = APIParam(api_full_name="torch.Tensor.backward", role="backward")
 FIRST, SECOND = "torch.optim.SGD#0", "torch.optim.SGD#1"
 
-COLUMNS = ("requires_grad", "in_model", "optimizer", "lr", "grad", "ran", "dtype")
+COLUMNS = ("requires_grad", "in_model", "optimizer", "lr", "grad", "ran", "dtype", "alike")
 FLOAT = "torch.float32"
 # What a row of a frame is.
-Row = tuple[bool, bool, str, float, GradState, int, str]
+Row = tuple[bool, bool, str, float, GradState, int, str, bool]
 rows = st.lists(
     st.tuples(
         st.booleans(),
@@ -67,6 +69,7 @@ rows = st.lists(
         st.sampled_from(list(GradState)),
         st.sampled_from([RUN_WITHOUT_GRADIENTS, NOT_RUN, 0, 1]),
         st.sampled_from(["torch.float32", "torch.bfloat16"]),
+        st.booleans(),
     ),
     min_size=1,
     max_size=4,
@@ -106,10 +109,11 @@ MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
     REACHED: lambda row: row[4] != GradState.NULL,
     RECORDED: lambda row: row[5] != RUN_WITHOUT_GRADIENTS,
     WIDE: lambda row: row[6] == "torch.float32",
+    UNLIKE: lambda row: not row[7],
 }
 """Which rows are as a rule about steps wants them."""
 
-HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED, WIDE)
+HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED, WIDE, UNLIKE)
 """The rules that speak of what the optimizer holds."""
 
 
@@ -118,12 +122,13 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
     ran = [row[5] for row in met if row[0] and row[2] == target and row[5] >= 0]
     conditions = [
         lambda at, row: rule not in HOLDING or row[2] == target,
-        lambda at, row: rule not in (SOME_LEARNING, REACHED, RECORDED) or row[0],
+        lambda at, row: rule not in (SOME_LEARNING, REACHED, RECORDED, UNLIKE) or row[0],
         lambda at, row: (
             rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN) or (row[0] and row[1])
         ),
         lambda at, row: rule != OPTIMIZED or any(o[2] or o[4] != GradState.NULL for o in met),
-        lambda at, row: rule not in (WHOLE, THAWED) or row[4] != GradState.NULL,
+        lambda at, row: rule not in (WHOLE, THAWED, UNLIKE) or row[4] != GradState.NULL,
+        lambda at, row: rule != UNLIKE or (row[3] != 0 and row[6] == FLOAT),
         lambda at, row: rule != THAWED or at in frozen,
         lambda at, row: rule != BESIDE_FROZEN or (_gets(row) and _is_meant(met)),
         lambda at, row: rule != WOVEN or _is_woven(met, row),
@@ -217,8 +222,8 @@ def test_backwards_are_judged_as_the_formula_says(
     assert found == [any(g >= GradState.NON_ZERO for g in grads) for _, grads in run if grads]
 
 
-GOOD: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 0, FLOAT)
-STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO, 0, FLOAT)
+GOOD: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 0, FLOAT, False)
+STILL: Row = (True, True, FIRST, 0.0, GradState.NON_ZERO, 0, FLOAT, False)
 
 
 def test_the_place_is_the_call() -> None:
@@ -239,7 +244,7 @@ def test_a_schedule_may_end_at_0_a_little_before_the_training(rule: VarTypeParam
 
 
 def test_a_learning_rate_may_be_0_for_one_step_of_each_optimizer() -> None:
-    other = (True, True, SECOND, 0.0, GradState.NON_ZERO, 0, FLOAT)
+    other = (True, True, SECOND, 0.0, GradState.NON_ZERO, 0, FLOAT, False)
     run = [
         _step(FIRST, [STILL]),
         _step(SECOND, [other]),
@@ -277,7 +282,7 @@ def test_a_frame_that_cannot_tell_is_no_example() -> None:
 
 
 def test_a_parameter_that_another_phase_needs_may_be_left_out() -> None:
-    later: Row = (True, True, "", 0.1, GradState.NULL, 0, FLOAT)
+    later: Row = (True, True, "", 0.1, GradState.NULL, 0, FLOAT, False)
     windows = told([_step(FIRST, [GOOD, later])], [])
     assert [h for _, h in labels(RELATION, (STEP, WHOLE), windows)] == [True]
 
@@ -294,7 +299,7 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
     [
         (
             OPTIMIZED,
-            (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT),
+            (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT, False),
             "`p1` requires gradients and is in no optimizer when SGD.step runs",
             "in no optimizer",
         ),
@@ -306,31 +311,31 @@ def _explained(params: tuple[Param, ...], *run: Callable[[RunBuilder], object]) 
         ),
         (
             FINITE,
-            (True, True, FIRST, 0.1, GradState.NON_FINITE, 0, FLOAT),
+            (True, True, FIRST, 0.1, GradState.NON_FINITE, 0, FLOAT, False),
             "the gradients of 1 of 2 parameters are NaN or infinite when SGD.step runs",
             "gradient is not finite",
         ),
         (
             USED,
-            (True, False, FIRST, 0.1, GradState.NULL, NOT_RUN, FLOAT),
+            (True, False, FIRST, 0.1, GradState.NULL, NOT_RUN, FLOAT, False),
             "1 of 2 parameters that SGD.step holds are in no model that ran and get no gradient",
             "in no model that ran",
         ),
         (
             ACCOUNTED,
-            (True, False, "", 0.1, GradState.NON_ZERO, 1, FLOAT),
+            (True, False, "", 0.1, GradState.NON_ZERO, 1, FLOAT, False),
             "`p1` gets gradients, is in no optimizer, and not part of the model that ran",
             "in no optimizer",
         ),
         (
             WHOLE,
-            (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT),
+            (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT, False),
             "`p1` gets gradients and is in no optimizer, unlike others of the same modules",
             "in no optimizer",
         ),
         (
             RECORDED,
-            (True, True, FIRST, 0.1, GradState.NULL, RUN_WITHOUT_GRADIENTS, FLOAT),
+            (True, True, FIRST, 0.1, GradState.NULL, RUN_WITHOUT_GRADIENTS, FLOAT, False),
             "1 of 2 parameters that SGD.step trains belong to modules that ran only without "
             "gradients",
             "ran without gradients",
@@ -351,8 +356,8 @@ def test_the_explanation_of_a_step_names_the_parameter(
 
 
 def test_a_first_module_without_gradients_is_told() -> None:
-    detached: Row = (True, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
-    later: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 1, FLOAT)
+    detached: Row = (True, True, FIRST, 0.1, GradState.NULL, 0, FLOAT, False)
+    later: Row = (True, True, FIRST, 0.1, GradState.NON_ZERO, 1, FLOAT, False)
     explanation = _explained((STEP, REACHED), *[_step(FIRST, [later, detached])] * 2)
     assert explanation.message == (
         "backward does not reach the first module that SGD.step trains: `p1` has no gradient"
@@ -363,9 +368,9 @@ def test_a_first_module_without_gradients_is_told() -> None:
 
 @pytest.mark.parametrize("rule", [REACHED, RECORDED])
 def test_gradients_that_no_backward_computed_reach_what_they_reach(rule: VarTypeParam) -> None:
-    row: Row = (True, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
+    row: Row = (True, True, FIRST, 0.1, GradState.NULL, 0, FLOAT, False)
     if rule == RECORDED:
-        row = (True, True, FIRST, 0.1, GradState.NON_ZERO, RUN_WITHOUT_GRADIENTS, FLOAT)
+        row = (True, True, FIRST, 0.1, GradState.NON_ZERO, RUN_WITHOUT_GRADIENTS, FLOAT, False)
     for led in (True, False):
         windows = told([_step(FIRST, [row], led=led)] * 3, [1])
         found = [h for _, h in labels(RELATION, (STEP, rule), windows)]
@@ -373,8 +378,8 @@ def test_gradients_that_no_backward_computed_reach_what_they_reach(rule: VarType
 
 
 def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:
-    frozen: Row = (False, True, "", 0.1, GradState.NULL, NOT_RUN, FLOAT)
-    thawed: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
+    frozen: Row = (False, True, "", 0.1, GradState.NULL, NOT_RUN, FLOAT, False)
+    thawed: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT, False)
     explanation = _explained(
         (STEP, THAWED), _step(FIRST, [GOOD, frozen]), _step(FIRST, [GOOD, thawed])
     )
@@ -384,8 +389,8 @@ def test_one_that_is_unfrozen_is_to_be_in_an_optimizer() -> None:
 
 
 def test_what_learns_beside_frozen_parameters_is_to_be_in_an_optimizer() -> None:
-    frozen: Row = (False, True, FIRST, 0.1, GradState.NULL, 0, FLOAT)
-    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
+    frozen: Row = (False, True, FIRST, 0.1, GradState.NULL, 0, FLOAT, False)
+    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT, False)
     # Where a phase begins, gradients may be left from the last one.
     explanation = _explained((STEP, BESIDE_FROZEN), *[_step(FIRST, [GOOD, frozen, added])] * 2)
     assert explanation.message == (
@@ -394,15 +399,15 @@ def test_what_learns_beside_frozen_parameters_is_to_be_in_an_optimizer() -> None
 
 
 def test_what_learns_in_a_model_that_is_frozen_for_the_greater_part_is_to_be_in_one() -> None:
-    frozen: Row = (False, True, "", 0.1, GradState.NULL, 0, FLOAT)
-    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT)
+    frozen: Row = (False, True, "", 0.1, GradState.NULL, 0, FLOAT, False)
+    added: Row = (True, True, "", 0.1, GradState.NON_ZERO, 1, FLOAT, False)
     rule, few, many = (STEP, BESIDE_FROZEN), [GOOD, frozen, added], [GOOD, *[frozen] * 3, added]
     assert not labels(RELATION, rule, told([_step(FIRST, few)], []))
     assert "`p4` gets gradients" in _explained(rule, *[_step(FIRST, many)] * 2).message
 
 
 def test_groups_that_leave_a_parameter_out() -> None:
-    left_out: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT)
+    left_out: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT, False)
     rule = (STEP, WOVEN)
     explanation = _explained(rule, *[_step(FIRST, [GOOD, GOOD, left_out])] * 2)
     assert explanation.message == (
@@ -411,8 +416,8 @@ def test_groups_that_leave_a_parameter_out() -> None:
     assert explanation.cause is not None
     assert explanation.cause.fact == "in no optimizer"
     # One group is that of a part, as a head is; so are groups of the lesser part of a model.
-    other: Row = (True, True, SECOND, 0.1, GradState.NON_ZERO, 0, FLOAT)
-    left_over = (*left_out[:5], NOT_RUN, FLOAT)
+    other: Row = (True, True, SECOND, 0.1, GradState.NON_ZERO, 0, FLOAT, False)
+    left_over = (*left_out[:5], NOT_RUN, FLOAT, False)
     for met in (
         [other, other, left_out],
         [GOOD, left_out],
@@ -463,7 +468,7 @@ def test_some_module_of_what_is_trained_is_in_training_mode(
 
 
 def test_several_parameters_in_no_optimizer() -> None:
-    left: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT)
+    left: Row = (True, True, "", 0.1, GradState.NON_ZERO, 0, FLOAT, False)
     explanation = _explained((STEP, OPTIMIZED), _step(FIRST, [GOOD, left, left]))
     assert explanation.message == (
         "`p1`, `p2` require gradients and are in no optimizer when SGD.step runs"
@@ -625,3 +630,29 @@ def test_parameters_in_half_precision_are_told() -> None:
     assert explanation.message == "1 of 2 parameters that SGD.step holds are in half precision"
     assert explanation.cause is not None
     assert "`b` is torch.bfloat16: the model was cast" in explanation.cause.text
+
+
+def test_weights_whose_rows_are_alike_are_told() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a", "b", "c", "d")
+    shown = {
+        "optimizer": [FIRST, FIRST, FIRST, ""],
+        "requires_grad": True,
+        "lr": [0.1, 0.0, 0.1, math.nan],
+        "dtype": FLOAT,
+        "grad": [GradState.NON_ZERO, GradState.ZERO, GradState.NULL, GradState.NON_ZERO],
+    }
+    for alike in ([False] * 4, [False, True, True, True], [True] * 4):
+        with run.calling("torch.optim.SGD.step", object=FIRST):
+            run.frame("begin", parameters, alike=alike, **shown)
+    # It is told once, and of no other step.
+    with run.calling("torch.optim.SGD.step", object=FIRST):
+        run.frame("begin", parameters, **shown)
+    window = run.window()
+    assert [held for _, held in labels(RELATION, (STEP, UNLIKE), [window])] == [True, True, False]
+    explanation = RELATION.monitor((STEP, UNLIKE)).observe(window).explain(2)
+    assert (
+        explanation.message == "all rows of `a` are the same when SGD.step runs for the fifth time"
+    )
+    assert explanation.cause is not None
+    assert "began with the same weights" in explanation.cause.text

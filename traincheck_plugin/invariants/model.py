@@ -31,6 +31,7 @@ VAR_TYPES: Mapping[VariableKind, str] = {
     "sample": "torch.nn.Module.sample",
     "sequence": "torch.nn.Module.sequence",
     "alias": "torch.nn.Module.alias",
+    "evaluation": "torch.nn.Module.evaluation",
 }
 """How each kind of variable is named in an invariant."""
 

@@ -24,6 +24,7 @@ from traincheck_plugin.recorder.columns import DeviceReader
 from traincheck_plugin.recorder.device_fingerprint import DeviceHasher
 from traincheck_plugin.recorder.fingerprint import hash_bytes, hash_tensor, local
 from traincheck_plugin.recorder.loss_graph import Operations, Target, predictions, targets
+from traincheck_plugin.recorder.modes import ModeReader
 from traincheck_plugin.recorder.naming import Labels, class_path
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.ranges import (
@@ -92,8 +93,20 @@ class Arguments:
         self._paddings: dict[str, int | None] = {}
         self._alignments = Alignments(readings, DeviceReader.HOST)
 
+    def stored_before(self, dataset: Any) -> dict[str, int]:
+        """Return the keys of the samples that *dataset* stores, by paths, if they are wanted."""
+        if "value" not in self._wants["stored"]:
+            return {}
+        return {one.path: one.key for one in stored_in(dataset, only_samples=True)}
+
     def of_batch(
-        self, call: OpenCall, owner: str, dataset: Any, batch: Any, facts: list[float]
+        self,
+        call: OpenCall,
+        owner: str,
+        dataset: Any,
+        batch: Any,
+        facts: list[float],
+        before: Mapping[str, int],
     ) -> list[Frame]:
         """Return the frames of a delivered batch.
 
@@ -103,6 +116,7 @@ class Arguments:
             dataset: of the loader.
             batch: what it delivers.
             facts: those of `LOADER_FACTS`.
+            before: what `stored_before` told before.
         """
         frames: list[Frame] = []
         if self._wants["batch"]:
@@ -115,15 +129,26 @@ class Arguments:
                 )
             frames.append(self._frame(call, "end", codes, value=np.array(facts, np.float64)))
         if self._wants["stored"]:
-            frames += self._of_stored(call, owner, dataset)
+            frames += self._of_stored(call, owner, dataset, before)
         return frames
 
-    def _of_stored(self, call: OpenCall, owner: str, dataset: Any) -> Iterator[Frame]:
-        stored = stored_in(dataset)
-        if stored:
-            codes = [self._code("stored", owner, one.path, type(dataset)) for one in stored]
-            keys = np.array([one.key for one in stored], np.uint64)
-            yield self._frame(call, "end", np.array(codes, np.int32), data=keys)
+    def _of_stored(
+        self, call: OpenCall, owner: str, dataset: Any, before: Mapping[str, int]
+    ) -> Iterator[Frame]:
+        stored = stored_in(dataset, only_samples="data" not in self._wants["stored"])
+        if not stored:
+            return
+        codes = [self._code("stored", owner, one.path, type(dataset)) for one in stored]
+        columns: dict[str, Array] = {}
+        if "data" in self._wants["stored"]:
+            columns["data"] = np.array([one.key for one in stored], np.uint64)
+        if "value" in self._wants["stored"]:
+            changed = [
+                float(before[one.path] != one.key) if one.path in before else math.nan
+                for one in stored
+            ]
+            columns["value"] = np.array(changed)
+        yield self._frame(call, "end", np.array(codes, np.int32), **columns)
 
     def of_forward(
         self,
@@ -177,13 +202,33 @@ class Arguments:
         return self._frame(call, "end", np.array(codes, np.int32), **columns)
 
     def of_evaluation(
-        self, call: OpenCall, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None
+        self,
+        call: OpenCall,
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any] | None,
+        reader: ModeReader,
     ) -> list[Frame]:
-        """Return the frames of a forward without gradients that ends."""
-        if not self._tells_samples:
-            return []
-        given = [*_tensors(args), *_tensors(kwargs or {})]
-        return list(self._of_samples(self._labels.text(call.subject), call, given, "end"))
+        """Return the frames of a forward without gradients that ends.
+
+        Args:
+            call: of the outermost module.
+            args: that it was given.
+            kwargs: the same, by name.
+            reader: tells its mode.
+        """
+        owner = self._labels.text(call.subject)
+        frames: list[Frame] = []
+        if self._wants["evaluation"]:
+            code = self._code("evaluation", owner, "", type(call.subject))
+            mode = reader.of(call.subject)
+            value, number = (np.array([one], np.float64) for one in mode)
+            frames.append(
+                self._frame(call, "end", np.array([code], np.int32), value=value, number=number)
+            )
+        if self._tells_samples:
+            given = [*_tensors(args), *_tensors(kwargs or {})]
+            frames += self._of_samples(owner, call, given, "end")
+        return frames
 
     def of_loss(self, call: OpenCall, known: Operations) -> list[Frame]:
         """Return the frames of the targets of a loss: where they are, and of which sample."""
@@ -359,6 +404,7 @@ _ROLES: tuple[tuple[Any, VariableKind], ...] = (
     ("forward", "input"),
     ("forward", "generator"),
     ("forward", "alias"),
+    ("forward", "evaluation"),
     ("backward", "target"),
     ("backward", "padding"),
     ("backward", "sample"),

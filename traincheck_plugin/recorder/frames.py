@@ -24,6 +24,7 @@ from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.structure import Structure
+from traincheck_plugin.recorder.symmetry import SymmetryReader
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.recorder.variables import Variables
 from traincheck_plugin.vocabulary import NONE, PASSING, Array, Phase, Role
@@ -36,7 +37,9 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
 
-_MET = frozenset({"data_norm", "grad_norm", "dtype", "grad_dtype", "ran", "module_requires_grad"})
+_MET = frozenset(
+    {"alike", "data_norm", "dtype", "grad_dtype", "grad_norm", "module_requires_grad", "ran"}
+)
 """What a step meets, and its end frame does not tell again."""
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
@@ -70,6 +73,7 @@ class FrameTaker:
         self._host = HostReader(problems)
         self._device = DeviceReader(problems, readings)
         self._resting = RestingNorms()
+        self._symmetry = SymmetryReader(readings)
         self._next = next_sequence
         self._dtypes: dict[torch.dtype | None, int] = {None: NONE}
         self._movements = Movements(problems)
@@ -101,6 +105,8 @@ class FrameTaker:
             for kind, names in self._wanted[role]:
                 if role == "step" and phase == "end":
                     names = [name for name in names if name not in _MET]
+                elif "alike" in names and not self._symmetry.is_due(optimizer):
+                    names = [name for name in names if name != "alike"]
                 variables, columns = self._of_kind(
                     kind, names, structure, role, optimizer, _Moment(call, phase, optimizer)
                 )
@@ -155,7 +161,10 @@ class FrameTaker:
             buffers = structure.buffers
             return buffers.variables, self._state_columns(names, buffers, buffers.alive())
         if kind == "module":
-            return structure.module_rows, _only("value", names, structure.training_flags())
+            columns = _only("value", names, structure.training_flags())
+            if "number" in names:
+                columns |= _only("number", names, structure.acting())
+            return structure.module_rows, columns
         if optimizer is not None and role in _OWN_OPTIMIZER:
             optimizers = [optimizer]
         else:
@@ -255,6 +264,8 @@ class FrameTaker:
             else:
                 flags = [told.get(id(tensor), _requires_grad(tensor)) for tensor in alive]
                 columns["module_requires_grad"] = table.spread(np.array(flags, np.bool_))
+        if "alike" in names:
+            columns["alike"] = self._symmetry.of(table)
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "placement" in names:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from traincheck_plugin.recorder.fingerprint import hash_bytes
+from traincheck_plugin.vocabulary import NONE
 
 MAX_STORED = 8
 """Arrays, or lists, of one data set that are looked at."""
@@ -41,46 +42,64 @@ class Stored(NamedTuple):
     Attributes:
         path: its name in the data set; "" where that is a list.
         key: a hash of the bits of some of it.
+        has_samples: whether it is an array of at least two dimensions, with a row for each sample.
     """
 
     path: str
     key: int
+    has_samples: bool
 
 
-def stored_in(dataset: Any) -> list[Stored]:
+def stored_in(dataset: Any, *, only_samples: bool = False) -> list[Stored]:
     """Return what *dataset* stores: arrays and tensors on the CPU, and lists of these and of text.
 
     Only attributes are read, and what they hold: nothing is asked for samples.
     """
     found = []
     reader = _Reader()
-    for path, value in _values(dataset):
+    for path, value, number in _values(dataset):
+        has_samples = _is_array(value) and value.ndim > 1 and len(value) == number
+        if only_samples and not has_samples:
+            continue
         key = reader.key(value)
         if key is not None:
-            found.append(Stored(path, key))
+            found.append(Stored(path, key, has_samples))
             if len(found) == MAX_STORED:
                 break
     return found
 
 
-def _values(dataset: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
-    """Yield what a data set stores, and those that it takes samples from, with its path."""
+def _values(dataset: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, Any, int]]:
+    """Yield what a data set stores, and those that it takes samples from.
+
+    Yields:
+        Path, value, and the number of samples of the data set that has it; -1 if it is not known.
+    """
     if isinstance(dataset, (list, tuple)):
-        yield path, dataset
+        yield path, dataset, NONE
         return
+    number = _length(dataset)
     prefix = f"{path}." if path else ""
     for name, value in getattr(dataset, "__dict__", {}).items():
         inner: Sequence[Any] = ()
         if name in _INNER and depth < _MAX_DEPTH:
             inner = value if isinstance(value, (list, tuple)) else (value,)
         if name == "datasets" or (inner and hasattr(value, "__getitem__")):
-            for number, one in enumerate(inner[:MAX_STORED]):
-                where = f"{name}.{number}" if name == "datasets" else name
+            for place, one in enumerate(inner[:MAX_STORED]):
+                where = f"{name}.{place}" if name == "datasets" else name
                 yield from _values(one, prefix + where, depth + 1)
         elif isinstance(value, tuple) and all(_is_array(one) for one in value):
-            yield from ((f"{prefix}{name}.{number}", one) for number, one in enumerate(value))
+            yield from ((f"{prefix}{name}.{place}", one, number) for place, one in enumerate(value))
         else:
-            yield prefix + name, value
+            yield prefix + name, value, number
+
+
+def _length(dataset: Any) -> int:
+    length = getattr(type(dataset), "__len__", None)
+    try:
+        return NONE if length is None else int(length(dataset))
+    except Exception:  # noqa: BLE001  # It is the user's, and may need what is not there.
+        return NONE
 
 
 def _is_array(value: Any) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from traincheck_plugin.recorder.modes import acts
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.vocabulary import NONE, Array, Bool, Int32, Int64
 
@@ -82,6 +83,7 @@ class Structure:
         self.holdings: list[tuple[weakref.ref[Any], int, Int64, Int64]] = []
         self.names: dict[int, str] = {}
         self._memberships: dict[int, Membership] = {}
+        self._acting: list[float] | None = None
 
     def membership(self, optimizer: Any | None) -> Membership:
         """Return who holds what; where several hold a parameter, *optimizer* is the one meant."""
@@ -118,3 +120,10 @@ class Structure:
         """Return 1 for each module in training mode, 0 for the others."""
         modules = (reference() for reference in self.modules)
         return [math.nan if m is None else float(m.training) for m in modules]
+
+    def acting(self) -> list[float]:
+        """Return 1 for each module that acts otherwise in training mode, 0 for the others."""
+        if self._acting is None:
+            modules = (reference() for reference in self.modules)
+            self._acting = [float(m is not None and acts(m)) for m in modules]
+        return self._acting

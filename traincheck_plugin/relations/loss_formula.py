@@ -55,6 +55,9 @@ SHAPED = replace(BACKWARD, attribute="shape")
 LOGARITHMIC_INPUT = replace(BACKWARD, attribute="logarithm")
 """Speaks of all losses that expect the logarithms of probabilities."""
 
+LOGITS = replace(BACKWARD, attribute="logits")
+"""Speaks of all losses that expect logits."""
+
 _DIFFERENCE = "sub"
 
 _REVERSED = "rsub"
@@ -74,6 +77,12 @@ LOGARITHMIC = frozenset({"nll_loss", "nll_loss2d", "ctc_loss"})
 
 UNBOUNDED = frozenset({LAYER, "elu", "gelu", "leaky_relu", "relu", "silu"})
 """What gives numbers of any size: no logarithms of probabilities."""
+
+LOGISTIC = frozenset({"binary_cross_entropy_with_logits", "log_sigmoid", "log_softmax"})
+"""Functions that expect numbers of either sign."""
+
+RECTIFIED = frozenset({"hardtanh", "relu", "threshold"})
+"""Functions that cut off what is below zero."""
 
 SQUASHING = SQUASHED | {"log_softmax", "log_sigmoid", "binary_cross_entropy_with_logits"}
 
@@ -103,14 +112,15 @@ class LossFormulaRelation(Relation):
     of a loss that squashes, forall p(.., q, ..) in formula(b): not (p squashes, or expects
     logarithms, and q is a softmax or a sigmoid)``, and ``forall backwards b of a loss with one
     of `PAIRED`: it does not take n predictions as n times n``, and ``forall backwards b, forall
-    p(.., q, ..) in formula(b) where p expects logarithms: q is none of `UNBOUNDED` ``. A formula
-    is the operations of the autograd graph, each with those whose results it takes, from the
-    loss to the last layers; shapes, casts and numbers do not count.
+    p(.., q, ..) in formula(b) where p expects logarithms: q is none of `UNBOUNDED` ``, and
+    ``forall such b, p(.., q, ..) where p is one of `LOGISTIC`: q is none of `RECTIFIED` ``. A
+    formula is the operations of the autograd graph, each with those whose results it takes, from
+    the loss to the last layers; shapes, casts and numbers do not count.
 
-    Catches a softmax before `cross_entropy`, an `nll_loss` of logits, a term with the wrong sign or
-    a weight of 0, predictions and targets that are broadcast against each other, a term that is
-    computed under `no_grad`, a target that is not detached, and a mask that is not applied. Cannot
-    see another constant, nor a target that is wrong.
+    Catches a softmax or a ReLU before `cross_entropy`, an `nll_loss` of logits, a term with the
+    wrong sign or a weight of 0, predictions and targets that are broadcast against each other, a
+    term that is computed under `no_grad`, a target that is not detached, and a mask that is not
+    applied. Cannot see another constant, nor a target that is wrong.
     """
 
     name = "LossFormulaRelation"
@@ -490,6 +500,24 @@ def _explain_unbounded(loss: str, given: str) -> Explanation:
     )
 
 
+def _rectified(formula: Formula) -> Sequence[tuple[str, str]] | None:
+    if not _operations(formula) & LOGISTIC:
+        return None
+    return sorted(p for p in _pairs(formula) if p[0] in LOGISTIC and p[1] in RECTIFIED)
+
+
+def _explain_rectified(loss: str, given: str) -> Explanation:
+    return Explanation(
+        message=f"the loss applies {loss} to the result of {given}",
+        cause=Cause(
+            fact="another loss",
+            subjects=("loss",),
+            text=f"{loss} expects logits of either sign, and {given} cuts off those below zero: no "
+            "class can be ruled out, and no gradient goes to what was cut off",
+        ),
+    )
+
+
 _LAWS: dict[tuple[Param, ...], _Law] = {
     (BACKWARD,): _Law(
         "no loss applies softmax, sigmoid, nll_loss or the like to what one of the first returns",
@@ -506,6 +534,7 @@ _LAWS: dict[tuple[Param, ...], _Law] = {
         _unbounded,
         _explain_unbounded,
     ),
+    (LOGITS,): _Law("no loss takes what a ReLU returns for logits", _rectified, _explain_rectified),
 }
 
 

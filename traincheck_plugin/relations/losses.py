@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from typing import NamedTuple, get_args
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed
 from traincheck_plugin.relations.loads import OPTIMIZER_LOAD, loads_in, resumes
 from traincheck_plugin.relations.naming import class_name
-from traincheck_plugin.vocabulary import NONE, Int64
+from traincheck_plugin.vocabulary import NONE, Int64, Setting
 
 BACKWARD = APIParam(api_full_name="torch.autograd.backward", role="backward")
 
@@ -53,6 +54,8 @@ class Loss(NamedTuple):
     cuts: str
     layers: str
 
+
+SETTINGS = frozenset(get_args(Setting))
 
 _TOLD = ("formula", "settings", "draws", "cuts", "layers")
 
@@ -103,6 +106,29 @@ def losses(window: Window) -> list[Loss]:
             if any(texts):
                 found.append(Loss(row, step, _model_of(window, forwards[start:stop]), *texts))
     return found
+
+
+Settings = Mapping[str, frozenset[str]]
+"""The values of each ``operation.setting`` of a loss: several operations may have one."""
+
+
+@lru_cache(maxsize=1024)
+def settings_of(text: str) -> Settings:
+    """Return what the settings of a loss tell."""
+    found: dict[str, set[str]] = {}
+    for setting in text.split():
+        name, _, value = setting.partition("=")
+        # A trace of another version may tell others.
+        if name.rpartition(".")[2] in SETTINGS:
+            found.setdefault(name, set()).add(value)
+    return {name: frozenset(values) for name, values in found.items()}
+
+
+def looks_back(settings: str) -> bool:
+    """Return whether all attention of a loss hides from each position what comes later."""
+    told = settings_of(settings)
+    expected = {"attention.masked": {"yes"}, "self_attention.hides": {"later"}}
+    return all(told.get(name, frozenset()) == values for name, values in expected.items())
 
 
 def whose(after: str) -> str:

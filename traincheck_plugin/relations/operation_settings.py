@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,7 +28,9 @@ from traincheck_plugin.relations.losses import (
     MIN_BACKWARDS,
     EarlyLosses,
     Loss,
+    Settings,
     losses,
+    settings_of,
     whose,
 )
 from traincheck_plugin.relations.params import api_plan
@@ -36,14 +38,13 @@ from traincheck_plugin.relations.passing import frames_of
 from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.vocabulary import VariableKind
 
-Settings = Mapping[str, frozenset[str]]
-"""The values of each ``operation.setting`` of a loss: several operations may have one."""
-
 MAX_UNMASKED = 2
 """Losses in a row without a mask that are excused: batches without padding need none."""
 
-_SELF_ATTENTION = "self_attention.masked"
-_MASKED = ".masked"
+_SELF_ATTENTION, _HIDES = "self_attention.masked", "self_attention.hides"
+_SUMMED = "attention.summed"
+_MASKED, _HIDING = ".masked", ".hides"
+_HIDDEN_FROM_ALL, _EARLIER = "keys", "earlier"
 _MASKING = "no", "not every", "every"
 
 
@@ -54,16 +55,20 @@ class OperationSettingsRelation(Relation):
     operations o in the autograd graph of both: values(b, o, s) in values(reference, o, s)``. The
     settings are the dimensions that an operation goes over, the target that it leaves out, and
     whether something hides elements from it. Of what is hidden, only that less is than in all
-    losses of the reference. The first failure in a row is excused, and `MAX_UNMASKED` without a
-    mask; nothing is said once a state was loaded into an optimizer.
+    losses of the reference, and that it is what comes earlier. The first failure in a row is
+    excused, and `MAX_UNMASKED` without a mask; nothing is said once a state was loaded into an
+    optimizer.
 
     Of all pipelines, ``forall backwards b of nll_loss, of which the targets come later in an input,
-    with attention over as many positions as there are in the graph: one of b is masked``.
+    with attention over as many positions as there are in the graph: one of b is masked``, by more
+    than what hides the same from all positions, or only what comes earlier; and ``forall backwards
+    b, attention a of what has gradients in its graph: a sums up values along the dimension along
+    which their weights add up to one``. The first failure in a row of the latter is excused.
 
-    Catches an attention without its causal mask, a softmax over another dimension, and padding that
-    counts in the loss. Cannot see what is computed without operations that tell it: a loss that is
-    masked by a product, padding in a convolution; nor a sum in place of a mean, since a sum may be
-    divided elsewhere.
+    Catches an attention without its causal mask, or with an inverted one, a softmax over another
+    dimension, and padding that counts in the loss. Cannot see what is computed without operations
+    that tell it: a loss that is masked by a product, padding in a convolution; nor a sum in place
+    of a mean, since a sum may be divided elsewhere.
     """
 
     name = "OperationSettingsRelation"
@@ -75,14 +80,18 @@ class OperationSettingsRelation(Relation):
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         if params == _LAW:
             return _Lawful()
+        if params == _SUMS:
+            return _Summing()
         after, known = _known(params)
-        return _Monitor(after, [_parse(text) for text in known])
+        return _Monitor(after, [settings_of(text) for text in known])
 
     def describe(self, params: tuple[Param, ...]) -> str:
         if params == _LAW:
             return "attention that leads to predictions of what comes next in the input has a mask"
+        if params == _SUMS:
+            return "attention sums up values along the dimension over which its softmax goes"
         after, known = _known(params)
-        settings = {(name, values) for text in known for name, values in _parse(text).items()}
+        settings = {(name, values) for text in known for name, values in settings_of(text).items()}
         told = ", ".join(sorted(f"{name} {_spelled(values)}" for name, values in settings))
         return f"the operations that compute {whose(after)} are set as they were: {told}"
 
@@ -97,7 +106,8 @@ class OperationSettingsRelation(Relation):
 
 
 _LAW: tuple[Param, ...] = (BACKWARD,)
-"""Speaks of all pipelines."""
+_SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
+"""These speak of all pipelines."""
 
 _LAGS: frozenset[tuple[VariableKind, str]] = frozenset({("target", "value")})
 
@@ -116,17 +126,6 @@ def _known(params: tuple[Param, ...]) -> tuple[str, tuple[str, ...]]:
         f"{OperationSettingsRelation.name} expects the backward as APIParam, and where it is about "
         f"one model its class and the settings of its losses as ConstantParam, got {params}"
     )
-
-
-@lru_cache(maxsize=1024)
-def _parse(text: str) -> Settings:
-    found: dict[str, set[str]] = {}
-    for setting in text.split():
-        name, _, value = setting.partition("=")
-        # A trace of another version may tell others.
-        if name.rpartition(".")[2] in _EXPLAINED:
-            found.setdefault(name, set()).add(value)
-    return {name: frozenset(values) for name, values in found.items()}
 
 
 def _spelled(values: frozenset[str]) -> str:
@@ -163,7 +162,7 @@ class _Monitor(Monitor):
         for loss in self._early.of(window.catalog).among(window):
             if loss.after != self._after or not loss.settings:
                 continue
-            others = self._others(_parse(loss.settings))
+            others = self._others(settings_of(loss.settings))
             told: list[tuple[str, frozenset[str]]] = []
             is_excused = False
             for is_of_masks, excuse in self._excuses.items():
@@ -196,6 +195,9 @@ class _Monitor(Monitor):
         allowed = self._allowed[name]
         if name.endswith(_MASKED):
             return _how_masked(values) >= min(map(_how_masked, allowed))
+        if name.endswith(_HIDING):
+            # The rest depends on the padding of a batch.
+            return _EARLIER not in values or any(_EARLIER in known for known in allowed)
         return values in allowed
 
     def _explain(self, name: str, values: frozenset[str]) -> Explanation:
@@ -219,19 +221,62 @@ class _Lawful(Monitor):
     def observe(self, window: Window) -> Examples:
         following = {row for row, frame in frames_of(window, "target") if _follows(window, frame)}
         judged = [
-            (loss, values)
+            (loss, _leak(settings))
             for loss in losses(window)
-            if loss.row in following
-            and (values := _parse(loss.settings).get(_SELF_ATTENTION)) is not None
+            if loss.row in following and _SELF_ATTENTION in (settings := settings_of(loss.settings))
         ]
         if not judged:
             return NO_EXAMPLES
         return Examples.of_calls(
             window,
             np.array([loss.row for loss, _ in judged], np.int64),
-            np.array([_how_masked(values) > 0 for _, values in judged], np.bool_),
-            lambda index: _explain_leak(judged[index][0]),
+            np.array([not leak for _, leak in judged], np.bool_),
+            lambda index: _explain_leak(*judged[index]),
         )
+
+
+def _leak(settings: Settings) -> str:
+    """Return why positions see what they should predict; "" where they do not."""
+    if not _how_masked(settings[_SELF_ATTENTION]):
+        return "no attention has a mask"
+    hides = settings.get(_HIDES, frozenset())
+    if hides and hides <= {_HIDDEN_FROM_ALL, _EARLIER}:
+        if _EARLIER in hides:
+            return "the mask of attention hides what comes earlier"
+        return "no mask of attention hides what comes later"
+    return ""
+
+
+class _Summing(Monitor):
+    """Judges along which dimension attention sums up values."""
+
+    def __init__(self) -> None:
+        self._excuses: PerRun[dict[str, Excuse]] = PerRun(dict)
+
+    def observe(self, window: Window) -> Examples:
+        excuses = self._excuses.of(window.catalog)
+        judged = [
+            (loss, "no" not in values)
+            for loss in losses(window)
+            if (values := settings_of(loss.settings).get(_SUMMED)) is not None
+            and excuses.setdefault(loss.after, Excuse()).counts("no" not in values)
+        ]
+        if not judged:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array([loss.row for loss, _ in judged], np.int64),
+            np.array([is_right for _, is_right in judged], np.bool_),
+            lambda index: _explain_sums(judged[index][0]),
+        )
+
+
+def _explain_sums(loss: Loss) -> Explanation:
+    message, text = _EXPLAINED["summed"]
+    return Explanation(
+        message=f"in {whose(loss.after)}, {message.format(operation='attention')}",
+        cause=Cause(fact="another setting", subjects=("attention",), text=text),
+    )
 
 
 def _follows(window: Window, frame: Frame) -> bool:
@@ -242,15 +287,14 @@ def _follows(window: Window, frame: Frame) -> bool:
     )
 
 
-def _explain_leak(loss: Loss) -> Explanation:
+def _explain_leak(loss: Loss, leak: str) -> Explanation:
     return Explanation(
-        message=f"in {whose(loss.after)}, targets come later in the input, and no attention has a "
-        "mask",
+        message=f"in {whose(loss.after)}, targets come later in the input, and {leak}",
         cause=Cause(
             fact="another setting",
             subjects=("attention",),
-            text="nothing is hidden from attention: the causal mask, or is_causal, is missing, and "
-            "positions see the targets that they should predict",
+            text="positions see the targets that they should predict: the causal mask, or "
+            "is_causal, is missing, or the mask is inverted",
         ),
     )
 
@@ -271,6 +315,15 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "nothing is hidden from {operation}: the mask, is_causal or the lengths of samples are "
         "missing, and positions see those that they should predict, or padding counts",
     ),
+    "hides": (
+        "the mask of {operation} hides {now}; in the reference {before}",
+        "the mask of {operation} is inverted: it hides what comes earlier, and shows the rest",
+    ),
+    "summed": (
+        "{operation} sums up values along another dimension than its softmax goes over",
+        "the weights with which attention sums up values do not add up to one: its softmax goes "
+        "over another dim, or its result was transposed",
+    ),
 }
 """What is told of each setting, and the cause."""
 
@@ -287,8 +340,10 @@ class _Proposer(Proposer):
                 known[loss.settings] = known.get(loss.settings, 0) + 1
 
     def hypotheses(self) -> Iterable[Hypothesis]:
-        if any(_SELF_ATTENTION in text for known in self._settings.values() for text in known):
-            yield Hypothesis(relation=OperationSettingsRelation.name, params=_LAW)
+        texts = [text for known in self._settings.values() for text in known]
+        for setting, law in ((_SELF_ATTENTION, _LAW), (_SUMMED, _SUMS)):
+            if any(setting in text for text in texts):
+                yield Hypothesis(relation=OperationSettingsRelation.name, params=law)
         for after, known in self._settings.items():
             if sum(known.values()) >= MIN_BACKWARDS and len(known) <= MAX_WAYS:
                 value = ConstantParam(value=(after, *sorted(known)))

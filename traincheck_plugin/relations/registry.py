@@ -21,6 +21,7 @@ from traincheck_plugin.relations.copies import CopyRelation
 from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.distinct_inputs import DistinctInputsRelation
 from traincheck_plugin.relations.eval_mode import EvalModeRelation
+from traincheck_plugin.relations.evaluated_model import EvaluatedModelRelation
 from traincheck_plugin.relations.eventual_call import EventualCallRelation
 from traincheck_plugin.relations.eventual_change import EventualChangeRelation
 from traincheck_plugin.relations.exclusive_change import ExclusiveChangeRelation
@@ -61,6 +62,7 @@ from traincheck_plugin.relations.shared_samples import SharedSamplesRelation
 from traincheck_plugin.relations.shuffled_data import ShuffledDataRelation
 from traincheck_plugin.relations.stored_data import StoredDataRelation
 from traincheck_plugin.relations.target_lag import TargetLagRelation
+from traincheck_plugin.relations.teacher_mode import TeacherModeRelation
 from traincheck_plugin.relations.threshold import ThresholdRelation
 from traincheck_plugin.relations.unmixed_gradients import UnmixedGradientsRelation
 from traincheck_plugin.relations.value_range import ValueRangeRelation
@@ -88,6 +90,8 @@ BUILT_IN: tuple[Relation, ...] = (
     ExclusiveChangeRelation(),
     FrozenPartsRelation(),
     EvalModeRelation(),
+    TeacherModeRelation(),
+    EvaluatedModelRelation(),
     SeparateModulesRelation(),
     EventualCallRelation(),
     SchedulePaceRelation(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -31,7 +32,7 @@ from traincheck_plugin.relations.base import (
     no_explanation,
 )
 from traincheck_plugin.relations.excuse import Excuse
-from traincheck_plugin.relations.losses import BACKWARD
+from traincheck_plugin.relations.losses import BACKWARD, looks_back, losses
 from traincheck_plugin.relations.naming import class_name
 from traincheck_plugin.relations.params import pair
 from traincheck_plugin.relations.passing import frames_of
@@ -56,8 +57,9 @@ class TargetLagRelation(Relation):
     with the one k that all backward passes of the reference showed; and ``forall b, inputs x of
     that model, k: target(b)[.., i] != x[.., i + k] for some i``; where they were in some inputs in
     the reference, for the other ones and k = 0. Of all pipelines, of classes that are in inputs x
-    of a model k(x) places further on: ``forall training steps: min k(x) <= NEXT``. The inputs are
-    those since the optimizer stepped last. The first failure in a row is excused.
+    of a model k(x) places further on: ``forall training steps: min k(x) <= NEXT``, and ``forall
+    backwards whose attention hides from each position all that comes later: k(x) != 0 for some x``.
+    The inputs are those since the optimizer stepped last. The first failure in a row is excused.
 
     Catches labels that are shifted twice, decoders that are given what they should predict, and
     windows of a series that overlap with their forecast. Cannot see targets that the graph of the
@@ -73,18 +75,22 @@ class TargetLagRelation(Relation):
         return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _NextMonitor() if params == _PARAMS else _Monitor(_rule(params))
+        if params == _PARAMS:
+            return _NextMonitor()
+        return _CausalMonitor() if params == _CAUSAL else _Monitor(_rule(params))
 
     def describe(self, params: tuple[Param, ...]) -> str:
         if params == _PARAMS:
             return "classes that come later in an input are what comes next in it, not what follows"
+        if params == _CAUSAL:
+            return "where attention hides what comes later, classes are not their own inputs"
         rule = _rule(params)
         if rule.lag is None:
             return f"the targets of {rule.operation} are {rule.nowhere()}"
         return f"the targets of {rule.operation} are {_where(rule.lag, rule.name)}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        if params != _PARAMS:
+        if params not in (_PARAMS, _CAUSAL):
             _rule(params)
         return Plan(
             functions=frozenset(), attributes={"backward": frozenset({("target", "value")})}
@@ -95,7 +101,8 @@ class TargetLagRelation(Relation):
 
 
 _PARAMS: tuple[Param, ...] = (BACKWARD,)
-"""Those of the hypothesis about all pipelines."""
+_CAUSAL: tuple[Param, ...] = (replace(BACKWARD, argument="hides"),)
+"""Those of the hypotheses about all pipelines."""
 
 
 def _where(lag: int, name: str) -> str:
@@ -279,6 +286,52 @@ class _NextMonitor(Monitor):
         )
 
 
+class _CausalMonitor(Monitor):
+    """Judges losses whose attention hides from each position what comes later."""
+
+    def __init__(self) -> None:
+        self._excuses: PerRun[dict[str, Excuse]] = PerRun(dict)
+
+    def observe(self, window: Window) -> Examples:
+        excuses = self._excuses.of(window.catalog)
+        judged = [
+            (row, copied)
+            for row, copied in _copied(window)
+            if excuses.setdefault(copied[0].model, Excuse()).counts(copied[0].lag != 0)
+        ]
+        if not judged:
+            return NO_EXAMPLES
+
+        def explain(index: int) -> Explanation:
+            found = judged[index][1][0]
+            return Explanation(
+                message=f"the targets of {found.operation} are {_where(0, found.name)}, and "
+                "attention shows it to the model",
+                cause=_cause(NEXT, 0, found.name),
+            )
+
+        return Examples.of_calls(
+            window,
+            np.array([row for row, _ in judged], np.int64),
+            np.array([copied[0].lag != 0 for _, copied in judged], np.bool_),
+            explain,
+        )
+
+
+def _copied(window: Window) -> Iterator[tuple[int, list[_Seen]]]:
+    """Yield the rows of backwards whose attention looks back, with where their classes are.
+
+    Those that are not at their own places come first.
+    """
+    found: dict[int, list[_Seen]] = {}
+    for row, one in _classes(window):
+        found.setdefault(row, []).append(one)
+    if found:
+        for loss in losses(window):
+            if loss.row in found and looks_back(loss.settings):
+                yield loss.row, sorted(found[loss.row], key=lambda one: one.lag == 0)
+
+
 def _classes(window: Window) -> Iterator[tuple[int, _Seen]]:
     """Yield the rows of backwards with the classes that are known to be in an input."""
     for row, seen in _seen(window):
@@ -307,10 +360,11 @@ class _Proposer(Proposer):
         # By model and operation: where the targets were, and of other inputs, how often not.
         self._present: dict[tuple[str, str], set[str]] = {}
         self._absent: dict[tuple[str, str], Counter[str]] = {}
-        self._has_classes = False
+        self._has_classes = self._looks_back = False
 
     def observe(self, window: Window) -> None:
         self._has_classes = self._has_classes or any(True for _ in _classes(window))
+        self._looks_back = self._looks_back or any(True for _ in _copied(window))
         for _, seen in _seen(window):
             inputs: dict[tuple[str, str], set[float]] = {}
             models: dict[tuple[str, str], dict[str, set[float]]] = {}
@@ -332,6 +386,8 @@ class _Proposer(Proposer):
     def hypotheses(self) -> Iterable[Hypothesis]:
         if self._has_classes:
             yield Hypothesis(relation=TargetLagRelation.name, params=_PARAMS)
+        if self._looks_back:
+            yield Hypothesis(relation=TargetLagRelation.name, params=_CAUSAL)
         for (name, operation), lags in self._lags.items():
             [(lag, number), *others] = lags.most_common()
             if not others and number >= MIN_OCCURRENCES:

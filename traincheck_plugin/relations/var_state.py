@@ -88,6 +88,17 @@ RECORDED = VarTypeParam(
 WIDE = VarTypeParam(
     var_type=PARAMETER, attr_name="wide", pre_value=True, quantifier="every", where=HELD
 )
+UNLIKE = VarTypeParam(
+    var_type=PARAMETER,
+    attr_name="alike",
+    pre_value=False,
+    quantifier="every",
+    where=(
+        *(*HELD, ("requires_grad", True), ("grad", "not_null"), ("lr", "non_zero")),
+        # In half precision small updates are lost.
+        ("wide", True),
+    ),
+)
 SOME_TRAIN_MODE = VarTypeParam(
     var_type=MODULE, attr_name="value", pre_value=True, where=(("learns", True),)
 )
@@ -109,6 +120,7 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
         REACHED,
         RECORDED,
         WIDE,
+        UNLIKE,
     ),
     "backward": (TRAIN_MODE, SOME_TRAIN_MODE, ACCUMULATED),
 }
@@ -185,6 +197,10 @@ _SENTENCES = {
     WIDE: (
         "no parameter that {name} holds is in half precision",
         "{count} of {total} parameters that {name} holds are in half precision",
+    ),
+    UNLIKE: (
+        "no weight that {name} trains has rows that are all alike",
+        "all rows of {who} are the same when {name} runs for the fifth time",
     ),
     TRAIN_MODE: (
         "every module of what is trained is in training mode when {name} runs",
@@ -451,6 +467,13 @@ class _Monitor(Monitor):
                 subjects=labels,
                 text=f"{who} {'is' if one else 'are'} {' and '.join(dtypes)}: the model was cast, "
                 "and what an update changes by less than its resolution is lost",
+            )
+        elif param == UNLIKE:
+            cause = Cause(
+                fact="rows are alike",
+                subjects=labels,
+                text=f"the units of {who} began with the same weights, zeros or another constant: "
+                "they compute the same, get the same gradients, and stay the same",
             )
         elif param in (TRAIN_MODE, SOME_TRAIN_MODE):
             cause = Cause(

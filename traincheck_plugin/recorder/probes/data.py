@@ -103,12 +103,14 @@ class DataProbe:
                         place.batch += 1
                 return batch
             entry = loader = place = None
+            before: dict[str, int] = {}
             with tape.problems:
                 place = self._places.get(iterator)
                 loader = None if place is None else place.loader()
                 cls = DataLoader if loader is None else type(loader)
                 api = tape.apis.method(cls, "__next__", "data", DataLoader)
                 entry = tape.open("data", api, subject=loader)
+                before = self._stored_before(entry, iterator)
             try:
                 batch = function(iterator)
             except StopIteration:
@@ -125,7 +127,7 @@ class DataProbe:
                     tape.tracker.delivered_batch(loader)
                 indices = self._take_indices(iterator)
                 if place is not None:
-                    self._note(entry, place, iterator, batch, indices)
+                    self._note(entry, place, iterator, batch, indices, before)
                     place.batch += 1
             tape.close(entry, "", outputs)
             return batch
@@ -162,14 +164,27 @@ class DataProbe:
         indices = waiting.popleft()
         return indices if getattr(iterator, "_in_order", True) else None
 
+    def _stored_before(self, entry: OpenCall | None, iterator: Any) -> dict[str, int]:
+        """Return what the data set stores before a batch is read; workers have copies of it."""
+        works_here = getattr(iterator, "_num_workers", None) == 0
+        if entry is None or not entry.is_observed or not works_here:
+            return {}
+        return self._tape.arguments.stored_before(getattr(iterator, "_dataset", None))
+
     def _note(
-        self, entry: OpenCall | None, place: _Place, iterator: Any, batch: Any, indices: Any
+        self,
+        entry: OpenCall | None,
+        place: _Place,
+        iterator: Any,
+        batch: Any,
+        indices: Any,
+        before: dict[str, int],
     ) -> None:
         arguments, dataset = self._tape.arguments, getattr(iterator, "_dataset", None)
         facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
 
         def frames(call: OpenCall) -> list[Frame]:
             told = [*facts, key_of_indices(indices)]
-            return arguments.of_batch(call, place.label, dataset, batch, told)
+            return arguments.of_batch(call, place.label, dataset, batch, told, before)
 
         self._tape.note(entry, frames)

@@ -21,6 +21,7 @@ from traincheck_plugin.recorder.aliases import AliasReader
 from traincheck_plugin.recorder.calls import Doorbell, OpenCall, ThreadState
 from traincheck_plugin.recorder.compiler import has_compiled
 from traincheck_plugin.recorder.discovery import ModulesAlive
+from traincheck_plugin.recorder.modes import ModeReader
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.probes.base import recorded
 from traincheck_plugin.recorder.sequences import SequenceReader
@@ -63,6 +64,7 @@ class ModulesProbe(Doorbell):
         self._has_parameters: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
         self._muting: list[int] = []
         self._aliases = AliasReader()
+        self._modes = ModeReader()
         self._sequences = SequenceReader()
         self._sequential: dict[int, tuple[str, str]] = {}
         tape.doorbell = self
@@ -266,7 +268,10 @@ class ModulesProbe(Doorbell):
 
                     tape.note(entry, frames)
                 elif not is_grad_enabled() and self._owns_parameters(module):
-                    tape.note(entry, lambda call: tape.arguments.of_evaluation(call, args, kwargs))
+                    tape.note(
+                        entry,
+                        lambda call: tape.arguments.of_evaluation(call, args, kwargs, self._modes),
+                    )
             tape.close(entry, error.__name__ if error is not None else "", outputs)
 
     def _owns_parameters(self, module: Any) -> bool:

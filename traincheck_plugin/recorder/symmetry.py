@@ -1,0 +1,75 @@
+"""Weights whose rows are all alike: units that compute the same learn the same."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any
+
+import numpy as np
+import torch
+
+from traincheck_plugin.recorder.columns import DeviceReader
+from traincheck_plugin.recorder.fingerprint import local
+from traincheck_plugin.recorder.readings import DeviceReadings
+from traincheck_plugin.recorder.tables import Tensors
+from traincheck_plugin.vocabulary import Array, Bool
+
+Tensor = torch.Tensor
+
+AT_STEP = 5
+"""The step of an optimizer at which it is told: by then what began as zeros has moved."""
+
+
+class SymmetryReader:
+    """Tells once for each optimizer which weights have rows that are all alike."""
+
+    def __init__(self, readings: DeviceReadings) -> None:
+        self._readings = readings
+        self._num_steps: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    def is_due(self, optimizer: Any | None) -> bool:
+        """Count a step; return whether it is the one at which it is told."""
+        if optimizer is None:
+            return False
+        number = self._num_steps.get(optimizer, 0) + 1
+        self._num_steps[optimizer] = number
+        return number == AT_STEP
+
+    def of(self, table: Tensors) -> Bool:
+        """Return which variables have several rows of several numbers that are all the same.
+
+        What a device has is told later.
+        """
+        column = np.zeros(len(table.variables), np.bool_)
+        tensors = [local(tensor) for tensor in table.alive()]
+        by_device: dict[torch.device, list[int]] = {}
+        for place, tensor in enumerate(tensors):
+            if _has_rows(tensor):
+                by_device.setdefault(tensor.device, []).append(place)
+        for places in by_device.values():
+            told = torch.stack([_are_alike(tensors[place]) for place in places])
+
+            def receive(numbers: Array, places: list[int] = places) -> None:
+                alike = np.zeros(len(tensors), np.bool_)
+                alike[places] = numbers > 0
+                column[:] |= table.spread(alike)
+
+            self._readings.take(told.float(), receive, DeviceReader.HOST)
+        return column
+
+
+def _has_rows(tensor: Tensor) -> bool:
+    shape = tensor.shape
+    return (
+        tensor.dim() > 1
+        and shape[0] > 1
+        and tensor.numel() > shape[0]
+        and tensor.is_floating_point()
+        and tensor.layout is torch.strided
+        and tensor.device.type != "meta"
+    )
+
+
+def _are_alike(tensor: Tensor) -> Tensor:
+    lowest, highest = torch.aminmax(tensor.detach().flatten(1), dim=0)
+    return (lowest == highest).all()
