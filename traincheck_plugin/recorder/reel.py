@@ -90,6 +90,8 @@ class Reel:
         """
         num_rows, num_frames, num_left_out = self.mark() if mark is None else mark
         if not completed and not (num_rows or num_frames or num_left_out):
+            if self._sampler.is_attending and not self.is_observed:
+                self._begin(mark)
             return
         rows, later_rows = self.rows[:num_rows], self.rows[num_rows:]
         frames, later_frames = self.frames[:num_frames], self.frames[num_frames:]
@@ -106,6 +108,11 @@ class Reel:
         if rows or frames or num_left_out:
             # Now, since what is found in it may have the next steps observed.
             self._emit(rows if was_observed else [], frames if was_observed else [], was_observed)
+        self._begin(mark)
+
+    def _begin(self, mark: Mark | None) -> None:
+        """Decide whether the window that begins is observed."""
+        was_observed = self.is_observed
         self.is_observed = self._sampler.observes(self._tracker.step, *self._clock())
         if mark is not None and not was_observed:
             # The first calls of the window that begins were not recorded.

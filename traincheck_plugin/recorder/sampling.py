@@ -24,6 +24,9 @@ class Sampling:
     compares_ranks: bool = False
 
 
+MAX_ATTENDED = 4
+"""Starts of data loaders that are observed though no step before them is."""
+
 COMPARED_EVERY = 128
 """Later on one step in so many is compared; before, the first ones and every power of two."""
 
@@ -52,7 +55,12 @@ class Sampler:
 
     With a budget, a step is observed when its expected cost fits in what the budget has gathered
     since the steps that are observed in any case: time passes and fills it, observing empties it.
-    So the share holds whatever steps take, and however that changes during the run.
+    So the share holds whatever steps take, and however that changes during the run. What lies
+    between steps would hardly ever be seen in this way: so a few times it is observed all the same
+    what comes when a loader is started, an evaluation most often.
+
+    Attributes:
+        is_attending: whether the window that begins next is observed for that.
     """
 
     def __init__(self, sampling: Sampling, first_step: int = 0) -> None:
@@ -62,6 +70,16 @@ class Sampler:
         self._start_spent_ns = self._start_ns = 0
         self._last_spent_ns = 0
         self._was_observed = False
+        self._num_attended = 0
+        self.is_attending = False
+
+    def attend_start(self) -> bool:
+        """Have the window that begins observed, as a loader is started; return whether it is."""
+        if self._sampling.interval is not None or self._num_attended == MAX_ATTENDED:
+            return False
+        self._num_attended += 1
+        self.is_attending = True
+        return True
 
     def attend(self, step: int) -> None:
         """Observe every step for a while from *step* on: something is going on."""
@@ -80,7 +98,8 @@ class Sampler:
             # A slowly moving mean; the first step, which imports and compiles, is soon forgotten.
             self._expected_ns += (cost - self._expected_ns) * (0.3 if self._expected_ns else 1.0)
         self._last_spent_ns = spent_ns
-        self._was_observed = self.expects(step, spent_ns, now_ns)
+        self._was_observed = self.is_attending or self.expects(step, spent_ns, now_ns)
+        self.is_attending = False
         if step < self._attentive_until:
             self._start_spent_ns, self._start_ns = spent_ns, now_ns
         return self._was_observed

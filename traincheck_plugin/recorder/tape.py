@@ -40,6 +40,9 @@ from traincheck_plugin.recorder.variables import Selection, Variables
 from traincheck_plugin.recorder.windows import Segmenter
 from traincheck_plugin.vocabulary import NONE, Role
 
+MAX_BATCHES = 8
+"""Batches that are observed where it is for the start of their loader."""
+
 Outcome = Callable[[tuple[Any, ...], Mapping[str, Any], Any], int]
 """Gives the code of the signature that says what a call came to, from arguments and result."""
 
@@ -49,6 +52,7 @@ class Tape:
 
     Attributes:
         is_active: whether there is a recording.
+        has_passed_batch: whether a batch was delivered since the last step, while nobody listens.
         is_listening: whether anything is to be told now; probes pass everything through when not,
             but for the ends of optimizer steps, which go to `passed_step`.
         num_backwards_open: backward calls under way on any thread.
@@ -116,8 +120,9 @@ class Tape:
         self.threads = ThreadState()
         self.silencer = Silencer()
         self.doorbell = Doorbell()
-        self.is_active = self.is_listening = False
+        self.is_active = self.is_listening = self.has_passed_batch = False
         self._may_pause = may_pause
+        self._num_attended = 0
         self.num_backwards_open = 0
         self._passed_forward: bool | None = None
         self._training_thread = 0
@@ -161,6 +166,7 @@ class Tape:
         if self.is_listening or not self.is_active or not self.is_training_thread():
             return
         start_ns = time.perf_counter_ns()
+        self.has_passed_batch = False
         with self.problems:
             if self.segmenter.passed(optimizer):
                 self.tracker.completed_window()
@@ -179,9 +185,34 @@ class Tape:
             self.doorbell.resume()
             self.tracker.enter_stage("training")
 
+    def starts_loader(self) -> None:
+        """Listen to what comes when a loader is started, a few times, if nobody would."""
+        is_heard = self.is_listening and self.reel.is_observed
+        if is_heard and self.segmenter.is_complete:
+            # Here the next window begins.
+            is_heard = self._expects_next_step()
+        if not self.is_listening and self.has_passed_batch:
+            # A step may be under way.
+            return
+        if not is_heard and not self.threads.num_opaque and self.sampler.attend_start():
+            self._num_attended = MAX_BATCHES
+            self.resume()
+            self.silencer.mute()
+            self.segmenter.cut_between()
+            self.silencer.unmute()
+
+    def delivers(self) -> None:
+        """Listen no more to what began with a start of a loader after so many of its batches."""
+        if self._num_attended:
+            self._num_attended -= 1
+            if not self._num_attended and not self.threads.num_opaque:
+                self.silencer.mute()
+                self.segmenter.cut_between()
+                self.silencer.unmute()
+
     def _pause(self) -> None:
         """Listen to nothing but the ends of steps, until one is to be observed again."""
-        self.is_listening = False
+        self.is_listening = self.has_passed_batch = False
         self.doorbell.pause()
 
     def _expects_next_step(self) -> bool:

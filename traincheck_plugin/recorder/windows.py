@@ -56,6 +56,7 @@ class Segmenter:
         self._is_data_run = False
         self._is_training = False
         self._saw_validation = False
+        self._has_begun = False
         self._backwards = 0
         self._usual_backwards = 0
         self._has_completed = False
@@ -90,6 +91,8 @@ class Segmenter:
             elif self._is_overdue(calls) and role in ("zero_grad", "forward"):
                 self._cut()
                 self._is_training = True
+            # A framework may release the gradients of a model before it evaluates that.
+            self._has_begun |= role != "zero_grad" or optimizer is not None
         elif role == "forward" and training is False and self._mark is not None:
             # A frozen teacher looks the same: only the next batch shows that it was validation.
             self._saw_validation = True
@@ -174,6 +177,11 @@ class Segmenter:
         self._cut(completed=bool(self._stepped))
         self._is_training = was_training
 
+    def cut_between(self) -> None:
+        """Cut the window if nothing of a training step was in it."""
+        if not self._has_begun and not self._stepped:
+            self._cut()
+
     def _set_mark(self) -> None:
         self._mark = self._cutter.mark()
         self._backwards_before_mark = self._backwards
@@ -188,9 +196,9 @@ class Segmenter:
             self._usual_backwards = max(self._usual_backwards, before)
             self._has_completed = True
             # What followed the mark is training: a zero_grad or a forward made it.
-            self._is_training = mark is not None
+            self._is_training = self._has_begun = mark is not None
         else:
-            self._is_training = False
+            self._is_training = self._has_begun = False
         self._backwards -= before
         self._stepped.clear()
         self._mark = None

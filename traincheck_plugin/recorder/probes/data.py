@@ -19,6 +19,9 @@ from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 from traincheck_plugin.vocabulary import NONE
 
+MAX_STARTS = 2
+"""Starts of a loader that are worth to be listened to: the first, and one to compare with it."""
+
 
 class _Place:
     """Where an iterator is: in which start of its loader, after how many batches.
@@ -64,6 +67,8 @@ class DataProbe:
             entry = None
             with tape.problems:
                 if tape.is_training_thread():
+                    if self._starts.get(loader, 0) < MAX_STARTS:
+                        tape.starts_loader()
                     tape.tracker.started_loader(loader)
                 if tape.is_listening:
                     api = tape.apis.method(type(loader), "__iter__", "data", DataLoader)
@@ -99,12 +104,15 @@ class DataProbe:
                 batch = function(iterator)
                 with tape.problems:
                     self._take_indices(iterator)
+                    tape.has_passed_batch |= tape.is_training_thread()
                     if tape.is_active and (place := self._places.get(iterator)) is not None:
                         place.batch += 1
                 return batch
             entry = loader = place = None
             before: dict[str, int] = {}
             with tape.problems:
+                if tape.is_training_thread():
+                    tape.delivers()
                 place = self._places.get(iterator)
                 loader = None if place is None else place.loader()
                 cls = DataLoader if loader is None else type(loader)
