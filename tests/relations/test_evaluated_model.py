@@ -152,24 +152,29 @@ def _keys(part: Part, place: int) -> list[int]:
     return list(range(first, first + MIN_SAMPLES))
 
 
-def _on_samples(events: Sequence[Given], cuts: Sequence[int] = ()) -> list[Window]:
-    run, windows = RunBuilder(), []
+def _on_samples_in(run: RunBuilder, place: int, event: Given) -> None:
+    part, what = event
     owner = "__main__.Net#0"
     sample = Variable(kind="sample", name="0", owner=owner, type="torch.float32")
     evaluation = Variable(kind="evaluation", name="", owner=owner, type="__main__.Net")
-    for place, (part, what) in enumerate(events):
+    run.at(grad_enabled=what == "train")
+    with run.calling("__main__.Net.forward", role="forward", object=owner):
+        keys = _keys(part, place)
+        codes = np.repeat(run.variables(sample), len(keys))
+        if what != "train":
+            run.frame("end", run.variables(evaluation), value=float(what == "wrong"), number=1)
+        run.frame("end", codes, data=keys)
+    run.at(grad_enabled=True)
+    if what == "train":
+        run.call("torch.autograd.backward", role="backward")
+
+
+def _on_samples(events: Sequence[Given], cuts: Sequence[int] = ()) -> list[Window]:
+    run, windows = RunBuilder(), []
+    for place, event in enumerate(events):
         if place in cuts:
             windows.append(run.window())
-        run.at(grad_enabled=what == "train")
-        with run.calling("__main__.Net.forward", role="forward", object=owner):
-            keys = _keys(part, place)
-            codes = np.repeat(run.variables(sample), len(keys))
-            if what != "train":
-                run.frame("end", run.variables(evaluation), value=float(what == "wrong"), number=1)
-            run.frame("end", codes, data=keys)
-        run.at(grad_enabled=True)
-        if what == "train":
-            run.call("torch.autograd.backward", role="backward")
+        _on_samples_in(run, place, event)
     windows.append(run.window())
     return windows
 
@@ -227,6 +232,21 @@ def test_an_evaluation_of_tensors_is_one() -> None:
     # Run several times, it shows how sure it is; and it may be tried on what it was trained on.
     assert held(*epoch, wrong, wrong, *epoch, wrong, wrong) == []
     assert held(*epoch, ("a", "wrong"), *epoch, ("a", "wrong")) == []
+
+
+@pytest.mark.parametrize(("part", "expected"), [("test", [False] * 2), ("a", [])])
+def test_samples_that_were_trained_on_are_not_held_out_by_their_loader(
+    part: Part, expected: list[bool]
+) -> None:
+    run = RunBuilder()
+    for trained in ("a", "b"):
+        _on_samples_in(run, 0, (trained, "train"))
+    # As for statistics of batch norm, which a loader of its own delivers the data for.
+    _deliver(run, 1, "__iter__")
+    for place in range(3):
+        _deliver(run, 1)
+        _on_samples_in(run, place, (part, "wrong"))
+    assert [holds for _, holds in labels(RELATION, LAW, [run.window()])] == expected
 
 
 def test_all_models_of_a_class_are_judged_where_a_reference_is_known() -> None:

@@ -63,11 +63,12 @@ class EvaluatedModelRelation(Relation):
 
     Of all pipelines: ``forall evaluations f of a model m with parts that act otherwise in training
     mode: not training(m, f)``. An evaluation is a forward without gradients, after a backward
-    through the class of m, on the second or a later batch of a start of a loader that nothing was
-    trained on, without a backward since that start, with m run once for each batch; or one on the
-    same samples as another before it, with a backward in between and m run once on them each time,
-    none of which m was trained on, though what it is trained on comes again. With a class, where
-    the reference had it so: ``forall f without gradients, m of that class: not training(m, f)``.
+    through the class of m, on samples none of which it was trained on: on the second or a later
+    batch of a start of a loader that nothing was trained on, without a backward since that start,
+    with m run once for each batch; or on the same samples as another forward before it, with a
+    backward in between and m run once on them each time, though what it is trained on comes again.
+    With a class, where the reference had it so: ``forall f without gradients, m of that class: not
+    training(m, f)``.
 
     Catches an evaluation without ``model.eval()``, whose dropout hides units and whose batch norm
     learns from the data that is held out. Cannot see, without a reference, modules of one's own
@@ -178,8 +179,12 @@ class _Samples:
         self._again.extend(self._trained.among(keys))
         self._trained.add(keys)
 
+    def has_trained(self, keys: list[int]) -> bool:
+        """Return whether some of what is given was given with gradients."""
+        return any(self._trained.among(keys))
+
     def evaluate(self, keys: list[int], num_backwards: int) -> bool:
-        """Take note of what is given without; return whether that is to evaluate the model."""
+        """Take note of what is given without; return whether it comes again as in an evaluation."""
         key = tuple(keys)
         before, is_single = self._evaluated.get(key, (num_backwards, False))
         comes_again = key in self._evaluated and before < num_backwards
@@ -191,7 +196,6 @@ class _Samples:
             and len(keys) >= MIN_SAMPLES
             and len(self._again) == MIN_SAMPLES
             and sum(self._again) >= MIN_AGAIN * MIN_SAMPLES
-            and not any(self._trained.among(keys))
         )
 
 
@@ -259,7 +263,17 @@ class _Training:
         number = self._num_backwards
         comes_again = [self._given(one).evaluate(one.keys, number) for one in samples]
         is_of_loader = self._is_of_loader(run)
-        return run.matters and run.model in self._trained and (is_of_loader or any(comes_again))
+        return (
+            run.matters
+            and run.model in self._trained
+            and (is_of_loader or any(comes_again))
+            and not any(map(self._has_trained, samples))
+        )
+
+    def _has_trained(self, one: Given) -> bool:
+        # The model itself, or one that it is a copy of.
+        alike = (known for (_, name), known in self._samples.items() if name == one.name)
+        return any(known.has_trained(one.keys) for known in alike)
 
     def _is_of_loader(self, run: _Run) -> bool:
         self._fed.clear()
