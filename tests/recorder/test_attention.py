@@ -26,7 +26,7 @@ def _told(result: Tensor, name: str) -> list[str]:
 
 @pytest.fixture
 def values() -> Tensor:
-    return torch.randn(2, 4, LENGTH, 8, requires_grad=True)
+    return torch.randn(2, 4, LENGTH, 8, requires_grad=True).sin()
 
 
 def _scores(x: Tensor) -> Tensor:
@@ -132,6 +132,9 @@ def test_only_of_products_of_what_has_gradients_it_is_told(values: Tensor) -> No
     # Soft assignments go to clusters that are normalised, and are summed up over samples.
     samples, assign = torch.randn(6, 8, requires_grad=True), nn.Linear(8, 3)
     assert _told(assign(samples).softmax(1).T @ samples, "attention.summed") == []
+    without_bias = nn.Linear(8, 3, bias=False)
+    for x in (samples.sin(), samples.sin().expand(2, 6, 8)):
+        assert _told(without_bias(x).softmax(-1).mT @ x, "attention.summed") == []
     neighbours = torch.ones(6, 6)
     assert _told((neighbours @ samples).softmax(1).T @ samples, "attention.summed") == []
     # Weights that are divided by their sum over the positions are normalised twice.

@@ -13,6 +13,7 @@ from traincheck_plugin.vocabulary import Setting
 
 Tensor = torch.Tensor
 
+_LEAF = "AccumulateGrad"
 SOFTMAX = "Softmax"
 SOFTMAXES = frozenset({"SafeSoftmax", SOFTMAX})
 
@@ -169,11 +170,24 @@ def _is_of_products(node: Any) -> bool:
         kind = kind_of(node.name())
         inputs = [inner for inner, _ in node.next_functions]
         if kind in _PRODUCTS:
+            # A layer gives scores, too, as of clusters among which samples are distributed.
             factors = inputs[_PRODUCTS[kind] :]
-            return len(factors) == 2 and None not in factors
+            return len(factors) == 2 and not any(map(_is_constant, factors))
         if kind not in _ARRANGING | _SCALING | _ADDING | _FILLING:
             return False
         node = next((inner for inner in inputs if inner is not None), None)
+    return False
+
+
+def _is_constant(node: Any) -> bool:
+    """Return whether *node* gives what is no result of others: a weight, or without a gradient."""
+    for _ in range(_MAX_LENGTH):
+        if node is None:
+            return True
+        kind = kind_of(node.name())
+        if kind not in _ARRANGING and kind != "T":
+            return bool(node.name().endswith(_LEAF))
+        node = next((inner for inner, _ in node.next_functions if inner is not None), None)
     return False
 
 
