@@ -171,6 +171,34 @@ def test_it_is_told_whether_reading_changes_samples(in_place, expected):
     assert told == {("images", expected)}
 
 
+class Cached(Dataset):
+    """Computes each sample once, and keeps it."""
+
+    def __init__(self, shape):
+        self.cache = np.zeros((8, *shape), np.float32)
+
+    def __len__(self):
+        return len(self.cache)
+
+    def __getitem__(self, index):
+        if not self.cache[index].any():
+            self.cache[index] = index + 1
+        return self.cache[index]
+
+
+@pytest.mark.parametrize("shape", [(3,), (MAX_BYTES, 2)])
+def test_a_cache_that_is_filled_is_not_changed(shape):
+    data = Cached(shape)
+    [before] = stored_in(data, only_samples=True)
+    data[3]
+    [after] = stored_in(data, only_samples=True)
+    assert after.key != before.key
+    assert not after.changed(before)
+    data.cache[3] += 1
+    [last] = stored_in(data, only_samples=True)
+    assert last.changed(after)
+
+
 def test_of_samples_alone_less_is_read():
     plan = Plan(functions=frozenset(), attributes={"data": frozenset({("stored", "value")})})
 

@@ -36,7 +36,7 @@ from traincheck_plugin.recorder.ranges import (
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.samples import keys_of, picked
 from traincheck_plugin.recorder.sequences import Sequences
-from traincheck_plugin.recorder.stored import stored_in
+from traincheck_plugin.recorder.stored import Stored, stored_in
 from traincheck_plugin.vocabulary import Array, Phase, Variable, VariableKind
 
 Tensor = torch.Tensor
@@ -93,11 +93,11 @@ class Arguments:
         self._paddings: dict[str, int | None] = {}
         self._alignments = Alignments(readings, DeviceReader.HOST)
 
-    def stored_before(self, dataset: Any) -> dict[str, int]:
-        """Return the keys of the samples that *dataset* stores, by paths, if they are wanted."""
+    def stored_before(self, dataset: Any) -> dict[str, Stored]:
+        """Return the samples that *dataset* stores, by paths, if it is wanted what changes them."""
         if "value" not in self._wants["stored"]:
             return {}
-        return {one.path: one.key for one in stored_in(dataset, only_samples=True)}
+        return {one.path: one for one in stored_in(dataset, only_samples=True)}
 
     def of_batch(
         self,
@@ -106,7 +106,7 @@ class Arguments:
         dataset: Any,
         batch: Any,
         facts: list[float],
-        before: Mapping[str, int],
+        before: Mapping[str, Stored],
     ) -> list[Frame]:
         """Return the frames of a delivered batch.
 
@@ -133,7 +133,7 @@ class Arguments:
         return frames
 
     def _of_stored(
-        self, call: OpenCall, owner: str, dataset: Any, before: Mapping[str, int]
+        self, call: OpenCall, owner: str, dataset: Any, before: Mapping[str, Stored]
     ) -> Iterator[Frame]:
         stored = stored_in(dataset, only_samples="data" not in self._wants["stored"])
         if not stored:
@@ -144,7 +144,7 @@ class Arguments:
             columns["data"] = np.array([one.key for one in stored], np.uint64)
         if "value" in self._wants["stored"]:
             changed = [
-                float(before[one.path] != one.key) if one.path in before else math.nan
+                float(one.changed(before[one.path])) if one.path in before else math.nan
                 for one in stored
             ]
             columns["value"] = np.array(changed)

@@ -42,12 +42,22 @@ class Stored(NamedTuple):
     Attributes:
         path: its name in the data set; "" where that is a list.
         key: a hash of the bits of some of it.
-        has_samples: whether it is an array of at least two dimensions, with a row for each sample.
+        num_blank: of an array of at least two dimensions, with a row for each sample, how many rows
+            of those that were looked at are all zeros; `NONE` of others.
     """
 
     path: str
     key: int
-    has_samples: bool
+    num_blank: int
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether it has a row for each sample."""
+        return self.num_blank != NONE
+
+    def changed(self, before: Stored) -> bool:
+        """Return whether it is not what it was, but for rows that were blank, as of a cache."""
+        return self.key != before.key and self.num_blank >= before.num_blank
 
 
 def stored_in(dataset: Any, *, only_samples: bool = False) -> list[Stored]:
@@ -63,7 +73,8 @@ def stored_in(dataset: Any, *, only_samples: bool = False) -> list[Stored]:
             continue
         key = reader.key(value)
         if key is not None:
-            found.append(Stored(path, key, has_samples))
+            num_blank = _num_blank(_as_array(value)) if has_samples else NONE
+            found.append(Stored(path, key, num_blank))
             if len(found) == MAX_STORED:
                 break
     return found
@@ -106,6 +117,15 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, (torch.Tensor, np.ndarray))
 
 
+def _as_array(value: Any) -> Array:
+    if isinstance(value, torch.Tensor):
+        value = value.detach()
+        # NumPy knows no bfloat16.
+        value = (value.view(torch.int16) if value.dtype is torch.bfloat16 else value).numpy()
+    array: Array = value
+    return array
+
+
 class _Reader:
     """Makes hashes of some of what a data set stores."""
 
@@ -117,9 +137,7 @@ class _Reader:
         if isinstance(value, torch.Tensor):
             if value.device.type != "cpu" or value.layout is not torch.strided:
                 return None
-            value = value.detach()
-            # NumPy knows no bfloat16.
-            value = (value.view(torch.int16) if value.dtype is torch.bfloat16 else value).numpy()
+            value = _as_array(value)
         if isinstance(value, np.ndarray):
             return _key_of_array(value)
         if type(value) in (list, tuple, dict) and depth < _MAX_DEPTH:
@@ -143,13 +161,22 @@ class _Reader:
         return hash_bytes(np.array(told, np.uint64).tobytes())
 
 
+def _num_blank(values: Array) -> int:
+    if values.nbytes <= MAX_BYTES:
+        return int(np.count_nonzero(~(values.reshape(len(values), -1) != 0).any(axis=1)))
+    return sum(not part.any() for part in _parts(values))
+
+
 def _key_of_array(values: Array) -> int | None:
     if values.dtype.kind not in _NUMBERS or not values.size:
         return None
     seed = hash_bytes(f"{values.dtype}{values.shape}".encode()) & 0xFFFFFFFF
     if values.nbytes <= MAX_BYTES or not values.ndim:
         return hash_bytes(np.ascontiguousarray(values).tobytes(), seed)
-    rows = values[:: math.ceil(len(values) / MAX_ROWS)]
+    return hash_bytes(b"".join(part.tobytes() for part in _parts(values)), seed)
+
+
+def _parts(values: Array) -> list[Array]:
+    """Return the beginnings of some rows of a large array."""
     number = MAX_BYTES // (MAX_ROWS * values.itemsize)
-    parts = [np.ravel(row)[:number].tobytes() for row in rows]
-    return hash_bytes(b"".join(parts), seed)
+    return [np.ravel(row)[:number] for row in values[:: math.ceil(len(values) / MAX_ROWS)]]

@@ -51,7 +51,8 @@ class StoredDataRelation(Relation):
     list, that the reference never changed. In the place of one stands a hash of some of it, taken
     when a batch is delivered. Of all pipelines: ``forall batches b of a loader that was started
     before, arrays a of two dimensions or more with a row for each sample: reading b changes no
-    a``. `MAX_CHANGED` batches that do are excused; at the first start a cache is filled.
+    a``, but rows that were all zeros. `MAX_CHANGED` batches that do are excused; at the first start
+    a cache is filled.
 
     Catches transforms that write into what they are given, noise that is added in place, and
     padding that is appended to the samples themselves. Cannot see what workers change in their

@@ -15,6 +15,7 @@ from traincheck_plugin.events import Frame
 from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.patching import Patches
 from traincheck_plugin.recorder.samplers import epoch_of, facts_of, key_of_indices
+from traincheck_plugin.recorder.stored import Stored
 from traincheck_plugin.recorder.tape import Tape
 from traincheck_plugin.recorder.tracing import is_traced
 from traincheck_plugin.vocabulary import NONE
@@ -109,7 +110,7 @@ class DataProbe:
                         place.batch += 1
                 return batch
             entry = loader = place = None
-            before: dict[str, int] = {}
+            before: dict[str, Stored] = {}
             with tape.problems:
                 if tape.is_training_thread():
                     tape.delivers()
@@ -172,7 +173,7 @@ class DataProbe:
         indices = waiting.popleft()
         return indices if getattr(iterator, "_in_order", True) else None
 
-    def _stored_before(self, entry: OpenCall | None, iterator: Any) -> dict[str, int]:
+    def _stored_before(self, entry: OpenCall | None, iterator: Any) -> dict[str, Stored]:
         """Return what the data set stores before a batch is read; workers have copies of it."""
         works_here = getattr(iterator, "_num_workers", None) == 0
         if entry is None or not entry.is_observed or not works_here:
@@ -186,7 +187,7 @@ class DataProbe:
         iterator: Any,
         batch: Any,
         indices: Any,
-        before: dict[str, int],
+        before: dict[str, Stored],
     ) -> None:
         arguments, dataset = self._tape.arguments, getattr(iterator, "_dataset", None)
         facts = [*place.facts, float(place.start), float(place.batch), place.epoch]
