@@ -648,6 +648,13 @@ def test_weights_whose_rows_are_alike_are_told() -> None:
     # It is told once, and of no other step.
     with run.calling("torch.optim.SGD.step", object=FIRST):
         run.frame("begin", parameters, **shown)
+    # Tokens that are averaged may be the same.
+    tokens = run.parameters("tokens", module_type="__main__.Prompted")
+    with run.calling("torch.optim.SGD.step", object=FIRST):
+        row = {name: value for name, value in shown.items() if isinstance(value, (bool, str))}
+        run.frame(
+            "begin", tokens, alike=True, optimizer=FIRST, lr=0.1, grad=GradState.NON_ZERO, **row
+        )
     window = run.window()
     assert [held for _, held in labels(RELATION, (STEP, UNLIKE), [window])] == [True, True, False]
     explanation = RELATION.monitor((STEP, UNLIKE)).observe(window).explain(2)

@@ -21,6 +21,7 @@ _NULL = int(GradState.NULL)
 NARROW = frozenset({"torch.bfloat16", "torch.float16"})
 """Dtypes in which small updates of a parameter are lost."""
 
+_LAYERS = "torch.nn."
 _TRAINED = ("optimizer", "requires_grad")
 
 
@@ -166,6 +167,13 @@ def _wide(window: Window, shown: Moments) -> Array:
     return ~np.isin(dtypes, narrow)
 
 
+def _of_layer(window: Window, shown: Moments) -> Array:
+    variables = window.catalog.variables
+    types = [variables[code].module_type for code in shown.variables.tolist()]
+    of_layer = np.array([name.startswith(_LAYERS) for name in types], np.bool_)
+    return np.broadcast_to(of_layer, (len(shown), len(of_layer)))
+
+
 DERIVED: Mapping[str, _Derived] = {
     "used": _Derived("parameter", ("in_model", "grad"), _used),
     "accounted": _Derived("parameter", ("in_model", "grad", "optimizer"), _accounted),
@@ -183,6 +191,7 @@ DERIVED: Mapping[str, _Derived] = {
     "is_first": _Derived("parameter", ("ran", "requires_grad", "optimizer"), _is_first),
     "ran_with_gradients": _Derived("parameter", ("ran",), _ran_with_gradients),
     "wide": _Derived("parameter", ("dtype",), _wide),
+    "of_layer": _Derived("parameter", ("alike",), _of_layer),
     "learns": _Derived("module", ("requires_grad", "optimizer"), _learns),
 }
 """By name.
@@ -195,7 +204,8 @@ parameters of its model that are frozen, or trains a model that is frozen for th
 woven: its module ran and it has a gradient, in a model of which an optimizer with several groups
 holds most of those that have one, and some of its part or of several others. is_first: its module
 ran first of all that the optimizer trains. ran_with_gradients: its module did not run under
-`no_grad` only. wide: its dtype is none of `NARROW`. learns: the module is part of a model of which
+`no_grad` only. wide: its dtype is none of `NARROW`. of_layer: its module is one of torch,
+whose weights have a row for each unit. learns: the module is part of a model of which
 an optimizer trains something.
 """
 
