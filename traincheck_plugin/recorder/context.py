@@ -166,10 +166,14 @@ class ContextTracker:
         else:
             self._steps[optimizer] = 0
 
+    def trains_on(self, loader: Any) -> bool:
+        """Return whether it was *loader* that delivered the last micro-batch."""
+        return self._training_loader is not None and self._training_loader() is loader
+
     def started_loader(self, loader: Any) -> None:
         """Count a start of *loader*."""
         self._starts[loader] = self._starts.get(loader, 0) + 1
-        if self._training_loader is not None and self._training_loader() is loader:
+        if self.trains_on(loader):
             self._count_epoch()
 
     def delivered_batch(self, loader: Any) -> None:

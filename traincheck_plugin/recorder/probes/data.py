@@ -21,7 +21,8 @@ from traincheck_plugin.recorder.tracing import is_traced
 from traincheck_plugin.vocabulary import NONE
 
 MAX_STARTS = 2
-"""Starts of a loader that are worth to be listened to: the first, and one to compare with it."""
+"""Starts of a loader beside that for training that are worth to be listened to: the first, and one
+to compare with it."""
 
 
 class _Place:
@@ -68,7 +69,8 @@ class DataProbe:
             entry = None
             with tape.problems:
                 if tape.is_training_thread():
-                    if self._starts.get(loader, 0) < MAX_STARTS:
+                    is_new = self._starts.get(loader, 0) < MAX_STARTS
+                    if is_new and not tape.tracker.trains_on(loader):
                         tape.starts_loader()
                     tape.tracker.started_loader(loader)
                 if tape.is_listening:
