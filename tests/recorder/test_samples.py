@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.plan import Plan
+from traincheck_plugin.recorder import samples as samples_module
 from traincheck_plugin.recorder.arguments import MIN_NUMBERS, MIN_TARGET
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.samples import (
@@ -57,6 +58,13 @@ def test_a_sample_has_its_key_wherever_it_is_in_a_batch(dtype, number, seed, hos
     assert found == told(samples[order], targets[order], host)
     assert sorted(found.values()) == targets.tolist()
     assert all(0 <= key < 1 << 52 for key in found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64])
+def test_small_whole_numbers_of_any_width_have_keys_of_their_own(dtype):
+    number = torch.arange(4096)
+    samples = (number[:, None] >> torch.arange(12) & 1).to(dtype)
+    assert len(torch.unique(samples_module._keys(samples))) == len(samples)
 
 
 def test_the_same_samples_are_chosen_of_every_batch():

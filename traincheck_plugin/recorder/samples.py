@@ -120,6 +120,9 @@ def _keys(rows: Tensor) -> Tensor:
     A sample that is padded to another length has other targets, too.
     """
     words = rows.contiguous().view(_WORDS[rows.itemsize]).long()
+    if rows.itemsize == words.itemsize:
+        # Small whole numbers differ in the highest bits of a double alone, and products lose those.
+        words = words ^ (words >> 32)
     number = words.shape[1]
     keys = (words * _weights(number, rows.device)).sum(1) + number
     for _ in range(2):
