@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -180,7 +181,10 @@ class DataProbe:
         works_here = getattr(iterator, "_num_workers", None) == 0
         if entry is None or not entry.is_observed or not works_here:
             return {}
-        return self._tape.arguments.stored_before(getattr(iterator, "_dataset", None))
+        start_ns = time.perf_counter_ns()
+        before = self._tape.arguments.stored_before(getattr(iterator, "_dataset", None))
+        self._tape.spent_ns += time.perf_counter_ns() - start_ns
+        return before
 
     def _note(
         self,
