@@ -135,6 +135,9 @@ def test_only_of_products_of_what_has_gradients_it_is_told(values: Tensor) -> No
     without_bias = nn.Linear(8, 3, bias=False)
     for x in (samples.sin(), samples.sin().expand(2, 6, 8)):
         assert _told(without_bias(x).softmax(-1).mT @ x, "attention.summed") == []
+    centres, x = nn.Parameter(torch.randn(3, 8)), samples.sin().expand(2, 6, 8)
+    weights = torch.einsum("bnd,kd->bnk", x, centres).softmax(-1)
+    assert _told(weights.mT @ x, "attention.summed") == []
     neighbours = torch.ones(6, 6)
     assert _told((neighbours @ samples).softmax(1).T @ samples, "attention.summed") == []
     # Weights that are divided by their sum over the positions are normalised twice.

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from traincheck_plugin.recorder.layers import parameter_of
 from traincheck_plugin.recorder.loss_graph import is_given, kept, kind_of, wrapped
 from traincheck_plugin.vocabulary import Setting
 
 Tensor = torch.Tensor
 
-_LEAF = "AccumulateGrad"
 SOFTMAX = "Softmax"
 SOFTMAXES = frozenset({"SafeSoftmax", SOFTMAX})
 
@@ -181,14 +181,7 @@ def _is_of_products(node: Any) -> bool:
 
 def _is_constant(node: Any) -> bool:
     """Return whether *node* gives what is no result of others: a weight, or without a gradient."""
-    for _ in range(_MAX_LENGTH):
-        if node is None:
-            return True
-        kind = kind_of(node.name())
-        if kind not in _ARRANGING and kind != "T":
-            return bool(node.name().endswith(_LEAF))
-        node = next((inner for inner, _ in node.next_functions if inner is not None), None)
-    return False
+    return node is None or parameter_of(node) != 0
 
 
 def _is_masked(node: Any) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from traincheck_plugin.recorder.loss_graph import Nodes, kind_of
+from traincheck_plugin.recorder.loss_graph import LEAF, Nodes, kind_of
 from traincheck_plugin.vocabulary import ENTRY
 
 MAX_LAYERS = 512
@@ -16,9 +16,13 @@ _CONVOLUTION = "Convolution"
 _PRODUCTS = {"Addmm": (1, 2), "Mm": (0, 1)}
 """Products of matrices: the places of the input and of the weight among what they take."""
 
-_LEAF = "AccumulateGrad"
-_ARRANGING = frozenset({"ReshapeAlias", "T", "ToCopy", "Transpose", "UnsafeView", "View"})
-_MAX_LENGTH = 4
+_ARRANGING = frozenset(
+    {
+        *("Clone", "Expand", "Permute", "ReshapeAlias", "Squeeze", "T", "ToCopy", "Transpose"),
+        *("UnsafeView", "Unsqueeze", "View"),
+    }
+)
+_MAX_LENGTH = 8
 """Operations that are followed from a layer to its weight."""
 
 
@@ -38,7 +42,7 @@ def layers(nodes: Nodes, names: Mapping[int, str]) -> str:
         places = _places(kind)
         if places is not None:
             entered, weighted = (node.next_functions[place][0] for place in places)
-            name = names.get(_parameter(weighted))
+            name = names.get(parameter_of(weighted))
             if name is not None:
                 told.add(name if entered is not None else ENTRY + name)
     return " ".join(sorted(told)) if len(told) <= MAX_LAYERS else ""
@@ -50,13 +54,13 @@ def _places(kind: str) -> tuple[int, int] | None:
     return (0, 1) if _CONVOLUTION in kind else _PRODUCTS.get(kind)
 
 
-def _parameter(node: Any) -> int:
+def parameter_of(node: Any) -> int:
     """Return the id of the parameter that a node only rearranges; 0 where there is none."""
     for _ in range(_MAX_LENGTH):
         if node is None:
             return 0
         kind = kind_of(node.name().rpartition("::")[2])
-        if kind == _LEAF:
+        if kind == LEAF:
             return id(node.variable)
         if kind not in _ARRANGING:
             return 0

@@ -20,7 +20,7 @@ MAX_INPUTS = 4
 """Inputs of one operation that are looked at: those of a stack are all alike."""
 
 _PASSED = "traincheck_plugin.passed"
-_LEAF = "AccumulateGrad"
+LEAF = "AccumulateGrad"
 _COMPILED = "CompiledFunction"
 _CAST = "ToCopyBackward0"
 _DIVISION = "DivBackward0"
@@ -65,7 +65,7 @@ def was_passed(node: Any) -> bool:
 
     The note is kept with the graph itself, which holds activations and must not be kept by us.
     """
-    if node.name().endswith(_LEAF):
+    if node.name().endswith(LEAF):
         return False
     metadata = node.metadata
     passed = _PASSED in metadata
@@ -336,7 +336,7 @@ def _operation(node: Any) -> tuple[str, list[Any]]:
     if name is not LAYER:
         for inner, _ in node.next_functions[:MAX_INPUTS]:
             inner = _unshaped(inner)
-            if inner is not None and inner.name().endswith(_LEAF):
+            if inner is not None and inner.name().endswith(LEAF):
                 return LAYER, []
             inputs.append(inner)
     if kind_of(node.name()) in _REDUCTIONS:

@@ -38,6 +38,9 @@ TEACHING = VarTypeParam(
     where=(("number", 1), ("held", False)),
 )
 
+MAX_KNOWN = 64
+"""Combinations of what runs and what is held that are kept in mind."""
+
 _SHOWN: tuple[tuple[Role, str, tuple[str, ...]], ...] = (
     ("backward", VAR_TYPES["module"], ("value", "number")),
     ("step", VAR_TYPES["parameter"], ("ran", "optimizer")),
@@ -113,7 +116,7 @@ class _Teachers:
 
     def __init__(self) -> None:
         self._modes: Frame | None = None
-        # What teaches changes seldom: by what is shown, the places of its acting modules.
+        # By what is shown, the places of the acting modules that teach: most often it is the same.
         self._known: dict[tuple[bytes, ...], list[int]] = {}
 
     def observe(self, window: Window) -> list[_Verdict]:
@@ -153,6 +156,9 @@ class _Teachers:
         places = self._known.get(key)
         if places is None:
             variables = [catalog.variables[code] for code in shown.variables.tolist()]
+            if len(self._known) == MAX_KNOWN:
+                # What runs depends on the data.
+                self._known.clear()
             teaching = _teaching(variables, (alone & ~held).tolist(), held.tolist())
             places = self._known[key] = [
                 place

@@ -200,7 +200,7 @@ _SENTENCES = {
     ),
     UNLIKE: (
         "no weight that {name} trains has rows that are all alike",
-        "all rows of {who} are the same when {name} runs for the fifth time",
+        "all rows of {who} are still the same when {name} runs",
     ),
     TRAIN_MODE: (
         "every module of what is trained is in training mode when {name} runs",
