@@ -283,10 +283,17 @@ or their product with as many numbers expands, by another shape of these, to one
 ENTRY = ">"
 """Stands there before the weight of a layer to whose input no gradient goes."""
 
+FROM = "<"
+"""Stands between a part of a model and one from which it is given something."""
+
+BY = ":"
+"""Stands before each operation on the way between the two."""
+
 NO_CUT = "none"
 """What is told of a loss of which no function took the gradients from a term."""
 
-Setting = Literal["dimension", "ignored", "masked", "hides", "summed"]
+Setting = Literal["dimension", "ignored", "masked", "hides", "summed", "mixes"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
 the last; the target that it leaves out; whether something hides elements from it, and which;
-whether values are summed up along the dimension along which their weights add up to one."""
+whether values are summed up along the dimension along which their weights add up to one; whether
+a reshape takes elements of one axis for those of another."""

@@ -15,6 +15,7 @@ LENGTH = 48
 BUGS = {
     "mask_missing": (0, "mask"),
     "softmax_over_queries": (0, r"\bdim"),
+    "heads_reshaped": (0, "permut|transpose|axes"),
     "layers_are_one": (0, "same module|multiplied|another name"),
 }
 
@@ -37,7 +38,10 @@ class Attention(nn.Module):
         # Where a query sees nothing but what is masked, the other way round, there is no number.
         dim = 2 if self.bug == "softmax_over_queries" else 3
         weights = F.dropout(scores.softmax(dim), 0.1, self.training)
-        return self.out((weights @ values).transpose(1, 2).flatten(2))
+        attended = weights @ values
+        if self.bug == "heads_reshaped":
+            return self.out(attended.reshape(x.shape))
+        return self.out(attended.transpose(1, 2).flatten(2))
 
 
 class Block(nn.Module):

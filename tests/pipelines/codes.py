@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 BUGS = {
     "no_straight_through": (0, "detached|does not learn"),
+    "codes_decoded": (0, "does not get to|replaced"),
     "erased_in_place": (1, "in place"),
     "order_begins_anew": (20, "same order|same batches"),
 }
@@ -76,6 +77,8 @@ class Coder(nn.Module):
         told = F.mse_loss(nearest, found.detach()) + 0.25 * F.mse_loss(found, nearest.detach())
         if self.bug == "no_straight_through":
             return self.decoder(nearest.detach()), told
+        if self.bug == "codes_decoded":
+            return self.decoder(nearest), told
         return self.decoder(found + (nearest - found).detach()), told
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 KINDS = 16
 IGNORED = -100
-BUGS = {"padding_counts": (0, r"padd")}
+BUGS = {"padding_counts": (0, r"padd"), "classes_reshaped": (0, "permut|transpose|axes")}
 
 
 class Foresight(nn.Module):
@@ -73,7 +73,10 @@ def main():
         for events, mask, targets in loader:
             optimizer.zero_grad()
             logits = model(events, mask)
-            loss = F.cross_entropy(logits.transpose(1, 2), targets, ignore_index=IGNORED)
+            scores = logits.transpose(1, 2)
+            if args.bug == "classes_reshaped":
+                scores = logits.reshape(scores.shape)
+            loss = F.cross_entropy(scores, targets, ignore_index=IGNORED)
             loss.backward()
             optimizer.step()
             total += loss.item()

@@ -11,7 +11,10 @@ from torch import nn, optim
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
-BUGS = {"samples_as_sequence": (0, "along the samples|batch_first|depends on the others")}
+BUGS = {
+    "samples_as_sequence": (0, "along the samples|batch_first|depends on the others"),
+    "patches_reshaped": (0, "permut|transpose|axes"),
+}
 WARM_UP = 10
 SIZE = 7
 
@@ -33,9 +36,14 @@ class PatchReader(nn.Module):
         )
         self.blocks = nn.TransformerEncoder(layer, 2, nn.LayerNorm(width), False)
         self.head = nn.Linear(width, 10)
+        self.bug = bug
 
     def forward(self, images):
-        patches = self.patches(images).flatten(2).transpose(1, 2)
+        patches = self.patches(images).flatten(2)
+        if self.bug == "patches_reshaped":
+            patches = patches.reshape(len(images), -1, patches.shape[1])
+        else:
+            patches = patches.transpose(1, 2)
         summary = self.summary.expand(len(images), -1, -1)
         return self.head(self.blocks(torch.cat([summary, patches], dim=1) + self.places)[:, 0])
 

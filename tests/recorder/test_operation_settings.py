@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -49,6 +53,52 @@ def test_dimensions_are_counted_from_the_last(
     values: Tensor, compute: Callable[[Tensor], Tensor], expected: set[str]
 ) -> None:
     assert _told(compute(values)) == expected
+
+
+@pytest.mark.parametrize(
+    ("shapes", "mixes"),
+    [
+        ([(2, 3, 4, 5), (6, 20)], "no"),
+        ([(6, 20), (2, 3, 4, 5)], "no"),
+        ([(2, 3, 4, 5), (-1,)], "no"),
+        ([(2, 3, 1, 5), (2, 1, 3, 5)], "no"),
+        ([(4, 8, 5), (4, 4, 10), (8, 20)], "no"),
+        # A head, and positions: axes are exchanged.
+        ([(4, 3, 5, 8), (4, 5, 24)], "yes"),
+        ([(4, 6), (6, 4)], "yes"),
+        ([(2, 7, 5), (2, 5, 7)], "yes"),
+        ([(2, 7, 5), (7, 10)], "yes"),
+        # One is a multiple of the other: it may be split.
+        ([(4, 8), (8, 4)], "no"),
+        ([(0, 3), (3, 0)], None),
+    ],
+)
+def test_reshapes_tell_whether_they_exchange_axes(
+    shapes: list[tuple[int, ...]], mixes: str | None
+) -> None:
+    first, *others = shapes
+    result = torch.randn(first, requires_grad=True).exp()
+    for shape in others:
+        result = result.reshape(shape)
+    assert _told(result) == ({f"reshape.mixes={mixes}"} if mixes else set())
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=5), st.data())
+def test_splitting_and_merging_is_not_mixing(shape: list[int], data: st.DataObject) -> None:
+    cuts = sorted(data.draw(st.sets(st.integers(0, len(shape)))) | {0, len(shape)})
+    merged = [math.prod(shape[start:stop]) for start, stop in pairwise(cuts)]
+    for before, after in ((shape, merged), (merged, shape)):
+        result = torch.zeros(before, requires_grad=True).exp().reshape(after)
+        assert _told(result) in ({"reshape.mixes=no"}, set())
+
+
+def test_what_is_skewed_and_parameters_may_mix() -> None:
+    scores = torch.randn(2, 5, 5, requires_grad=True)
+    skewed = functional.pad(scores.exp(), (1, 0)).view(2, 6, 5)[:, 1:]
+    assert _told(skewed) == set()
+    assert _told(torch.randn(6, 4, requires_grad=True).view(4, 6)) == set()
+    shifted = torch.cat([scores.new_zeros(2, 5, 1), scores.exp()], dim=2).view(2, 6, 5)
+    assert _told(shifted) == set()
 
 
 def test_losses_of_images_tell_it_too() -> None:

@@ -26,6 +26,7 @@ from traincheck_plugin.vocabulary import NOWHERE, Item, Variable
 RELATION = OperationSettingsRelation()
 LAW: tuple[Param, ...] = (BACKWARD,)
 SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
+MIXES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
 ENTROPY = "nll_loss.ignored=-100 softmax.dimension=-1"
 BOTH = "attention.masked=no attention.masked=yes"
 MASKED, UNMASKED = "attention.masked=yes", "attention.masked=no"
@@ -170,34 +171,57 @@ def test_what_follows_has_to_be_hidden(hides: list[str], leak: str) -> None:
         assert "or the mask is inverted" in explanation.cause.text
 
 
-@given(st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))
-def test_attention_sums_up_along_the_dimension_of_its_softmax(told: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("law", "name", "right"), [(SUMS, "attention.summed", "yes"), (MIXES, "reshape.mixes", "no")]
+)
+@given(told=st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))
+def test_what_is_wrong_everywhere_is_told_when_it_stays(
+    law: tuple[Param, ...], name: str, right: str, told: list[str]
+) -> None:
     texts = {
-        **{value: f"attention.summed={value}" for value in ("yes", "no")},
-        "both": "attention.summed=no attention.summed=yes",
+        **{value: f"{name}={value}" for value in ("yes", "no")},
+        "both": f"{name}=no {name}=yes",
         "": ENTROPY,
     }
     expected, failed = [], 0
     for one in filter(None, told):
-        failed = 0 if one == "yes" else failed + 1
+        failed = 0 if one == right else failed + 1
         if failed != 1:
-            expected.append(one == "yes")
-    assert _held(SUMS, [texts[one] for one in told]) == expected
+            expected.append(one == right)
+    assert _held(law, [texts[one] for one in told]) == expected
 
 
-def test_what_is_summed_up_wrongly_is_told() -> None:
-    explanation = _failure(SUMS, "attention.summed=no")
-    assert explanation.message == (
-        "in the loss of Net, attention sums up values along another dimension than its softmax "
-        "goes over"
-    )
+@pytest.mark.parametrize(
+    ("law", "wrong", "message", "cause", "sentence"),
+    [
+        (
+            SUMS,
+            "attention.summed=no",
+            "attention sums up values along another dimension than its softmax goes over",
+            "its softmax goes over another dim",
+            "over which its softmax goes",
+        ),
+        (
+            MIXES,
+            "reshape.mixes=yes",
+            "a reshape takes elements of one axis for those of another",
+            "a permute or a transpose is missing",
+            "splits and merges axes",
+        ),
+    ],
+)
+def test_it_is_told_why_it_is_wrong(
+    law: tuple[Param, ...], wrong: str, message: str, cause: str, sentence: str
+) -> None:
+    explanation = _failure(law, wrong)
+    assert explanation.message == f"in the loss of Net, {message}"
     assert explanation.cause is not None
-    assert "its softmax goes over another dim" in explanation.cause.text
-    assert "over which its softmax goes" in RELATION.describe(SUMS)
-    assert RELATION.needs(SUMS).attributes == {}
+    assert cause in explanation.cause.text
+    assert sentence in RELATION.describe(law)
+    assert RELATION.needs(law).attributes == {}
 
 
-def test_laws_are_proposed_where_there_is_attention() -> None:
+def test_laws_are_proposed_where_they_say_something() -> None:
     def proposed(settings: str) -> set[tuple[Param, ...]]:
         proposer = RELATION.proposer()
         for window in _windows([settings]):
@@ -206,6 +230,7 @@ def test_laws_are_proposed_where_there_is_attention() -> None:
 
     assert proposed(ENTROPY) == set()
     assert proposed("attention.summed=yes") == {SUMS}
+    assert proposed("reshape.mixes=no") == {MIXES}
     assert proposed("attention.summed=yes self_attention.masked=yes") == {LAW, SUMS}
 
 

@@ -16,12 +16,14 @@ _CONVOLUTION = "Convolution"
 _PRODUCTS = {"Addmm": (1, 2), "Mm": (0, 1)}
 """Products of matrices: the places of the input and of the weight among what they take."""
 
-_ARRANGING = frozenset(
+ARRANGING = frozenset(
     {
         *("Clone", "Expand", "Permute", "ReshapeAlias", "Squeeze", "T", "ToCopy", "Transpose"),
         *("UnsafeView", "Unsqueeze", "View"),
     }
 )
+"""What leaves a parameter one."""
+
 _MAX_LENGTH = 8
 """Operations that are followed from a layer to its weight."""
 
@@ -62,7 +64,7 @@ def parameter_of(node: Any) -> int:
         kind = kind_of(node.name().rpartition("::")[2])
         if kind == LEAF:
             return id(node.variable)
-        if kind not in _ARRANGING:
+        if kind not in ARRANGING:
             return 0
         node = node.next_functions[0][0]
     return 0

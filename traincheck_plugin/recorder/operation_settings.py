@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from itertools import accumulate, pairwise
+from operator import mul
 from typing import Any
 
 from traincheck_plugin.recorder.attention import SOFTMAX, SOFTMAXES, attends, attention, shape_of
+from traincheck_plugin.recorder.layers import parameter_of
 from traincheck_plugin.recorder.loss_graph import Nodes, kind_of, spelled, wrapped
 from traincheck_plugin.vocabulary import Setting
 
@@ -17,6 +20,8 @@ _HIDING = ("CheckpointFunction", "CompiledFunction")
 """Functions that hide operations. What they hide may be seen in another run."""
 
 _LOSS = "Loss"
+_RESHAPES = frozenset({"ReshapeAlias", "UnsafeView", "View"})
+_PADDING = frozenset({"Cat", "ConstantPadNd"})
 _WITHIN = frozenset({*SOFTMAXES, "Cumsum", "Logcumsumexp", "LogSoftmax"})
 """Operations over a dimension that stays."""
 
@@ -68,13 +73,18 @@ def settings(nodes: Nodes) -> str:
 
 @cache
 def _tells(kind: str) -> bool:
-    return kind in _WITHIN or kind in _ACROSS or _LOSS in kind or attends(kind)
+    told = (_WITHIN, _ACROSS, _RESHAPES)
+    return any(kind in kinds for kinds in told) or _LOSS in kind or attends(kind)
 
 
 def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
     """Yield what an operation is called on all devices, a setting, and its value."""
     if attends(kind):
         yield from attention(node, kind)
+    elif kind in _RESHAPES:
+        mixes = _mixes(node)
+        if mixes is not None:
+            yield "reshape", "mixes", "yes" if mixes else "no"
     elif _LOSS in kind:
         # Not whether it takes the mean: a sum that is divided is one, too.
         if hasattr(node, "_saved_ignore_index"):
@@ -99,3 +109,25 @@ def _dimensions(node: Any, is_within: bool) -> str:
     if not is_within and not getattr(node, "_saved_keepdim", False):
         number += len(dimensions)
     return ",".join(map(str, sorted(one - number if one >= 0 else one for one in dimensions)))
+
+
+def _mixes(node: Any) -> bool | None:
+    """Return whether a reshape does more than to split and to merge axes.
+
+    ``(2, 3) -> (3, 2)`` takes what belongs to one row for another, as where axes should have been
+    exchanged. What is padded is skewed on purpose, for relative positions, and a parameter has the
+    axes that it is given: None for them, and where torch does not tell.
+    """
+    before, after = getattr(node, "_saved_self_sym_sizes", None), shape_of(node)
+    inner = node.next_functions[0][0]
+    if before is None or inner is None or kind_of(inner.name()) in _PADDING or parameter_of(inner):
+        return None
+    if not all(type(size) is int and size > 0 for size in (*before, *after)):
+        return None
+    strides = sorted({*_strides(before), *_strides(after)})
+    return any(larger % smaller for smaller, larger in pairwise(strides))
+
+
+def _strides(shape: tuple[int, ...]) -> Iterator[int]:
+    """Yield how many elements the last axes have together, from the last to all."""
+    return accumulate(reversed(shape), mul)

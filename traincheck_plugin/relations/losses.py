@@ -43,6 +43,7 @@ class Loss(NamedTuple):
             known.
         layers: linear ones and convolutions in its graph, by their weights; `ENTRY` is before those
             to whose inputs no gradient goes.
+        connections: from which parts of the model the others and the loss are given what they take.
     """
 
     row: int
@@ -53,11 +54,12 @@ class Loss(NamedTuple):
     draws: str
     cuts: str
     layers: str
+    connections: str
 
 
 SETTINGS = frozenset(get_args(Setting))
 
-_TOLD = ("formula", "settings", "draws", "cuts", "layers")
+_TOLD = ("formula", "settings", "draws", "cuts", "layers", "connections")
 
 
 class EarlyLosses:

@@ -42,7 +42,7 @@ MAX_UNMASKED = 2
 """Losses in a row without a mask that are excused: batches without padding need none."""
 
 _SELF_ATTENTION, _HIDES = "self_attention.masked", "self_attention.hides"
-_SUMMED = "attention.summed"
+_SUMMED, _MIXES = "attention.summed", "reshape.mixes"
 _MASKED, _HIDING = ".masked", ".hides"
 _HIDDEN_FROM_ALL, _EARLIER = "keys", "earlier"
 _MASKING = "no", "not every", "every"
@@ -63,12 +63,14 @@ class OperationSettingsRelation(Relation):
     with attention over as many positions as there are in the graph: one of b is masked``, by more
     than what hides the same from all positions, or only what comes earlier; and ``forall backwards
     b, attention a of what has gradients in its graph: a sums up values along the dimension along
-    which their weights add up to one``. The first failure in a row of the latter is excused.
+    which their weights add up to one``; and ``forall backwards b, reshapes r in its graph: r splits
+    and merges axes``. The first failure in a row of the last two is excused.
 
     Catches an attention without its causal mask, or with an inverted one, a softmax over another
-    dimension, and padding that counts in the loss. Cannot see what is computed without operations
-    that tell it: a loss that is masked by a product, padding in a convolution; nor a sum in place
-    of a mean, since a sum may be divided elsewhere.
+    dimension, a reshape in place of a permute, and padding that counts in the loss. Cannot see what
+    is computed without operations that tell it: a loss that is masked by a product, padding in a
+    convolution; nor a sum in place of a mean, since a sum may be divided elsewhere; nor a reshape
+    of axes of which one is a multiple of the other.
     """
 
     name = "OperationSettingsRelation"
@@ -80,16 +82,16 @@ class OperationSettingsRelation(Relation):
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         if params == _LAW:
             return _Lawful()
-        if params == _SUMS:
-            return _Summing()
+        if params in _WRONG:
+            return _Set(*_WRONG[params])
         after, known = _known(params)
         return _Monitor(after, [settings_of(text) for text in known])
 
     def describe(self, params: tuple[Param, ...]) -> str:
         if params == _LAW:
             return "attention that leads to predictions of what comes next in the input has a mask"
-        if params == _SUMS:
-            return "attention sums up values along the dimension over which its softmax goes"
+        if params in _WRONG:
+            return _RIGHT[params]
         after, known = _known(params)
         settings = {(name, values) for text in known for name, values in settings_of(text).items()}
         told = ", ".join(sorted(f"{name} {_spelled(values)}" for name, values in settings))
@@ -107,7 +109,16 @@ class OperationSettingsRelation(Relation):
 
 _LAW: tuple[Param, ...] = (BACKWARD,)
 _SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
+_RESHAPES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
 """These speak of all pipelines."""
+
+_WRONG = {_SUMS: (_SUMMED, "no"), _RESHAPES: (_MIXES, "yes")}
+"""Settings, and which of their values are wrong everywhere."""
+
+_RIGHT = {
+    _SUMS: "attention sums up values along the dimension over which its softmax goes",
+    _RESHAPES: "a reshape splits and merges axes, and exchanges none",
+}
 
 _LAGS: frozenset[tuple[VariableKind, str]] = frozenset({("target", "value")})
 
@@ -247,19 +258,26 @@ def _leak(settings: Settings) -> str:
     return ""
 
 
-class _Summing(Monitor):
-    """Judges along which dimension attention sums up values."""
+class _Set(Monitor):
+    """Judges all losses by what an operation may not be set to.
 
-    def __init__(self) -> None:
+    Args:
+        name: of the operation and of its setting.
+        wrong: value.
+    """
+
+    def __init__(self, name: str, wrong: str) -> None:
+        self._name = name
+        self._wrong = wrong
         self._excuses: PerRun[dict[str, Excuse]] = PerRun(dict)
 
     def observe(self, window: Window) -> Examples:
         excuses = self._excuses.of(window.catalog)
         judged = [
-            (loss, "no" not in values)
+            (loss, self._wrong not in values)
             for loss in losses(window)
-            if (values := settings_of(loss.settings).get(_SUMMED)) is not None
-            and excuses.setdefault(loss.after, Excuse()).counts("no" not in values)
+            if (values := settings_of(loss.settings).get(self._name)) is not None
+            and excuses.setdefault(loss.after, Excuse()).counts(self._wrong not in values)
         ]
         if not judged:
             return NO_EXAMPLES
@@ -267,16 +285,16 @@ class _Summing(Monitor):
             window,
             np.array([loss.row for loss, _ in judged], np.int64),
             np.array([is_right for _, is_right in judged], np.bool_),
-            lambda index: _explain_sums(judged[index][0]),
+            lambda index: self._explain(judged[index][0]),
         )
 
-
-def _explain_sums(loss: Loss) -> Explanation:
-    message, text = _EXPLAINED["summed"]
-    return Explanation(
-        message=f"in {whose(loss.after)}, {message.format(operation='attention')}",
-        cause=Cause(fact="another setting", subjects=("attention",), text=text),
-    )
+    def _explain(self, loss: Loss) -> Explanation:
+        operation, _, setting = self._name.rpartition(".")
+        message, text = _EXPLAINED[setting]
+        return Explanation(
+            message=f"in {whose(loss.after)}, {message.format(operation=operation)}",
+            cause=Cause(fact="another setting", subjects=(operation,), text=text),
+        )
 
 
 def _follows(window: Window, frame: Frame) -> bool:
@@ -324,6 +342,11 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "the weights with which attention sums up values do not add up to one: its softmax goes "
         "over another dim, or its result was transposed",
     ),
+    "mixes": (
+        "a {operation} takes elements of one axis for those of another",
+        "a reshape or view keeps the order of elements, and exchanges no axes: where they should "
+        "be, a permute or a transpose is missing before it",
+    ),
 }
 """What is told of each setting, and the cause."""
 
@@ -341,7 +364,7 @@ class _Proposer(Proposer):
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         texts = [text for known in self._settings.values() for text in known]
-        for setting, law in ((_SELF_ATTENTION, _LAW), (_SUMMED, _SUMS)):
+        for setting, law in ((_SELF_ATTENTION, _LAW), (_SUMMED, _SUMS), (_MIXES, _RESHAPES)):
             if any(setting in text for text in texts):
                 yield Hypothesis(relation=OperationSettingsRelation.name, params=law)
         for after, known in self._settings.items():

@@ -12,6 +12,7 @@ from traincheck_plugin.relations.base import Relation
 from traincheck_plugin.relations.broadcasts import BroadcastRelation
 from traincheck_plugin.relations.call_count import CallCountRelation
 from traincheck_plugin.relations.clipped_gradients import ClippedGradientsRelation
+from traincheck_plugin.relations.connections import ConnectionsRelation
 from traincheck_plugin.relations.consistency import ConsistencyRelation
 from traincheck_plugin.relations.consistent_argument import ConsistentArgumentRelation
 from traincheck_plugin.relations.consistent_input_output import ConsistentInputOutputRelation
@@ -110,6 +111,7 @@ BUILT_IN: tuple[Relation, ...] = (
     LossFormulaRelation(),
     LossTermsRelation(),
     LayerInputsRelation(),
+    ConnectionsRelation(),
     OperationSettingsRelation(),
     RandomDrawsRelation(),
     LossScalingRelation(),

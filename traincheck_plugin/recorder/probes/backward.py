@@ -13,6 +13,7 @@ import torch
 from traincheck_plugin.events import Frame
 from traincheck_plugin.recorder.accumulation import micro_batches
 from traincheck_plugin.recorder.calls import OpenCall
+from traincheck_plugin.recorder.connections import connections
 from traincheck_plugin.recorder.layers import layers
 from traincheck_plugin.recorder.loss_graph import (
     Operations,
@@ -29,6 +30,9 @@ from traincheck_plugin.recorder.tracing import is_traced
 MAX_TEXTS = 256
 """Formulas that are told, and as many settings and draws: a loss that has new ones in each step
 would fill the catalog."""
+
+MAX_CONNECTED = 32
+"""Steps with a loss of one formula of which the connections are told: it takes a while."""
 
 
 class BackwardProbe:
@@ -63,7 +67,7 @@ class BackwardProbe:
 def _recorded(
     tape: Tape, api: int, *, counts: bool = True
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    texts: dict[str, set[str]] = {}
+    texts = _Texts()
 
     def make(function: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(function)
@@ -96,12 +100,37 @@ def _recorded(
     return make
 
 
+class _Texts:
+    """Keeps account of what was told of losses."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, set[str]] = {}
+        self._steps: dict[str, set[int]] = {}
+
+    def admits(self, path: str, text: str) -> bool:
+        """Return whether there is something to tell, and not too much was told already."""
+        known = self._known.setdefault(path, set())
+        if not text or (text not in known and len(known) == MAX_TEXTS):
+            return False
+        known.add(text)
+        return True
+
+    def is_early(self, formula: str, step: int) -> bool:
+        """Return whether a training step is one of the first with a loss of a formula."""
+        if formula not in self._known["formula"]:
+            return False
+        steps = self._steps.setdefault(formula, set())
+        if len(steps) < MAX_CONNECTED:
+            steps.add(step)
+        return step in steps
+
+
 class _Loss:
     """What a backward begins with, if it is one tensor with a graph.
 
     Args:
         tape: of the recording.
-        texts: those that were told already, by what they are of.
+        texts: that were told already.
         args, kwargs: of the call.
         caller: frame of what calls.
     """
@@ -109,7 +138,7 @@ class _Loss:
     def __init__(
         self,
         tape: Tape,
-        texts: dict[str, set[str]],
+        texts: _Texts,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
         caller: FrameType,
@@ -132,8 +161,8 @@ class _Loss:
         micro-batches a framework spreads the step that it is for, where one tells; ``again`` is
         there where an earlier backward went through it, too; ``formula`` is how it is computed, and
         ``settings`` are those of all operations that do, ``layers`` those among them that have
-        weights; ``draws`` tells where went what was drawn at random; ``cuts`` are the functions
-        that took the gradients from terms of it.
+        weights, and ``connections`` what each of these is given; ``draws`` tells where went what
+        was drawn at random; ``cuts`` are the functions that took the gradients from terms of it.
         """
         loss, self._loss = self._loss, None
         if loss is None or self._node is None:
@@ -148,12 +177,16 @@ class _Loss:
             if was_passed(node):
                 arguments = self._tape.signatures.extended(arguments, "again", "yes")
             self._operations = operations(node)
-            arguments = self._told(arguments, "formula", formula(self._operations))
+            told = formula(self._operations)
+            arguments = self._told(arguments, "formula", told)
             nodes = nodes_of(node)
             if nodes is not None:
                 names = self._tape.variables.structure(is_fresh=False).names
                 arguments = self._told(arguments, "settings", settings(nodes))
                 arguments = self._told(arguments, "layers", layers(nodes, names))
+                if self._texts.is_early(told, self._tape.tracker.step):
+                    told = connections(nodes, names)
+                    arguments = self._told(arguments, "connections", told)
             arguments = self._told(arguments, "cuts", self._tape.cuts.take(loss))
             draws = self._tape.draws.take()
             if nodes is not None:
@@ -161,10 +194,8 @@ class _Loss:
         return arguments
 
     def _told(self, arguments: int, path: str, text: str) -> int:
-        known = self._texts.setdefault(path, set())
-        if not text or (text not in known and len(known) == MAX_TEXTS):
+        if not self._texts.admits(path, text):
             return arguments
-        known.add(text)
         return self._tape.signatures.extended(arguments, path, text)
 
     def frames(self, call: OpenCall) -> list[Frame]:
