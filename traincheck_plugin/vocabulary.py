@@ -284,15 +284,19 @@ ENTRY = ">"
 """Stands there before the weight of a layer to whose input no gradient goes."""
 
 FROM = "<"
-"""Stands between a part of a model and one from which it is given something."""
+"""Stands there between a part of a model and one from which it is given something, and between a
+function and those that compute what it is given without gradients."""
 
 BY = ":"
-"""Stands before each operation on the way between the two."""
+"""Stands before each operation on the way between two parts."""
 
 NO_CUT = "none"
 """What is told of a loss of which no function took the gradients from a term."""
 
-Setting = Literal["dimension", "ignored", "masked", "hides", "summed", "mixes"]
+NO_DERIVATION = "none"
+"""What is told of a loss that is given nothing that was computed without gradients."""
+
+Setting = Literal["dimension", "ignored", "masked", "hides", "side", "summed", "mixes"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
 the last; the target that it leaves out; whether something hides elements from it, and which;
 whether values are summed up along the dimension along which their weights add up to one; whether

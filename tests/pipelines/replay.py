@@ -10,7 +10,10 @@ import numpy as np
 import torch
 from torch import nn, optim
 
-BUGS = {"observation_not_copied": (0, "without a copy|one sample|are the same")}
+BUGS = {
+    "observation_not_copied": (0, "without a copy|one sample|are the same"),
+    "end_ignored": (0, "computed otherwise|a factor"),
+}
 SIZE = 5
 BATCHES = 40
 
@@ -98,7 +101,10 @@ def main():
             reward, is_over = torch.tensor(reward).float(), torch.tensor(is_over).float()
             with torch.no_grad():
                 best = values(after).argmax(dim=1, keepdim=True)
-                wanted = reward + 0.9 * (1 - is_over) * target(after).gather(1, best).squeeze(1)
+                later = target(after).gather(1, best).squeeze(1)
+                if args.bug != "end_ignored":
+                    later = (1 - is_over) * later
+                wanted = reward + 0.9 * later
             valued = values(seen).gather(1, torch.tensor(action)[:, None]).squeeze(1)
             loss = nn.functional.smooth_l1_loss(valued, wanted)
             optimizer.zero_grad()

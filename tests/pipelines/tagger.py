@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForTokenClassification, get_linear_sche
 PADDING = 0
 OUTSIDE, BEGINS, INSIDE = 0, 1, 2
 IGNORED = -100
-BUGS = {"padding_in_labels": (0, r"padd")}
+BUGS = {"padding_in_labels": (0, r"padd"), "mask_inverted": (0, "inverted")}
 
 
 def load_sentences(count):
@@ -33,14 +33,16 @@ def load_sentences(count):
 
 class Collator:
     def __init__(self, bug):
+        self.bug = bug
         self.filler = OUTSIDE if bug == "padding_in_labels" else IGNORED
 
     def __call__(self, rows):
         words, tags = zip(*rows, strict=True)
         words = pad_sequence(words, batch_first=True, padding_value=PADDING)
+        shown = words == PADDING if self.bug == "mask_inverted" else words != PADDING
         return {
             "input_ids": words,
-            "attention_mask": (words != PADDING).long(),
+            "attention_mask": shown.long(),
             "labels": pad_sequence(tags, batch_first=True, padding_value=self.filler),
         }
 

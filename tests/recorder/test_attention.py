@@ -87,6 +87,37 @@ def test_what_the_mask_of_fused_attention_hides_is_told(
     assert _told(result, "self_attention.hides") == expected
 
 
+@pytest.mark.parametrize(
+    ("hidden", "expected"),
+    [
+        (PADDING, ["last"]),
+        (~PADDING, ["first"]),
+        (PADDING.flip(1), ["first"]),
+        (torch.stack([PADDING[0], PADDING[0].flip(0)]), ["first", "last"]),
+        # Of what is not padded, all is hidden by a mask that is inverted.
+        (torch.stack([~PADDING[0], torch.ones(LENGTH, dtype=torch.bool)]), ["first"]),
+        (torch.zeros(2, LENGTH, dtype=torch.bool), []),
+        # In the middle, as words that are left out at random.
+        (torch.tensor([[False, True, False, True, False]] * 2), []),
+    ],
+)
+def test_which_end_of_samples_is_hidden_is_told(
+    values: Tensor, hidden: Tensor, expected: list[str]
+) -> None:
+    scores, hidden = _scores(values), hidden[:, None, None]
+    causal = scores.masked_fill(~SHOWN, -1e9).masked_fill(hidden, -1e9)
+    masks = ~hidden, torch.zeros(2, 1, 5, 5).masked_fill(hidden, -1e9)
+    attend = functional.scaled_dot_product_attention
+    several = [scores.masked_fill(hidden, -1e9).softmax(-1) @ values]
+    several += [attend(values, values, values, attn_mask=mask) for mask in masks]
+    if not hidden[..., 0].any():
+        # Nobody sees what is first but by a causal mask.
+        several.append(causal.softmax(-1) @ values)
+    for result in several:
+        assert sorted(_told(result, "attention.side")) == expected
+    assert _told(scores.softmax(-1) @ values, "attention.side") == []
+
+
 def test_of_other_masks_it_is_not_known() -> None:
     def hides(mask: Tensor | None) -> str:
         return attention_module._hides(mask, attention_module._is_hidden)

@@ -172,6 +172,36 @@ def test_what_follows_has_to_be_hidden(hides: list[str], leak: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("known", "now", "is_told"),
+    [
+        (["last"], ["first"], True),
+        (["first"], ["last"], True),
+        (["last"], ["last"], False),
+        (["last"], ["first", "last"], False),
+        (["first", "last"], ["first"], False),
+        (["last"], [], False),
+        ([], ["first"], False),
+    ],
+)
+def test_hiding_the_other_end_of_samples_is_told(
+    known: list[str], now: list[str], is_told: bool
+) -> None:
+    def settings(sides: list[str]) -> str:
+        return " ".join(["attention.masked=yes", *(f"attention.side={side}" for side in sides)])
+
+    held = _held(_known(settings(known)), [settings(now)] * 3)
+    assert held == ([False] * 2 if is_told else [True] * 3)
+    if is_told:
+        explanation = _failure(_known(settings(known)), settings(now))
+        assert explanation.message == (
+            f"in the loss of Net, attention hides the {now[0]} keys of samples; in the reference "
+            f"the {known[0]} ones"
+        )
+        assert explanation.cause is not None
+        assert "inverted" in explanation.cause.text
+
+
+@pytest.mark.parametrize(
     ("law", "name", "right"), [(SUMS, "attention.summed", "yes"), (MIXES, "reshape.mixes", "no")]
 )
 @given(told=st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))

@@ -61,8 +61,10 @@ def attention(node: Any, kind: str) -> Iterator[tuple[str, Setting, str]]:
     ``masked`` is whether something hides elements from it. Of self-attention, in which each
     position may see each of the same sequence, ``hides`` tells what is hidden from a position where
     there is a mask: what comes ``later``, or ``earlier``, ``some`` otherwise, or the same ``keys``
-    from all; ``unknown`` where the graph does not keep the mask, or a device has it. ``summed``
-    tells whether values are summed up along the dimension along which their weights add up to one.
+    from all; ``unknown`` where the graph does not keep the mask, or a device has it. ``side`` tells
+    whether the ``first`` key of a sample is hidden from all queries and its last is not, or the
+    ``last`` and not its first. ``summed`` tells whether values are summed up along the dimension
+    along which their weights add up to one.
     """
     if kind.startswith(_FUSED):
         yield from _fused(node)
@@ -75,8 +77,9 @@ def attention(node: Any, kind: str) -> Iterator[tuple[str, Setting, str]]:
     inner = softmax.next_functions[0][0]
     is_masked = _is_masked(inner)
     weights = kept(getattr(softmax, "_raw_saved_result", None)) if is_masked else None
-    hides = _hides(weights, lambda some: some == 0)
+    hides = _hides(weights, _is_zero)
     yield from _masked([hides] * is_masked, shape, *shape[-2:])
+    yield from _sides(weights, _is_zero)
     if axis is not None and _is_of_products(inner):
         along = wrapped(softmax._saved_dim) % len(shape)
         yield "attention", "summed", "yes" if axis == along else "no"
@@ -93,6 +96,7 @@ def _fused(node: Any) -> Iterator[tuple[str, Setting, str]]:
         mask = getattr(node, name, None)
         if is_given(mask):
             masks.append(_hides(kept(mask), _is_hidden))
+            yield from _sides(kept(mask), _is_hidden)
     keys = kept(getattr(node, "_raw_saved_key", None))
     num_keys = () if keys is None else keys.shape[-2:-1]
     yield from _masked(masks, shape_of(node), *shape_of(node)[-2:-1], *num_keys)
@@ -200,6 +204,10 @@ def _is_masked(node: Any) -> bool:
     return False
 
 
+def _is_zero(weights: Tensor) -> Tensor:
+    return weights == 0
+
+
 def _is_hidden(mask: Tensor) -> Tensor:
     return ~mask if mask.dtype == torch.bool else mask <= _HIDDEN
 
@@ -228,3 +236,18 @@ def _hides(told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]) -> str:
     if bool(hidden[above].all()):
         return _LATER
     return _EARLIER if bool(hidden[above.T].all()) else _SOME
+
+
+def _sides(
+    told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[str, Setting, str]]:
+    """Yield at which end keys of some sample are hidden from all queries, and not at the other."""
+    if told is None or not told.is_cpu or told.dim() < 2 or told.numel() == 0:
+        return
+    part = told.detach().flatten(0, -3) if told.dim() > 2 else told.detach()[None]
+    part = part[:: -(-len(part) // _MAX_MASKS)]
+    first, last = (is_hidden(part[..., key]).all(-1) for key in (0, -1))
+    if bool((first & ~last).any()):
+        yield "attention", "side", "first"
+    if bool((last & ~first).any()):
+        yield "attention", "side", "last"

@@ -53,6 +53,13 @@ class Sources:
             frame = frame.f_back
         return NONE if fallback is None else self._line(fallback, fallback.f_code)
 
+    def is_user(self, code: CodeType) -> bool:
+        """Return whether code is the user's."""
+        kind = self._kinds.get(code)
+        if kind is None:
+            kind = self._kinds[code] = _kind_of(code.co_filename)
+        return kind == _USER
+
     def _line(self, frame: FrameType, code: CodeType) -> int:
         key = (code, frame.f_lasti)
         line = self._lines.get(key)

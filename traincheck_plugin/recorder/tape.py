@@ -26,6 +26,7 @@ from traincheck_plugin.recorder.calls import (
 )
 from traincheck_plugin.recorder.context import ContextTracker
 from traincheck_plugin.recorder.cuts import Cuts
+from traincheck_plugin.recorder.derivations import Derivations
 from traincheck_plugin.recorder.draws import Draws
 from traincheck_plugin.recorder.frames import FrameTaker
 from traincheck_plugin.recorder.naming import Apis, Labels
@@ -81,6 +82,7 @@ class Tape:
         self.signatures = Signatures(self.catalog.signatures)
         self.draws = Draws()
         self.cuts = Cuts()
+        self.derivations = Derivations(self.sources)
         self.tracker = ContextTracker(self.catalog, rank, world_size, first_step)
         self.variables = Variables(
             self.catalog,

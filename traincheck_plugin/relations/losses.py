@@ -44,6 +44,8 @@ class Loss(NamedTuple):
         layers: linear ones and convolutions in its graph, by their weights; `ENTRY` is before those
             to whose inputs no gradient goes.
         connections: from which parts of the model the others and the loss are given what they take.
+        derivations: functions that were given something without gradients, and the operations that
+            computed it; `NO_DERIVATION` where none was, "" where that is not known.
     """
 
     row: int
@@ -55,11 +57,12 @@ class Loss(NamedTuple):
     cuts: str
     layers: str
     connections: str
+    derivations: str
 
 
 SETTINGS = frozenset(get_args(Setting))
 
-_TOLD = ("formula", "settings", "draws", "cuts", "layers", "connections")
+_TOLD = ("formula", "settings", "draws", "cuts", "layers", "connections", "derivations")
 
 
 class EarlyLosses:

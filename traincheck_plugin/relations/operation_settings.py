@@ -42,6 +42,7 @@ MAX_UNMASKED = 2
 """Losses in a row without a mask that are excused: batches without padding need none."""
 
 _SELF_ATTENTION, _HIDES = "self_attention.masked", "self_attention.hides"
+_SIDE = "attention.side"
 _SUMMED, _MIXES = "attention.summed", "reshape.mixes"
 _MASKED, _HIDING = ".masked", ".hides"
 _HIDDEN_FROM_ALL, _EARLIER = "keys", "earlier"
@@ -55,7 +56,8 @@ class OperationSettingsRelation(Relation):
     operations o in the autograd graph of both: values(b, o, s) in values(reference, o, s)``. The
     settings are the dimensions that an operation goes over, the target that it leaves out, and
     whether something hides elements from it. Of what is hidden, only that less is than in all
-    losses of the reference, and that it is what comes earlier. The first failure in a row is
+    losses of the reference, that it is what comes earlier, and that it is the other end of samples.
+    The first failure in a row is
     excused, and `MAX_UNMASKED` without a mask; nothing is said once a state was loaded into an
     optimizer.
 
@@ -66,11 +68,11 @@ class OperationSettingsRelation(Relation):
     which their weights add up to one``; and ``forall backwards b, reshapes r in its graph: r splits
     and merges axes``. The first failure in a row of the last two is excused.
 
-    Catches an attention without its causal mask, or with an inverted one, a softmax over another
-    dimension, a reshape in place of a permute, and padding that counts in the loss. Cannot see what
-    is computed without operations that tell it: a loss that is masked by a product, padding in a
-    convolution; nor a sum in place of a mean, since a sum may be divided elsewhere; nor a reshape
-    of axes of which one is a multiple of the other.
+    Catches an attention without its causal mask, or with an inverted one, an inverted mask of
+    padding, a softmax over another dimension, a reshape in place of a permute, and padding that
+    counts in the loss. Cannot see what is computed without operations that tell it: a loss that is
+    masked by a product, padding in a convolution; nor a sum in place of a mean, since a sum may be
+    divided elsewhere; nor a reshape of axes of which one is a multiple of the other.
     """
 
     name = "OperationSettingsRelation"
@@ -209,6 +211,9 @@ class _Monitor(Monitor):
         if name.endswith(_HIDING):
             # The rest depends on the padding of a batch.
             return _EARLIER not in values or any(_EARLIER in known for known in allowed)
+        if name == _SIDE:
+            # Both are hidden where samples are padded at both ends, or some keys at random.
+            return any(values & known for known in allowed)
         return values in allowed
 
     def _explain(self, name: str, values: frozenset[str]) -> Explanation:
@@ -336,6 +341,11 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
     "hides": (
         "the mask of {operation} hides {now}; in the reference {before}",
         "the mask of {operation} is inverted: it hides what comes earlier, and shows the rest",
+    ),
+    "side": (
+        "{operation} hides the {now} keys of samples; in the reference the {before} ones",
+        "the padding mask of {operation} is inverted, and shows the padding alone; or samples are "
+        "padded at their other end",
     ),
     "summed": (
         "{operation} sums up values along another dimension than its softmax goes over",

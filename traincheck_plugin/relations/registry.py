@@ -19,6 +19,7 @@ from traincheck_plugin.relations.consistent_input_output import ConsistentInputO
 from traincheck_plugin.relations.consistent_output import ConsistentOutputRelation
 from traincheck_plugin.relations.continuity import ContinuityRelation
 from traincheck_plugin.relations.copies import CopyRelation
+from traincheck_plugin.relations.derivations import DerivationsRelation
 from traincheck_plugin.relations.distinct_argument import DistinctArgumentRelation
 from traincheck_plugin.relations.distinct_inputs import DistinctInputsRelation
 from traincheck_plugin.relations.eval_mode import EvalModeRelation
@@ -112,6 +113,7 @@ BUILT_IN: tuple[Relation, ...] = (
     LossTermsRelation(),
     LayerInputsRelation(),
     ConnectionsRelation(),
+    DerivationsRelation(),
     OperationSettingsRelation(),
     RandomDrawsRelation(),
     LossScalingRelation(),

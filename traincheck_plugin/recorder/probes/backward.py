@@ -188,9 +188,10 @@ class _Loss:
                     told = connections(nodes, names)
                     arguments = self._told(arguments, "connections", told)
             arguments = self._told(arguments, "cuts", self._tape.cuts.take(loss))
-            draws = self._tape.draws.take()
+            draws, derivations = self._tape.draws.take(), self._tape.derivations.take()
             if nodes is not None:
                 arguments = self._told(arguments, "draws", draws)
+                arguments = self._told(arguments, "derivations", derivations)
         return arguments
 
     def _told(self, arguments: int, path: str, text: str) -> int:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import torch
@@ -129,6 +130,7 @@ class _Listener(TorchFunctionMode):
         self._here = tape.sources.here
         self._draws = tape.draws
         self._cuts = tape.cuts
+        self._derivations = tape.derivations
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -153,7 +155,7 @@ class _Listener(TorchFunctionMode):
         if api == NONE:
             result = func(*args, **(kwargs or {}))
             end_ns = _clock()
-            self._follow(func, args, kwargs, result)
+            self._follow(func, args, kwargs, result, sys._getframe(1))
             tape.spent_ns += _clock() - end_ns
             return result
         call = tape.next_call()
@@ -168,7 +170,7 @@ class _Listener(TorchFunctionMode):
             raise
         finally:
             if exception == NONE:
-                self._follow(func, args, kwargs, result)
+                self._follow(func, args, kwargs, result, sys._getframe(1))
             if exception == NONE and result is not None:
                 try:
                     outputs = self._result(result)
@@ -200,14 +202,20 @@ class _Listener(TorchFunctionMode):
                 tape.cut_if_too_long()
         return result
 
-    def _follow(self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any) -> None:
+    def _follow(
+        self, func: Any, args: tuple[Any, ...], kwargs: Any, result: Any, frame: FrameType
+    ) -> None:
         """Tell where tensors go, but for those that a backward computes anew."""
         stack = self._stack
-        if stack and stack[-1].role == "backward":
+        role = stack[-1].role if stack else None
+        if role == "backward":
             return
         try:
             self._draws.observe(func, args, kwargs, result)
             self._cuts.observe(func, args, kwargs, result)
+            self._derivations.observe(
+                func, args, kwargs, result, frame, is_within=role == "forward"
+            )
         except Exception as error:  # noqa: BLE001  # likewise
             self._tape.problems.note_failure(error)
 
