@@ -296,6 +296,9 @@ NO_CUT = "none"
 NO_DERIVATION = "none"
 """What is told of a loss that is given nothing that was computed without gradients."""
 
+GIVEN = "given"
+"""Where it is told that what clips gradients is given none."""
+
 Setting = Literal["dimension", "ignored", "masked", "hides", "side", "summed", "mixes"]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
 the last; the target that it leaves out; whether something hides elements from it, and which;

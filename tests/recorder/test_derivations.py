@@ -62,6 +62,16 @@ def test_a_target_is_told_by_what_computes_it(target, expected):
     assert told(lambda model: functional.mse_loss(model(VALUES), target(model))) == [expected]
 
 
+def test_flags_that_are_set_belong_to_an_operation():
+    def ordered(**options):
+        return told(lambda model: model(VALUES)[VALUES[:, 0].argsort(**options)].sum())
+
+    assert ordered(descending=True) == ["getitem<argsort[descending]"]
+    assert ordered(descending=False) == ordered() == ["getitem<argsort"]
+    found = told(lambda model: (model(VALUES) * VALUES.mean(dim=0, keepdim=True)).sum())
+    assert found == ["mul<mean"]
+
+
 def test_losses_that_are_modules_and_operators_meet_as_well():
     assert told(lambda model: nn.MSELoss()(model(VALUES), VALUES.exp())) == ["mse_loss<exp"]
     assert told(lambda model: ((model(VALUES) - VALUES.exp()) ** 2).sum()) == ["sub<exp"]

@@ -7,13 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.builders import RunBuilder
-from tests.relations.labelling import labels
+from tests.relations.labelling import labels, told
 from tests.relations.loops import MODEL, failure, holding
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
 from traincheck_plugin.relations.clipped_gradients import ClippedGradientsRelation
+from traincheck_plugin.vocabulary import GIVEN, Item
 
 RELATION = ClippedGradientsRelation()
+GIVEN_PARAMS = (
+    APIParam(api_full_name="torch.nn.utils.clip_grad_norm_", role="clip", argument=GIVEN),
+)
 PARAMS = (APIParam(api_full_name="torch.nn.utils.clip_grad_norm_", role="clip"),)
 
 
@@ -110,3 +114,41 @@ def test_the_rule_and_its_cause_have_words() -> None:
     assert set(RELATION.needs(PARAMS).attributes) == {"backward"}
     with pytest.raises(InvariantError, match="expects one APIParam"):
         RELATION.monitor((ConstantParam(value=1),))
+
+
+def _clip(run: RunBuilder, *, is_empty: bool, source: str = "a.py:1 in train") -> None:
+    outputs = [Item(path=GIVEN, type="str", value="none")] * is_empty
+    run.call("torch.nn.utils.clip_grad_norm_", role="clip", outputs=outputs, source=source)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(["a.py:1 in f", "a.py:2 in f"]))))
+def test_a_clip_without_gradients_is_told_when_it_stays(clips: list[tuple[bool, str]]) -> None:
+    expected, num_failed = [], dict.fromkeys(["a.py:1 in f", "a.py:2 in f"], 0)
+    events = []
+    for is_empty, source in clips:
+        num_failed[source] = num_failed[source] + 1 if is_empty else 0
+        if num_failed[source] != 1:
+            expected.append(not is_empty)
+        events.append(lambda run, e=is_empty, s=source: _clip(run, is_empty=e, source=s))
+    windows = told(events, range(1, len(events)))
+    assert [held for _, held in labels(RELATION, GIVEN_PARAMS, windows)] == expected
+
+
+def test_it_is_told_why_nothing_is_clipped() -> None:
+    monitor = RELATION.monitor(GIVEN_PARAMS)
+    [window] = told([lambda run: _clip(run, is_empty=True)] * 2, ())
+    explanation = monitor.observe(window).explain(0)
+    assert explanation.message == "no parameter that clip_grad_norm_ was given has a gradient"
+    assert explanation.cause is not None
+    assert "iterator" in explanation.cause.text
+    assert RELATION.describe(GIVEN_PARAMS) == (
+        "clip_grad_norm_ is given parameters that have gradients"
+    )
+    assert RELATION.needs(GIVEN_PARAMS).attributes == {}
+
+
+def test_both_are_proposed_of_each_clip() -> None:
+    proposer = RELATION.proposer()
+    for window in told([lambda run: _clip(run, is_empty=False)], ()):
+        proposer.observe(window)
+    assert {h.params for h in proposer.hypotheses()} == {PARAMS, GIVEN_PARAMS}

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from tests.relations.loops import failure, holding, told
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
-from traincheck_plugin.relations.loss_share import AT_MOST, BY_TENSOR, WHOLE, LossShareRelation
+from traincheck_plugin.relations.loss_share import AT_MOST, BY_TENSOR, LossShareRelation
 from traincheck_plugin.relations.losses import BACKWARD
 
 RELATION = LossShareRelation()
 API = APIParam(api_full_name="torch.optim.Optimizer.step", role="step")
+WHOLE = "1"
 FULL = "backward/2 backward/2 step zero "
 SHORT = "backward/2 step zero "
 
@@ -48,6 +49,29 @@ def test_what_the_shares_add_up_to(words: str, whole: list[bool], at_most: list[
     assert _holds(AT_MOST, words) == at_most
 
 
+@pytest.mark.parametrize(
+    ("total", "words", "expected"),
+    [
+        ("0.5", "backward/4 backward/4 step zero " * 3, [True] * 3),
+        ("0.5", "backward/8 backward/8 step zero " * 3, [True, False, False]),
+        ("0.5", "backward/2 backward/2 step zero " * 2, [False] * 2),
+        ("0.333333", "backward/6 backward/6 step zero " * 2, [True] * 2),
+    ],
+)
+def test_they_add_up_to_what_they_did(total: str, words: str, expected: list[bool]) -> None:
+    assert _holds(total, words) == expected
+
+
+def test_it_is_told_what_was_expected() -> None:
+    half = (API, ConstantParam(value="0.5"))
+    explanation = failure(RELATION, half, "step " + "backward/8 backward/8 step zero " * 2)
+    assert explanation.message == (
+        "SGD.step used gradients of 0.25 times the mean loss of its micro-batches, expected 0.5"
+    )
+    assert explanation.cause is not None
+    assert "too small" in explanation.cause.text
+
+
 def test_the_first_step_of_a_run_is_judged_too() -> None:
     whole = (API, ConstantParam(value=WHOLE))
     assert holding(RELATION, whole, SHORT * 2) == [True, False]
@@ -70,6 +94,11 @@ def test_two_optimizers_have_shares_of_their_own() -> None:
         ("backward step zero " * 3, set()),
         ("backward backward step zero " * 3, set()),
         ("backward/3 step zero " * 3, set()),
+        # Of a loss that is a half of two terms, say.
+        ("backward/4 backward/4 step zero " * 3, {"0.5"}),
+        ("backward/6 backward/6 step zero " * 3 + "backward/6 step zero", {"0.333333"}),
+        ("backward/4 backward/4 step zero backward/2 step zero " * 2, {"0.5"}),
+        ("backward/4 backward/4 step zero backward step zero " * 2, set()),
         ("backward/nan backward/nan step zero " * 3, {BY_TENSOR}),
         ("backward/nan backward/nan step zero " * 3 + "backward backward step", set()),
         ("backward/nan step zero " * 3, set()),
@@ -206,6 +235,12 @@ def test_what_nothing_divides_is_told() -> None:
     assert told_.cause is not None
     assert "not divided by the number of tokens" in told_.cause.text
     assert "is divided by a tensor" in RELATION.describe(by_tensor)
+
+
+@pytest.mark.parametrize("total", ["0", "-1", "nan", "1.5", "half"])
+def test_shares_add_up_to_a_part_of_the_loss(total: str) -> None:
+    with pytest.raises(InvariantError, match="knows no sum"):
+        RELATION.monitor((API, ConstantParam(value=total)))
 
 
 def test_it_takes_a_sum_that_it_knows() -> None:

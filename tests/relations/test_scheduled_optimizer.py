@@ -24,13 +24,20 @@ OLD, NEW = "torch.optim.Adam#0", "torch.optim.Adam#1"
 Event = Callable[[RunBuilder], object]
 
 
-def _step(target: str, *, holders: Sequence[str] = (), lr: float = 0.1) -> Event:
-    """A step that shows who holds the two parameters: its optimizer, unless told."""
+def _step(
+    target: str,
+    *,
+    holders: Sequence[str] = (),
+    lr: float = 0.1,
+    learns: Sequence[bool] = (True, True),
+) -> Event:
+    """A step that shows which of two parameters learn, and who holds them: itself, unless told."""
 
     def tell(run: RunBuilder) -> None:
         with run.calling("torch.optim.Adam.step", object=target):
             codes = run.parameters("a", "b")
-            run.frame("begin", codes, optimizer=list(holders) or target, lr=lr)
+            held_by = list(holders) or target
+            run.frame("begin", codes, optimizer=held_by, lr=lr, requires_grad=list(learns))
 
     return tell
 
@@ -78,6 +85,15 @@ def test_a_scheduler_of_an_optimizer_that_was_replaced() -> None:
 )
 def test_what_is_no_example(run: list[Event]) -> None:
     assert _held(*run * 6) == []
+
+
+def test_an_optimizer_of_what_is_frozen_does_not_wait() -> None:
+    def held(learns: Sequence[bool]) -> list[bool]:
+        step = _step(NEW, holders=[NEW, OLD], learns=learns)
+        return _held(_step(OLD), _move(), _step(OLD), _move(), *[step, _move()] * (IN_A_ROW + 1))
+
+    assert held([True, True]) == [True]
+    assert held([True, False]) == [True, False, False]
 
 
 def test_the_cause_is_told() -> None:

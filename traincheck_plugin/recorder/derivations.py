@@ -30,6 +30,9 @@ _ARRANGING = frozenset(
 """Functions that give the values that they are given, or some of them."""
 
 _SETTING = "setitem"
+_FORMAL = frozenset({"copy", "inplace", "keepdim", "non_blocking", "pin_memory", "requires_grad"})
+"""Flags that leave all values as they are."""
+
 _SPELLINGS = {
     **dict.fromkeys(("iadd", "radd"), "add"),
     **dict.fromkeys(("isub", "subtract"), "sub"),
@@ -82,6 +85,9 @@ class Derivations:
         self.is_used = True
         name = name_of(function)
         name = _SPELLINGS.get(name, name)
+        if kwargs:
+            flags = sorted(k for k, value in kwargs.items() if value is True and k not in _FORMAL)
+            name += f"[{'+'.join(flags)}]" if flags else ""
         if name == _SETTING:
             result = args[0]
         for one in tensors_in((result,)) if not isinstance(result, tuple) else tensors_in(result):

@@ -1,11 +1,14 @@
-"""ClippedGradientsRelation: what was clipped is what the step uses."""
+"""ClippedGradientsRelation: what was clipped is what the step uses, and there is something."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 
 from traincheck_plugin.events import Window
-from traincheck_plugin.invariants.model import APIParam, Param, Severity
+from traincheck_plugin.invariants.model import APIParam, Hypothesis, Param, Severity
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.relations.base import (
     NO_EXAMPLES,
@@ -16,13 +19,16 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.frames import is_backward
 from traincheck_plugin.relations.lifecycle import completed
+from traincheck_plugin.relations.loads import told_of
 from traincheck_plugin.relations.moments import has_gradients
 from traincheck_plugin.relations.naming import short
-from traincheck_plugin.relations.params import gradient_plan, single
+from traincheck_plugin.relations.params import api_plan, gradient_plan, single
+from traincheck_plugin.relations.per_run import PerRun
 from traincheck_plugin.relations.role_proposer import RoleProposer
-from traincheck_plugin.vocabulary import NONE
+from traincheck_plugin.vocabulary import GIVEN, NONE
 
 _Loss = tuple[int, int]
 """Where a backward is called, and the last model that ran with gradients before it."""
@@ -36,26 +42,34 @@ class ClippedGradientsRelation(Relation):
     backwards are alike where the same line calls them after a forward of the same model: those of
     other models are for other gradients.
 
+    And ``forall clips c: a parameter that c is given has a gradient``, where an attribute says so;
+    of each line the first failure in a row is excused.
+
     Catches gradients that are clipped for each micro-batch that they are accumulated of, so that
-    each has another weight. Cannot see a backward of another line that adds to them.
+    each has another weight, and a clip that is given an iterator that an optimizer used up, or the
+    parameters of another model. Cannot see a backward of another line that adds to them.
     """
 
     name = "ClippedGradientsRelation"
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return RoleProposer(self.name, frozenset({"clip"}))
+        return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
-        return _Monitor(single(self.name, params, APIParam).api_full_name)
+        clip = single(self.name, params, APIParam)
+        return (_Given if clip.argument == GIVEN else _Monitor)(clip.api_full_name)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        clip = short(single(self.name, params, APIParam).api_full_name)
-        return f"no backward adds to gradients between {clip} and the optimizer step"
+        clip = single(self.name, params, APIParam)
+        name = short(clip.api_full_name)
+        if clip.argument == GIVEN:
+            return f"{name} is given parameters that have gradients"
+        return f"no backward adds to gradients between {name} and the optimizer step"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        single(self.name, params, APIParam)
-        return gradient_plan("backward")
+        clip = single(self.name, params, APIParam)
+        return api_plan(clip) if clip.argument == GIVEN else gradient_plan("backward")
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
@@ -123,3 +137,52 @@ class _Monitor(Monitor):
                 "is accumulated is clipped time after time, and the last one counts most",
             ),
         )
+
+
+class _Given(Monitor):
+    """Judges whether there is a gradient to clip, by lines of the source."""
+
+    def __init__(self, clip: str) -> None:
+        self._clip = clip
+        self._excuses: PerRun[dict[int, Excuse]] = PerRun(dict)
+
+    def observe(self, window: Window) -> Examples:
+        excuses = self._excuses.of(window.catalog)
+        rows, holds = [], []
+        for row in completed(window, window.rows_of_name(self._clip)).tolist():
+            held = told_of(window, row, GIVEN) == ""
+            if excuses.setdefault(int(window.calls.source[row]), Excuse()).counts(held):
+                rows.append(row)
+                holds.append(held)
+        if not rows:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window, np.array(rows, np.int64), np.array(holds, np.bool_), lambda _: self._explain()
+        )
+
+    def _explain(self) -> Explanation:
+        clip = short(self._clip)
+        return Explanation(
+            message=f"no parameter that {clip} was given has a gradient",
+            cause=Cause(
+                fact="gradients are not clipped",
+                subjects=(clip,),
+                text=f"{clip} is given an iterator that something else, such as an optimizer, has "
+                "used up already, the parameters of another model, or gradients that were cleared",
+            ),
+        )
+
+
+class _Proposer(Proposer):
+    def __init__(self) -> None:
+        self._several = RoleProposer(ClippedGradientsRelation.name, frozenset({"clip"}))
+
+    def observe(self, window: Window) -> None:
+        self._several.observe(window)
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        for hypothesis in self._several.hypotheses():
+            yield hypothesis
+            [clip] = hypothesis.params
+            if isinstance(clip, APIParam):
+                yield replace(hypothesis, params=(replace(clip, argument=GIVEN),))

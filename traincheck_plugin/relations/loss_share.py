@@ -39,8 +39,9 @@ from traincheck_plugin.relations.losses import BACKWARD
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair
 
-WHOLE, AT_MOST, ONCE = "1", "at most 1", "divided once"
-"""What the shares of a step add up to: `ONCE` says no more than that it is not 1/n for n shares."""
+AT_MOST, ONCE = "at most 1", "divided once"
+"""What the shares of a step add up to, in place of a number: `ONCE` says no more than that it is
+not 1/n for n shares."""
 
 BY_TENSOR = "divided by a tensor"
 """Of several micro-batches each loss is divided by a tensor, as by a number of tokens."""
@@ -55,14 +56,16 @@ MAX_PENDING = 1 << 12
 """Backwards before the first step that are kept."""
 
 _TOLERANCE = 1e-6
+_DIGITS = 6
 
 
 class LossShareRelation(Relation):
-    """The constants that the losses of one step are multiplied with add up to 1.
+    """The constants that the losses of one step are multiplied with add up to what they did.
 
-    ``forall consecutive steps s, t of one optimizer: sum of factor(b) = 1`` over the backwards b
+    ``forall consecutive steps s, t of one optimizer: sum of factor(b) = c`` over the backwards b
     between s and t whose gradients were not cleared. The factor is what divides a loss by the
-    number of its micro-batches, read off the graph: 1/4 for each of four. A smaller sum is healthy
+    number of its micro-batches, read off the graph: 1/4 for each of four, so that c is 1, or what
+    else the loss itself is multiplied by. A smaller sum is healthy
     once, as that of the last, shorter window of an epoch, but not twice in a row; with ``at most
     1`` only the sums of several backwards are judged. Of all pipelines, whatever part of the loss
     they mean, ``not (factor(b) = 1 / n^2 for each of the n backwards b)`` twice in a row, for n of
@@ -113,9 +116,17 @@ def _claim(params: tuple[Param, ...]) -> tuple[APIParam, str]:
     if len(params) == 2 and isinstance(params[0], APIParam) and params[1] == BACKWARD:
         return params[0], SPREAD
     step, total = pair(LossShareRelation.name, params, APIParam, ConstantParam)
-    if total.value not in (WHOLE, AT_MOST, BY_TENSOR):
+    if total.value not in (AT_MOST, BY_TENSOR) and not 0 < _number(total.value) <= 1:
         raise InvariantError(f"{LossShareRelation.name} knows no sum {total.value!r}")
-    return step, total.value
+    return step, str(total.value)
+
+
+def _number(total: object) -> float:
+    """Return what shares add up to; 0 where it is no number."""
+    try:
+        return float(total) if isinstance(total, str) else 0.0
+    except ValueError:
+        return 0.0
 
 
 class _Share(NamedTuple):
@@ -205,6 +216,7 @@ class _Shares:
 class _Monitor(Monitor):
     def __init__(self, step: APIParam, total: str) -> None:
         self._total = total
+        self._sum = _number(total)
         self._shares = _Shares(step.api_full_name)
         self._was_less: dict[int, bool] = {}
 
@@ -224,7 +236,7 @@ class _Monitor(Monitor):
             spread = shares[0].spread if self._total == SPREAD else 0
             if self._total == BY_TENSOR:
                 return _explain_whole(name, len(shares))
-            return _explain(name, [share.factor for share in shares], spread)
+            return _explain(name, [share.factor for share in shares], spread, self._sum or 1.0)
 
         rows = np.array([row for row, _ in found], np.int64)
         return Examples.of_calls(window, rows, np.array(holds, np.bool_), explain)
@@ -252,11 +264,11 @@ class _Monitor(Monitor):
         elif self._total == ONCE:
             is_less = _is_divided_twice(factors)
         else:
-            is_less = total < 1 - _TOLERANCE
+            is_less = total < self._sum - _TOLERANCE
         was_less, self._was_less[target] = self._was_less.get(target, False), is_less
         if is_less:
             return not was_less
-        return self._total != WHOLE or total <= 1 + _TOLERANCE
+        return self._sum == 0 or total <= self._sum + _TOLERANCE
 
 
 def _is_known(shares: Sequence[_Share]) -> bool:
@@ -293,7 +305,7 @@ def _is_shared(factors: Sequence[float]) -> bool:
     return max(factors) <= 1 and (len(factors) == 1 or min(factors) < 1)
 
 
-def _explain(name: str, factors: Sequence[float], spread: int) -> Explanation:
+def _explain(name: str, factors: Sequence[float], spread: int, expected: float) -> Explanation:
     number = len(factors)
     backwards = "one backward leads" if number == 1 else f"{number} backwards lead"
     if len(set(factors)) == 1:
@@ -303,10 +315,10 @@ def _explain(name: str, factors: Sequence[float], spread: int) -> Explanation:
             how += f", since {spread} micro-batches are set to be accumulated, and are not"
     else:
         how = f"their losses are multiplied by {', '.join(f'{f:g}' for f in factors[:8])}"
-    short_of = "too small" if sum(factors) < 1 else "too large"
+    short_of = "too small" if sum(factors) < expected else "too large"
     return Explanation(
         message=f"{name} used gradients of {sum(factors):g} times the mean loss of its "
-        "micro-batches, expected 1",
+        f"micro-batches, expected {expected:g}",
         cause=Cause(
             fact="share of the loss",
             subjects=("loss",),
@@ -336,7 +348,7 @@ class _Proposer(Proposer):
 
     def __init__(self) -> None:
         self._steps: dict[APIParam, _Shares] = {}
-        self._sums: dict[APIParam, set[str]] = {}
+        self._sums: dict[APIParam, dict[float, set[bool]]] = {}
         self._with_many: dict[APIParam, None] = {}
         self._spread: dict[APIParam, None] = {}
         self._by_tensor: dict[APIParam, bool] = {}
@@ -354,7 +366,7 @@ class _Proposer(Proposer):
             if not window.observed:
                 shares.forget()
                 continue
-            sums = self._sums.setdefault(param, set())
+            sums = self._sums.setdefault(param, {})
             for _, told in shares.observe(window, starts.get(param, 0)):
                 factors = [share.factor for share in told]
                 if len(told) > 1:
@@ -367,16 +379,7 @@ class _Proposer(Proposer):
                     continue
                 if len(factors) >= MIN_SHARES:
                     self._with_many[param] = None
-                total = sum(factors)
-                sums.add(
-                    "more"
-                    if total > 1 + _TOLERANCE
-                    else "less"
-                    if total < 1 - _TOLERANCE
-                    else "one"
-                    if len(factors) == 1
-                    else "several"
-                )
+                sums.setdefault(round(sum(factors), _DIGITS), set()).add(len(factors) > 1)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         for step in self._with_many:
@@ -385,8 +388,10 @@ class _Proposer(Proposer):
             yield Hypothesis(relation=LossShareRelation.name, params=(step, BACKWARD))
         for step, sums in self._sums.items():
             totals = [BY_TENSOR] if self._by_tensor.get(step) else []
-            if "several" in sums and "more" not in sums:
-                totals += [AT_MOST, WHOLE]
+            # The largest is that of a whole window.
+            whole = max(sums, default=0.0)
+            if True in sums.get(whole, ()) and whole <= 1:
+                totals += [AT_MOST] * (whole == 1) + [f"{whole:g}"]
             for total in totals:
                 params = (step, ConstantParam(value=total))
                 yield Hypothesis(relation=LossShareRelation.name, params=params)

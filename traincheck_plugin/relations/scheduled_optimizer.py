@@ -30,7 +30,7 @@ IN_A_ROW = 3
 
 PARAMETER = VAR_TYPES["parameter"]
 
-_SHOWN = ("optimizer", "lr")
+_SHOWN = ("optimizer", "lr", "requires_grad")
 
 
 class ScheduledOptimizerRelation(Relation):
@@ -38,9 +38,9 @@ class ScheduledOptimizerRelation(Relation):
 
     ``forall calls b of a scheduler s of an optimizer o, after a first one: if some optimizer
     stepped since the last call of s, o did``, but for fewer than `IN_A_ROW` calls on end. No
-    example is a call where o holds a parameter that none of those that stepped does, for it may
-    wait for its turn; nor one since which the learning rates of those changed all the same, as
-    where an optimizer wraps another.
+    example is a call where o holds a parameter that requires gradients and that none of those that
+    stepped does, for it may wait for its turn; nor one since which the learning rates of those
+    changed all the same, as where an optimizer wraps another.
 
     Catches a scheduler that was made for an optimizer in whose place another one was built. Cannot
     see one whose optimizer was made for another model.
@@ -97,7 +97,7 @@ class _Monitor(Monitor):
 
     def _forget(self) -> None:
         self._scheduled: dict[str, _Scheduled] = {}
-        # By optimizer, at its last step: its learning rates, and all that hold a parameter.
+        # By optimizer, at its last step: its learning rates, and all that hold what learns.
         self._rates: dict[str, bytes] = {}
         self._holders: dict[str, set[str]] = {}
 
@@ -141,7 +141,8 @@ class _Monitor(Monitor):
             holders = columns["optimizer"]
             own = holders == window.calls.object[row]
             self._rates[optimizer] = columns["lr"][own].tobytes()
-            codes = np.unique(holders[holders != NONE]).tolist()
+            waiting = holders[(holders != NONE) & columns["requires_grad"]]
+            codes = np.unique(waiting).tolist()
             self._holders[optimizer] = {window.catalog.objects[code] for code in codes}
 
     def _judge(self, optimizer: str) -> bool | None:
