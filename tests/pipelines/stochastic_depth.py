@@ -19,6 +19,7 @@ BUGS = {
         0,
         "detach|(no|without) gradient|gradient .*(None|missing)|not reach|graph",
     ),
+    "softmax_over_samples": (0, r"\bdim"),
 }
 
 
@@ -48,7 +49,7 @@ def train(model, loader, optimizer, bug):
         logits = model(images)
         if bug == "detached_output":
             logits = logits.detach().requires_grad_()
-        loss = F.cross_entropy(logits, labels)
+        loss = F.nll_loss(logits.log_softmax(0 if bug == "softmax_over_samples" else 1), labels)
         if bug != "no_zero_grad":
             optimizer.zero_grad()
         loss.backward()

@@ -18,6 +18,7 @@ BUGS = {
         0,
         "detach|(no|without) gradient|gradient .*(None|missing)|not reach",
     ),
+    "one_direction": (0, "same predictions|twice|transpose"),
     "same_noise": (1, "random|noise|seed|same|repeat"),
     "two_optimizers_same_parameters": (0, "two optimizers|several optimizers|both|more than one"),
 }
@@ -76,7 +77,8 @@ def main():
                 scale = scale.item()
             scores = scale * a @ b.T
             target = torch.arange(len(images))
-            loss = (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target)) / 2
+            other = scores if bug == "one_direction" else scores.T
+            loss = (F.cross_entropy(scores, target) + F.cross_entropy(other, target)) / 2
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -101,10 +101,73 @@ def test_what_is_skewed_and_parameters_may_mix() -> None:
     assert _told(shifted) == set()
 
 
+TARGET, ONES = torch.tensor([0, 1, 2]), torch.ones(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("compute", "picked"),
+    [
+        (lambda x: functional.cross_entropy(x, TARGET), "yes"),
+        (lambda x: functional.nll_loss(x.log_softmax(1), TARGET), "yes"),
+        (lambda x: functional.nll_loss(x.log_softmax(-1), TARGET), "yes"),
+        (lambda x: functional.nll_loss(x.log_softmax(0), TARGET), "no"),
+        (lambda x: functional.nll_loss(x.log_softmax(0).t(), TARGET), "yes"),
+        (lambda x: functional.nll_loss(x.t().log_softmax(1).t(), TARGET), "no"),
+        (lambda x: x.log_softmax(1).gather(1, TARGET[:, None]), "yes"),
+        (lambda x: x.log_softmax(0).gather(1, TARGET[:, None]), "no"),
+        (lambda x: x.log_softmax(0).float()[None].squeeze(0).gather(1, TARGET[:, None]), "no"),
+        (lambda x: functional.nll_loss(x, TARGET), None),
+        (lambda x: functional.nll_loss(x.log_softmax(0) * 2, TARGET), None),
+        (lambda x: x.gather(1, TARGET[:, None]), None),
+    ],
+)
+def test_it_is_told_whether_classes_are_picked_where_they_add_up_to_one(
+    compute: Callable[[Tensor], Tensor], picked: str | None
+) -> None:
+    told = _told(compute(torch.randn(3, 3, requires_grad=True).sin())) or set()
+    expected = {f"log_softmax.picked={picked}"} if picked else set()
+    assert {one for one in told if ".picked" in one} == expected
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1])
+def test_classes_of_sequences_and_images_are_found(dim: int) -> None:
+    values = torch.randn(5, 2, 4, requires_grad=True).sin()
+    lengths = torch.tensor([5, 5]), torch.tensor([2, 2])
+    loss = functional.ctc_loss(values.log_softmax(dim), torch.ones(2, 2).long(), *lengths)
+    assert f"log_softmax.picked={'yes' if dim in (2, -1) else 'no'}" in (_told(loss) or ())
+    images = values[..., None].log_softmax(dim)
+    loss = functional.nll_loss(images, torch.zeros(5, 4, 1).long())
+    assert f"log_softmax.picked={'yes' if dim == 1 else 'no'}" in (_told(loss) or ())
+
+
+OTHERS = torch.tensor([0, 1, 2])
+_entropy = functional.cross_entropy
+
+
+@pytest.mark.parametrize(
+    ("compute", "repeated"),
+    [
+        (lambda x: _entropy(x, TARGET) + _entropy(x, TARGET), "yes"),
+        (lambda x: _entropy(x, TARGET) + _entropy(x.t(), TARGET), "no"),
+        (lambda x: _entropy(x, TARGET) + _entropy(x, OTHERS), "no"),
+        (lambda x: functional.mse_loss(x, ONES) * functional.mse_loss(x, ONES), "yes"),
+        (lambda x: functional.mse_loss(x, ONES) + functional.l1_loss(x, ONES), None),
+        (lambda x: functional.mse_loss(x, ONES) * 2 + functional.mse_loss(x.exp(), ONES), "no"),
+        (lambda x: _entropy(x, TARGET), None),
+    ],
+)
+def test_it_is_told_whether_the_same_is_compared_twice(
+    compute: Callable[[Tensor], Tensor], repeated: str | None
+) -> None:
+    told = _told(compute(torch.randn(3, 3, requires_grad=True).sin())) or set()
+    expected = {f"loss.repeated={repeated}"} if repeated else set()
+    assert {one for one in told if ".repeated" in one} == expected
+
+
 def test_losses_of_images_tell_it_too() -> None:
     images, classes = torch.randn(2, 3, 4, 4, requires_grad=True), torch.zeros(2, 4, 4).long()
     assert _told(functional.cross_entropy(images, classes, ignore_index=1)) == {
-        *("log_softmax.dimension=-3", "nll_loss2d.ignored=1"),
+        *("log_softmax.dimension=-3", "log_softmax.picked=yes", "nll_loss2d.ignored=1"),
     }
 
 
@@ -112,7 +175,8 @@ def test_losses_of_images_tell_it_too() -> None:
 def test_losses_tell_what_they_leave_out(loss: str) -> None:
     outputs, target = torch.randn(4, 3, requires_grad=True), torch.tensor([0, 1, 2, 0])
     function = getattr(functional, loss)
-    entropy = {"log_softmax.dimension=-1"} if loss == "cross_entropy" else set()
+    of_softmax = {"log_softmax.dimension=-1", "log_softmax.picked=yes"}
+    entropy = of_softmax if loss == "cross_entropy" else set()
     assert _told(function(outputs, target)) == {"nll_loss.ignored=-100"} | entropy
     # A sum that is divided is a mean, too.
     told = _told(function(outputs, target, ignore_index=0, reduction="sum") / 3)

@@ -27,6 +27,8 @@ RELATION = OperationSettingsRelation()
 LAW: tuple[Param, ...] = (BACKWARD,)
 SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
 MIXES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
+PICKED: tuple[Param, ...] = (replace(BACKWARD, argument="picked"),)
+REPEATED: tuple[Param, ...] = (replace(BACKWARD, argument="repeated"),)
 ENTROPY = "nll_loss.ignored=-100 softmax.dimension=-1"
 BOTH = "attention.masked=no attention.masked=yes"
 MASKED, UNMASKED = "attention.masked=yes", "attention.masked=no"
@@ -202,7 +204,13 @@ def test_hiding_the_other_end_of_samples_is_told(
 
 
 @pytest.mark.parametrize(
-    ("law", "name", "right"), [(SUMS, "attention.summed", "yes"), (MIXES, "reshape.mixes", "no")]
+    ("law", "name", "right"),
+    [
+        (SUMS, "attention.summed", "yes"),
+        (MIXES, "reshape.mixes", "no"),
+        (PICKED, "log_softmax.picked", "yes"),
+        (REPEATED, "loss.repeated", "no"),
+    ],
 )
 @given(told=st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))
 def test_what_is_wrong_everywhere_is_told_when_it_stays(
@@ -238,6 +246,20 @@ def test_what_is_wrong_everywhere_is_told_when_it_stays(
             "a permute or a transpose is missing",
             "splits and merges axes",
         ),
+        (
+            PICKED,
+            "log_softmax.picked=no",
+            "classes are picked along another dimension than their log_softmax goes over",
+            "in place of the classes",
+            "classes are picked along the dimension",
+        ),
+        (
+            REPEATED,
+            "loss.repeated=yes",
+            "a loss compares the same with the same twice",
+            "the transposed scores",
+            "the same with the same twice",
+        ),
     ],
 )
 def test_it_is_told_why_it_is_wrong(
@@ -260,7 +282,8 @@ def test_laws_are_proposed_where_they_say_something() -> None:
 
     assert proposed(ENTROPY) == set()
     assert proposed("attention.summed=yes") == {SUMS}
-    assert proposed("reshape.mixes=no") == {MIXES}
+    assert proposed("reshape.mixes=no log_softmax.picked=yes") == {MIXES, PICKED}
+    assert proposed("loss.repeated=no") == {REPEATED}
     assert proposed("attention.summed=yes self_attention.masked=yes") == {LAW, SUMS}
 
 

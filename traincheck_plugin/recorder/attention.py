@@ -25,10 +25,10 @@ _PRODUCTS = {"Baddbmm": 1, "Bmm": 0, "Mm": 0}
 _MAX_LENGTH = 8
 """Operations that are followed from a product to a softmax, and from there to a mask."""
 
-_ARRANGING = frozenset(
+ARRANGING = frozenset(
     {
         *("Clone", "Expand", "NativeDropout", "Permute", "ReshapeAlias", "Squeeze", "ToCopy"),
-        *("Transpose", "UnsafeView", "Unsqueeze", "View"),
+        *("T", "Transpose", "UnsafeView", "Unsqueeze", "View"),
     }
 )
 _SCALING = frozenset({"Div", "Mul"})
@@ -133,25 +133,27 @@ def _softmax_of(product: Any, first: int) -> tuple[Any, int | None] | None:
             kind = "" if inner is None else kind_of(inner.name())
             if kind in SOFTMAXES:
                 return inner, axis
-            if kind not in _ARRANGING and kind not in _SCALING:
+            if kind not in ARRANGING and kind not in _SCALING:
                 break
             following = next((one for one, _ in inner.next_functions if one is not None), None)
             if kind in _SCALING and None not in [one for one, _ in inner.next_functions]:
                 # What is divided by its own sum adds up to one along another dimension.
                 axis = None
             if axis is not None:
-                axis = _axis_before(inner, kind, axis, following)
+                axis = axis_before(inner, kind, axis, following)
             inner = following
     return None
 
 
-def _axis_before(node: Any, kind: str, axis: int, given: Any) -> int | None:
+def axis_before(node: Any, kind: str, axis: int, given: Any) -> int | None:
     """Return which axis of what *node* is given is that *axis* of its result; None if none is."""
     shape = shape_of(node)
     number = len(shape)
     if kind == "Transpose":
         swapped = [wrapped(getattr(node, name)) % number for name in ("_saved_dim0", "_saved_dim1")]
         return swapped[1 - swapped.index(axis)] if axis in swapped else axis
+    if kind == "T":
+        return 1 - axis
     if kind == "Permute":
         return wrapped(node._saved_dims[axis]) % number
     before = shape_of(given) if given is not None else ()
@@ -177,7 +179,7 @@ def _is_of_products(node: Any) -> bool:
             # A layer gives scores, too, as of clusters among which samples are distributed.
             factors = inputs[_PRODUCTS[kind] :]
             return len(factors) == 2 and not any(map(_is_constant, factors))
-        if kind not in _ARRANGING | _SCALING | _ADDING | _FILLING:
+        if kind not in ARRANGING | _SCALING | _ADDING | _FILLING:
             return False
         node = next((inner for inner in inputs if inner is not None), None)
     return False
@@ -199,7 +201,7 @@ def _is_masked(node: Any) -> bool:
         inputs = [inner for inner, _ in node.next_functions]
         if kind in _FILLING or (kind in _ADDING and None in inputs):
             return True
-        if kind in _ADDING or kind in _ARRANGING or kind in _SCALING:
+        if kind in _ADDING or kind in ARRANGING or kind in _SCALING:
             waiting += [inner for inner in inputs if inner is not None]
     return False
 

@@ -8,9 +8,17 @@ from itertools import accumulate, pairwise
 from operator import mul
 from typing import Any
 
-from traincheck_plugin.recorder.attention import SOFTMAX, SOFTMAXES, attends, attention, shape_of
+from traincheck_plugin.recorder.attention import (
+    ARRANGING,
+    SOFTMAX,
+    SOFTMAXES,
+    attends,
+    attention,
+    axis_before,
+    shape_of,
+)
 from traincheck_plugin.recorder.layers import parameter_of
-from traincheck_plugin.recorder.loss_graph import Nodes, kind_of, spelled, wrapped
+from traincheck_plugin.recorder.loss_graph import Nodes, kept, kind_of, spelled, wrapped
 from traincheck_plugin.vocabulary import Setting
 
 MAX_OPERATIONS = 4096
@@ -19,10 +27,16 @@ MAX_OPERATIONS = 4096
 _HIDING = ("CheckpointFunction", "CompiledFunction")
 """Functions that hide operations. What they hide may be seen in another run."""
 
-_LOSS = "Loss"
+_LOSS, _GATHER, _LOG_SOFTMAX = "Loss", "Gather", "LogSoftmax"
+_CLASSES = {"CtcLoss": -1, "NllLoss": -1, "NllLoss2D": 1}
+"""Losses that pick classes, and along which axis."""
+
+_MAX_LENGTH = 8
+"""Operations that are followed from a loss to a log_softmax."""
+
 _RESHAPES = frozenset({"ReshapeAlias", "UnsafeView", "View"})
 _PADDING = frozenset({"Cat", "ConstantPadNd"})
-_WITHIN = frozenset({*SOFTMAXES, "Cumsum", "Logcumsumexp", "LogSoftmax"})
+_WITHIN = frozenset({*SOFTMAXES, "Cumsum", "Logcumsumexp", _LOG_SOFTMAX})
 """Operations over a dimension that stays."""
 
 _ACROSS = frozenset(
@@ -65,16 +79,22 @@ def settings(nodes: Nodes) -> str:
         softmax.dimension=-1``.
     """
     told: set[str] = set()
+    comparisons: list[_Comparison] = []
     for node, kind in nodes:
         if _tells(kind):
             told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
+            comparisons += _compared(node, kind)
+    if len(comparisons) > 1:
+        repeats = len(set(comparisons)) < len(comparisons)
+        told.add(f"loss.repeated={'yes' if repeats else 'no'}")
     return " ".join(sorted(told))
 
 
 @cache
 def _tells(kind: str) -> bool:
     told = (_WITHIN, _ACROSS, _RESHAPES)
-    return any(kind in kinds for kinds in told) or _LOSS in kind or attends(kind)
+    is_of_loss = _LOSS in kind or kind == _GATHER
+    return is_of_loss or any(kind in kinds for kinds in told) or attends(kind)
 
 
 def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
@@ -85,7 +105,11 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
         mixes = _mixes(node)
         if mixes is not None:
             yield "reshape", "mixes", "yes" if mixes else "no"
+    elif kind == _GATHER:
+        yield from _picked(node, wrapped(node._saved_dim))
     elif _LOSS in kind:
+        if kind in _CLASSES:
+            yield from _picked(node, _CLASSES[kind])
         # Not whether it takes the mean: a sum that is divided is one, too.
         if hasattr(node, "_saved_ignore_index"):
             yield spelled(kind), "ignored", wrapped(node._saved_ignore_index)
@@ -97,6 +121,46 @@ def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
         dimensions = _dimensions(node, kind in _WITHIN)
         if dimensions:
             yield spelled(SOFTMAX if kind in SOFTMAXES else kind), "dimension", dimensions
+
+
+def _picked(node: Any, axis: int) -> Iterator[tuple[str, Setting, str]]:
+    """Yield whether *node* picks classes along the axis over which their log_softmax goes.
+
+    Args:
+        node: a loss, or what picks by an index.
+        axis: of what it is given, along which it does.
+    """
+    inner = node.next_functions[0][0]
+    number = 0 if inner is None else len(shape_of(inner))
+    found: int | None = axis % number if number else None
+    for _ in range(_MAX_LENGTH):
+        if inner is None or found is None:
+            return
+        kind = kind_of(inner.name())
+        if kind == _LOG_SOFTMAX:
+            along = wrapped(inner._saved_dim) % len(shape_of(inner))
+            yield "log_softmax", "picked", "yes" if along == found else "no"
+            return
+        if kind not in ARRANGING:
+            return
+        following = inner.next_functions[0][0]
+        found = axis_before(inner, kind, found, following)
+        inner = following
+
+
+_Comparison = tuple[str, Any, int, int, tuple[int, ...]]
+"""A loss, what it is given, and where its target is in memory."""
+
+
+def _compared(node: Any, kind: str) -> Iterator[_Comparison]:
+    """Yield what a loss compares, as far as its graph keeps it."""
+    target = kept(getattr(node, "_raw_saved_target", None)) if _LOSS in kind else None
+    if target is None:
+        return
+    inner, number = node.next_functions[0]
+    if inner is not None and kind_of(inner.name()) == _LOG_SOFTMAX:
+        inner, number = inner.next_functions[0]
+    yield kind, inner, number, target.data_ptr(), tuple(target.shape)
 
 
 def _dimensions(node: Any, is_within: bool) -> str:

@@ -43,7 +43,6 @@ MAX_UNMASKED = 2
 
 _SELF_ATTENTION, _HIDES = "self_attention.masked", "self_attention.hides"
 _SIDE = "attention.side"
-_SUMMED, _MIXES = "attention.summed", "reshape.mixes"
 _MASKED, _HIDING = ".masked", ".hides"
 _HIDDEN_FROM_ALL, _EARLIER = "keys", "earlier"
 _MASKING = "no", "not every", "every"
@@ -65,14 +64,17 @@ class OperationSettingsRelation(Relation):
     with attention over as many positions as there are in the graph: one of b is masked``, by more
     than what hides the same from all positions, or only what comes earlier; and ``forall backwards
     b, attention a of what has gradients in its graph: a sums up values along the dimension along
-    which their weights add up to one``; and ``forall backwards b, reshapes r in its graph: r splits
-    and merges axes``. The first failure in a row of the last two is excused.
+    which their weights add up to one``; ``forall backwards b, reshapes r in its graph: r splits and
+    merges axes``; ``forall backwards b, log_softmax l in its graph: classes are picked along the
+    dimension over which l goes``; ``forall backwards b, two losses in its graph: they have other
+    predictions or other targets``. The first failure in a row of these four is excused.
 
     Catches an attention without its causal mask, or with an inverted one, an inverted mask of
-    padding, a softmax over another dimension, a reshape in place of a permute, and padding that
-    counts in the loss. Cannot see what is computed without operations that tell it: a loss that is
-    masked by a product, padding in a convolution; nor a sum in place of a mean, since a sum may be
-    divided elsewhere; nor a reshape of axes of which one is a multiple of the other.
+    padding, a softmax over another dimension, a reshape in place of a permute, one direction of a
+    contrast in place of both, and padding that counts in the loss. Cannot see what is computed
+    without operations that tell it: a loss that is masked by a product, padding in a convolution;
+    nor a sum in place of a mean, since a sum may be divided elsewhere; nor a reshape of axes of
+    which one is a multiple of the other.
     """
 
     name = "OperationSettingsRelation"
@@ -112,14 +114,23 @@ class OperationSettingsRelation(Relation):
 _LAW: tuple[Param, ...] = (BACKWARD,)
 _SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
 _RESHAPES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
+_CLASSES: tuple[Param, ...] = (replace(BACKWARD, argument="picked"),)
+_ONCE: tuple[Param, ...] = (replace(BACKWARD, argument="repeated"),)
 """These speak of all pipelines."""
 
-_WRONG = {_SUMS: (_SUMMED, "no"), _RESHAPES: (_MIXES, "yes")}
+_WRONG = {
+    _SUMS: ("attention.summed", "no"),
+    _RESHAPES: ("reshape.mixes", "yes"),
+    _CLASSES: ("log_softmax.picked", "no"),
+    _ONCE: ("loss.repeated", "yes"),
+}
 """Settings, and which of their values are wrong everywhere."""
 
 _RIGHT = {
     _SUMS: "attention sums up values along the dimension over which its softmax goes",
     _RESHAPES: "a reshape splits and merges axes, and exchanges none",
+    _CLASSES: "classes are picked along the dimension over which their log_softmax goes",
+    _ONCE: "no loss compares the same with the same twice",
 }
 
 _LAGS: frozenset[tuple[VariableKind, str]] = frozenset({("target", "value")})
@@ -357,6 +368,16 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "a reshape or view keeps the order of elements, and exchanges no axes: where they should "
         "be, a permute or a transpose is missing before it",
     ),
+    "picked": (
+        "classes are picked along another dimension than their {operation} goes over",
+        "{operation} goes over the samples or positions in place of the classes: its dim is "
+        "another one, or what it returns was transposed",
+    ),
+    "repeated": (
+        "a {operation} compares the same with the same twice",
+        "two terms of the {operation} are given the same predictions and the same targets: one of "
+        "them is meant for others, such as the transposed scores of the other direction",
+    ),
 }
 """What is told of each setting, and the cause."""
 
@@ -374,8 +395,9 @@ class _Proposer(Proposer):
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         texts = [text for known in self._settings.values() for text in known]
-        for setting, law in ((_SELF_ATTENTION, _LAW), (_SUMMED, _SUMS), (_MIXES, _RESHAPES)):
-            if any(setting in text for text in texts):
+        laws = {_LAW: _SELF_ATTENTION} | {law: name for law, (name, _) in _WRONG.items()}
+        for law, name in laws.items():
+            if any(name in text for text in texts):
                 yield Hypothesis(relation=OperationSettingsRelation.name, params=law)
         for after, known in self._settings.items():
             if sum(known.values()) >= MIN_BACKWARDS and len(known) <= MAX_WAYS:
