@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import islice
 from types import CodeType, FrameType
 from typing import Any
 
@@ -29,7 +30,7 @@ _ARRANGING = frozenset(
 )
 """Functions that give the values that they are given, or some of them."""
 
-_SETTING = "setitem"
+_SETTING = torch.Tensor.__setitem__
 _FORMAL = frozenset({"copy", "inplace", "keepdim", "non_blocking", "pin_memory", "requires_grad"})
 """Flags that leave all values as they are."""
 
@@ -83,18 +84,15 @@ class Derivations:
     ) -> None:
         """Take note of a call that has returned, from *frame*, in the forward of a model or not."""
         self.is_used = True
-        name = name_of(function)
-        name = _SPELLINGS.get(name, name)
-        if kwargs:
-            flags = sorted(k for k, value in kwargs.items() if value is True and k not in _FORMAL)
-            name += f"[{'+'.join(flags)}]" if flags else ""
-        if name == _SETTING:
+        if function is _SETTING:
             result = args[0]
-        for one in tensors_in((result,)) if not isinstance(result, tuple) else tensors_in(result):
+        several = (result,) if isinstance(result, torch.Tensor) else tensors_in(_few(result))
+        for one in several:
             if one.requires_grad:
-                self._meet(name, args, kwargs)
+                if self._known:
+                    self._meet(function, args, kwargs)
             elif not is_within or is_grad_enabled():
-                self._derive(name, args, kwargs, one, frame)
+                self._derive(function, args, kwargs, one, frame)
 
     def take(self) -> str:
         """Return what met with gradients since the last call.
@@ -113,13 +111,14 @@ class Derivations:
 
     def _derive(
         self,
-        name: str,
+        function: Any,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any] | None,
         result: torch.Tensor,
         frame: FrameType,
     ) -> None:
         operations: frozenset[_Operation] = frozenset()
+        name = _named(function, kwargs)
         if name not in _ARRANGING:
             caller = _caller(frame)
             if caller is not None and self._is_user(caller.f_code):
@@ -128,15 +127,31 @@ class Derivations:
             known = self._known.get(tensor)
             if known is not None:
                 operations |= known
+        if len(operations) > MAX_OPERATIONS:
+            operations = frozenset(islice(operations, MAX_OPERATIONS + 1))
         if operations:
             self._known.follow(result, operations)
 
-    def _meet(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:
+    def _meet(self, function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None) -> None:
         for tensor in tensors_in(args, kwargs):
             known = None if tensor.requires_grad else self._known.get(tensor)
             if known is not None and len(known) <= MAX_OPERATIONS:
                 told = ",".join(sorted(operation for _, _, operation in known))
-                self._met.add(f"{name}{FROM}{told}")
+                self._met.add(f"{_named(function, kwargs)}{FROM}{told}")
+
+
+def _few(result: Any) -> tuple[Any, ...]:
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _named(function: Any, kwargs: Mapping[str, Any] | None) -> str:
+    """Return the name of a function in all versions, with the flags that are set."""
+    name = name_of(function)
+    name = _SPELLINGS.get(name, name)
+    if kwargs:
+        flags = sorted(k for k, value in kwargs.items() if value is True and k not in _FORMAL)
+        name += f"[{'+'.join(flags)}]" if flags else ""
+    return name
 
 
 def _caller(frame: FrameType | None) -> FrameType | None:

@@ -22,6 +22,7 @@ class Followed(Generic[T]):
 
     def __init__(self) -> None:
         self._known: dict[int, tuple[weakref.ref[torch.Tensor], T]] = {}
+        self._is_full = False
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -34,6 +35,10 @@ class Followed(Generic[T]):
 
     def follow(self, tensor: torch.Tensor, known: T) -> None:
         """Know something of *tensor* from now on."""
+        if len(self._known) >= MAX_TENSORS and not self._is_full:
+            # Between two losses a model may be evaluated for long.
+            self.forget_gone()
+            self._is_full = len(self._known) > MAX_TENSORS // 2
         if len(self._known) < MAX_TENSORS or id(tensor) in self._known:
             self._known[id(tensor)] = weakref.ref(tensor), known
 
@@ -41,6 +46,7 @@ class Followed(Generic[T]):
         """Forget the tensors that are no more."""
         for key in [key for key, (tensor, _) in self._known.items() if tensor() is None]:
             del self._known[key]
+        self._is_full = False
 
 
 def tensors_in(
