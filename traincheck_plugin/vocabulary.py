@@ -300,10 +300,20 @@ GIVEN = "given"
 """Where it is told that what clips gradients is given none."""
 
 Setting = Literal[
-    "dimension", "ignored", "masked", "hides", "side", "summed", "mixes", "picked", "repeated"
+    "dimension",
+    "ignored",
+    "masked",
+    "hides",
+    "side",
+    "summed",
+    "mixes",
+    "picked",
+    "repeated",
+    "flat",
 ]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
 the last; the target that it leaves out; whether something hides elements from it, and which;
 whether values are summed up along the dimension along which their weights add up to one; whether
 a reshape takes elements of one axis for those of another; whether classes are picked along the
-dimension over which their log_softmax goes; whether something is compared with the same twice."""
+dimension over which their log_softmax goes; whether something is compared with the same twice;
+whether its gradients are zeros, whatever the parameters are."""

@@ -24,7 +24,7 @@ CAUSAL = torch.ones(5, 5, dtype=torch.bool).tril()
 
 def _told(result: Tensor) -> set[str] | None:
     nodes = nodes_of(result.sum().grad_fn)
-    return None if nodes is None else set(settings(nodes).split())
+    return None if nodes is None else set(settings(nodes).split()) - {"loss.flat=no"}
 
 
 @pytest.fixture
@@ -162,6 +162,32 @@ def test_it_is_told_whether_the_same_is_compared_twice(
     told = _told(compute(torch.randn(3, 3, requires_grad=True).sin())) or set()
     expected = {f"loss.repeated={repeated}"} if repeated else set()
     assert {one for one in told if ".repeated" in one} == expected
+
+
+@pytest.mark.parametrize("step", [torch.round, torch.floor, torch.ceil, torch.trunc, torch.sign])
+@pytest.mark.parametrize(
+    ("compute", "is_flat"),
+    [
+        (lambda x, step: step(x * 3).exp(), True),
+        (lambda x, step: step(x) * step(x.exp()) + 1, True),
+        # The distance to the nearest, a second term, and a straight-through estimator.
+        (lambda x, step: x - step(x), False),
+        (lambda x, step: step(x).exp() + x.exp(), False),
+        (lambda x, step: x + (step(x) - x).detach(), False),
+        (lambda x, step: x * step(x), False),
+    ],
+)
+def test_a_loss_of_what_is_rounded_is_flat(
+    compute: Callable[..., Tensor], is_flat: bool, step: Callable[[Tensor], Tensor]
+) -> None:
+    values = torch.randn(3, requires_grad=True)
+    loss = compute(values, step).sum()
+    nodes = nodes_of(loss.grad_fn)
+    assert nodes is not None
+    assert f"loss.flat={'yes' if is_flat else 'no'}" in settings(nodes).split()
+    loss.backward()
+    assert values.grad is not None
+    assert not is_flat or not values.grad.any()
 
 
 def test_losses_of_images_tell_it_too() -> None:
@@ -329,4 +355,4 @@ def test_each_backward_tells_the_settings_of_its_loss() -> None:
         {item.path: item.value for item in call.inputs}["settings"]
         for call in record(train, CALLS_ONLY).of_role("backward")
     ]
-    assert found == ["mean.dimension=-1 softmax.dimension=-2"] * 2
+    assert found == ["loss.flat=no mean.dimension=-1 softmax.dimension=-2"] * 2

@@ -29,6 +29,7 @@ SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
 MIXES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
 PICKED: tuple[Param, ...] = (replace(BACKWARD, argument="picked"),)
 REPEATED: tuple[Param, ...] = (replace(BACKWARD, argument="repeated"),)
+FLAT: tuple[Param, ...] = (replace(BACKWARD, argument="flat"),)
 ENTROPY = "nll_loss.ignored=-100 softmax.dimension=-1"
 BOTH = "attention.masked=no attention.masked=yes"
 MASKED, UNMASKED = "attention.masked=yes", "attention.masked=no"
@@ -210,6 +211,7 @@ def test_hiding_the_other_end_of_samples_is_told(
         (MIXES, "reshape.mixes", "no"),
         (PICKED, "log_softmax.picked", "yes"),
         (REPEATED, "loss.repeated", "no"),
+        (FLAT, "loss.flat", "no"),
     ],
 )
 @given(told=st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))
@@ -260,6 +262,13 @@ def test_what_is_wrong_everywhere_is_told_when_it_stays(
             "the transposed scores",
             "the same with the same twice",
         ),
+        (
+            FLAT,
+            "loss.flat=yes",
+            "all gradients of the loss are zeros: it is computed of what is rounded alone",
+            "round, floor",
+            "rounded alone",
+        ),
     ],
 )
 def test_it_is_told_why_it_is_wrong(
@@ -283,7 +292,7 @@ def test_laws_are_proposed_where_they_say_something() -> None:
     assert proposed(ENTROPY) == set()
     assert proposed("attention.summed=yes") == {SUMS}
     assert proposed("reshape.mixes=no log_softmax.picked=yes") == {MIXES, PICKED}
-    assert proposed("loss.repeated=no") == {REPEATED}
+    assert proposed("loss.repeated=no loss.flat=no") == {REPEATED, FLAT}
     assert proposed("attention.summed=yes self_attention.masked=yes") == {LAW, SUMS}
 
 

@@ -18,7 +18,7 @@ from traincheck_plugin.recorder.attention import (
     shape_of,
 )
 from traincheck_plugin.recorder.layers import parameter_of
-from traincheck_plugin.recorder.loss_graph import Nodes, kept, kind_of, spelled, wrapped
+from traincheck_plugin.recorder.loss_graph import LEAF, Nodes, kept, kind_of, spelled, wrapped
 from traincheck_plugin.vocabulary import Setting
 
 MAX_OPERATIONS = 4096
@@ -26,6 +26,9 @@ MAX_OPERATIONS = 4096
 
 _HIDING = ("CheckpointFunction", "CompiledFunction")
 """Functions that hide operations. What they hide may be seen in another run."""
+
+_STEPS = frozenset({"Ceil", "Floor", "Round", "Sign", "Trunc"})
+"""Operations whose gradients are zeros."""
 
 _LOSS, _GATHER, _LOG_SOFTMAX = "Loss", "Gather", "LogSoftmax"
 _CLASSES = {"CtcLoss": -1, "NllLoss": -1, "NllLoss2D": 1}
@@ -87,6 +90,8 @@ def settings(nodes: Nodes) -> str:
     if len(comparisons) > 1:
         repeats = len(set(comparisons)) < len(comparisons)
         told.add(f"loss.repeated={'yes' if repeats else 'no'}")
+    if any(kind.endswith(LEAF) for _, kind in nodes):
+        told.add(f"loss.flat={'yes' if _is_flat(nodes) else 'no'}")
     return " ".join(sorted(told))
 
 
@@ -146,6 +151,26 @@ def _picked(node: Any, axis: int) -> Iterator[tuple[str, Setting, str]]:
         following = inner.next_functions[0][0]
         found = axis_before(inner, kind, found, following)
         inner = following
+
+
+def _is_flat(nodes: Nodes) -> bool:
+    """Return whether all gradients of a loss are zeros: what has a step in its graph is rounded."""
+    kinds = dict(nodes)
+    if _STEPS.isdisjoint(kinds.values()):
+        return False
+    waiting = [nodes[0][0]]
+    known = set(waiting)
+    while waiting:
+        node = waiting.pop()
+        if kinds[node].endswith(LEAF):
+            return False
+        if kinds[node] in _STEPS:
+            continue
+        for inner, _ in node.next_functions:
+            if inner is not None and inner not in known:
+                known.add(inner)
+                waiting.append(inner)
+    return True
 
 
 _Comparison = tuple[str, Any, int, int, tuple[int, ...]]

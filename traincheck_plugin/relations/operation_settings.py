@@ -67,14 +67,15 @@ class OperationSettingsRelation(Relation):
     which their weights add up to one``; ``forall backwards b, reshapes r in its graph: r splits and
     merges axes``; ``forall backwards b, log_softmax l in its graph: classes are picked along the
     dimension over which l goes``; ``forall backwards b, two losses in its graph: they have other
-    predictions or other targets``. The first failure in a row of these four is excused.
+    predictions or other targets``; and ``forall backwards b: a way from it to a parameter has no
+    operation whose gradient is 0``. The first failure in a row of these five is excused.
 
     Catches an attention without its causal mask, or with an inverted one, an inverted mask of
     padding, a softmax over another dimension, a reshape in place of a permute, one direction of a
-    contrast in place of both, and padding that counts in the loss. Cannot see what is computed
-    without operations that tell it: a loss that is masked by a product, padding in a convolution;
-    nor a sum in place of a mean, since a sum may be divided elsewhere; nor a reshape of axes of
-    which one is a multiple of the other.
+    contrast in place of both, outputs that are rounded, and padding that counts in the loss. Cannot
+    see what is computed without operations that tell it: a loss that is masked by a product,
+    padding in a convolution; nor a sum in place of a mean, since a sum may be divided elsewhere;
+    nor a reshape of axes of which one is a multiple of the other.
     """
 
     name = "OperationSettingsRelation"
@@ -116,6 +117,7 @@ _SUMS: tuple[Param, ...] = (replace(BACKWARD, argument="summed"),)
 _RESHAPES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
 _CLASSES: tuple[Param, ...] = (replace(BACKWARD, argument="picked"),)
 _ONCE: tuple[Param, ...] = (replace(BACKWARD, argument="repeated"),)
+_SLOPING: tuple[Param, ...] = (replace(BACKWARD, argument="flat"),)
 """These speak of all pipelines."""
 
 _WRONG = {
@@ -123,6 +125,7 @@ _WRONG = {
     _RESHAPES: ("reshape.mixes", "yes"),
     _CLASSES: ("log_softmax.picked", "no"),
     _ONCE: ("loss.repeated", "yes"),
+    _SLOPING: ("loss.flat", "yes"),
 }
 """Settings, and which of their values are wrong everywhere."""
 
@@ -131,6 +134,7 @@ _RIGHT = {
     _RESHAPES: "a reshape splits and merges axes, and exchanges none",
     _CLASSES: "classes are picked along the dimension over which their log_softmax goes",
     _ONCE: "no loss compares the same with the same twice",
+    _SLOPING: "no loss is computed of what is rounded alone",
 }
 
 _LAGS: frozenset[tuple[VariableKind, str]] = frozenset({("target", "value")})
@@ -377,6 +381,11 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "a {operation} compares the same with the same twice",
         "two terms of the {operation} are given the same predictions and the same targets: one of "
         "them is meant for others, such as the transposed scores of the other direction",
+    ),
+    "flat": (
+        "all gradients of the {operation} are zeros: it is computed of what is rounded alone",
+        "what a round, floor, ceil, trunc or sign returns has a gradient of 0: nothing that comes "
+        "before it learns",
     ),
 }
 """What is told of each setting, and the cause."""
