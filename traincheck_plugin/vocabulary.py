@@ -296,6 +296,9 @@ NO_CUT = "none"
 NO_DERIVATION = "none"
 """What is told of a loss that is given nothing that was computed without gradients."""
 
+WITHIN = "within"
+"""Stands there before what is told of a loss that was computed in the forward of a model."""
+
 GIVEN = "given"
 """Where it is told that what clips gradients is given none."""
 

@@ -115,6 +115,21 @@ def test_what_a_model_gives_without_gradients_begins_anew():
     ]
 
 
+def test_a_loss_that_a_model_computes_is_told_as_such():
+    class Stepping(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            with torch.no_grad():
+                hidden = x.abs()
+            return functional.mse_loss(self.layer(x), hidden.exp() * 2)
+
+    model = Stepping()
+    assert told(lambda _: model(VALUES)) == ["within mse_loss<exp,mul"]
+
+
 def test_one_place_in_the_code_is_one_operation():
     def step(model):
         target = torch.stack([row * 2 for row in VALUES])

@@ -15,7 +15,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import ConstantParam, Param
 from traincheck_plugin.relations.derivations import DerivationsRelation
 from traincheck_plugin.relations.losses import BACKWARD, FIRST, MIN_BACKWARDS
-from traincheck_plugin.vocabulary import NO_DERIVATION, Item
+from traincheck_plugin.vocabulary import NO_DERIVATION, WITHIN, Item
 
 RELATION = DerivationsRelation()
 FORMULA = "mse_loss(layer,constant)"
@@ -71,6 +71,14 @@ def test_later_losses_and_others_are_not_judged() -> None:
     assert _held(_rule(TARGET, formula="l1_loss(layer,constant)"), [UNMASKED] * 3) == []
 
 
+@pytest.mark.parametrize("is_within", [True, False])
+def test_what_is_computed_within_a_forward_is_another_thing(is_within: bool) -> None:
+    named = [WITHIN] * is_within + [TARGET]
+    assert _held(_rule(*named), [UNMASKED] * 3) == [False] * 2 * (not is_within)
+    assert _held(_rule(*named), [f"{WITHIN} {UNMASKED}"] * 3) == [False] * 2 * is_within
+    assert _held(_rule(*named), [f"{WITHIN} {TARGET}"] * 3) == [True] * 3 * is_within
+
+
 def _proposed(several: Sequence[str]) -> list[tuple[str, ...]]:
     proposer = RELATION.proposer()
     for window in _windows(several):
@@ -83,6 +91,9 @@ def test_what_is_always_computed_so_is_proposed() -> None:
     assert _proposed([BOTH] * (MIN_BACKWARDS - 1)) == []
     assert _proposed([BOTH] * MIN_BACKWARDS + [INPUT]) == [("Net", FORMULA, INPUT)]
     assert _proposed([BOTH] * MIN_BACKWARDS + [NO_DERIVATION]) == []
+    within = f"{WITHIN} {TARGET}"
+    assert _proposed([within] * MIN_BACKWARDS) == [("Net", FORMULA, TARGET, WITHIN)]
+    assert _proposed([WITHIN] * MIN_BACKWARDS) == []
     assert _proposed([BOTH] * MIN_BACKWARDS + [""]) == [("Net", FORMULA, INPUT, TARGET)]
 
 
@@ -131,6 +142,7 @@ def test_a_rule_is_a_sentence() -> None:
         (BACKWARD,),
         (BACKWARD, ConstantParam(value=("Net", FORMULA))),
         (BACKWARD, ConstantParam(value=("Net", FORMULA, "mse_loss"))),
+        (BACKWARD, ConstantParam(value=("Net", FORMULA, WITHIN))),
         (BACKWARD, ConstantParam(value=3)),
     ],
 )

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
+from traincheck_plugin.recorder.calls import OpenCall
 from traincheck_plugin.recorder.followed import Followed, name_of, tensors_in
 from traincheck_plugin.recorder.sources import Sources
-from traincheck_plugin.vocabulary import FROM, NO_DERIVATION
+from traincheck_plugin.vocabulary import FROM, NO_DERIVATION, WITHIN
 
 MAX_OPERATIONS = 24
 """Operations that a tensor is computed by: of what takes more nothing is told."""
@@ -70,6 +71,7 @@ class Derivations:
         self._is_user = sources.is_user
         self._known = Followed[frozenset[_Operation]]()
         self._met: set[str] = set()
+        self._is_within = False
         self.is_used = False
 
     def observe(
@@ -79,19 +81,20 @@ class Derivations:
         kwargs: Mapping[str, Any] | None,
         result: Any,
         frame: FrameType,
-        *,
-        is_within: bool,
+        forward: OpenCall | None,
     ) -> None:
-        """Take note of a call that has returned, from *frame*, in the forward of a model or not."""
+        """Take note of a call from *frame* that has returned, and the *forward* that it is in."""
         self.is_used = True
         if function is _SETTING:
             result = args[0]
         several = (result,) if isinstance(result, torch.Tensor) else tensors_in(_few(result))
         for one in several:
             if one.requires_grad:
+                # The forward of a loss is none of a model.
+                self._is_within = forward is not None and forward.trains
                 if self._known:
                     self._meet(function, args, kwargs)
-            elif not is_within or is_grad_enabled():
+            elif forward is None or is_grad_enabled():
                 self._derive(function, args, kwargs, one, frame)
 
     def take(self) -> str:
@@ -100,14 +103,16 @@ class Derivations:
         Returns:
             ``function<operation,operation`` for each function that was given something with
             gradients, and something without them that was computed by these operations; sorted,
-            with spaces between. `NO_DERIVATION` where nothing was, and "" where no functions are
-            observed, and where there are too many.
+            with spaces between. `WITHIN` is before them where the loss was computed in the forward
+            of a model, as a wrapper for several devices makes of a whole step: what is computed
+            there without gradients is not followed. `NO_DERIVATION` where nothing was, and "" where
+            no functions are observed, and where there are too many.
         """
         met, self._met = self._met, set()
         self._known.forget_gone()
         if not self.is_used or len(met) > MAX_MEETINGS:
             return ""
-        return " ".join(sorted(met)) or NO_DERIVATION
+        return " ".join([WITHIN] * self._is_within + sorted(met)) or NO_DERIVATION
 
     def _derive(
         self,

@@ -25,7 +25,7 @@ from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.losses import BACKWARD, MIN_BACKWARDS, EarlyLosses, whose
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import FROM, NO_DERIVATION
+from traincheck_plugin.vocabulary import FROM, NO_DERIVATION, WITHIN
 
 
 class DerivationsRelation(Relation):
@@ -37,7 +37,8 @@ class DerivationsRelation(Relation):
     from data or from what a model gives without gradients on; what only arranges values is none.
     Named are the derivations that all such losses of the reference have. Of one that the run had
     once nothing is said any longer; the first failure in a row is excused, and so is what follows
-    when a state was loaded into an optimizer.
+    when a state was loaded into an optimizer; and so is a loss that is computed within a forward
+    where that of the reference is not, or the other way round.
 
     Catches a target that goes on beyond the end of an episode, for it is not multiplied by
     ``1 - done``, one that is standardised by its own batch, a mask by the opposite comparison, and
@@ -56,8 +57,9 @@ class DerivationsRelation(Relation):
 
     def describe(self, params: tuple[Param, ...]) -> str:
         after, _, named = _known(params)
-        shown = "; ".join(f"{one.function} by {', '.join(one.operations)}" for one in named[:3])
-        more = "; ..." if len(named) > 3 else ""
+        several = [one for one in named if one != _WITHIN]
+        shown = "; ".join(f"{one.function} by {', '.join(one.operations)}" for one in several[:3])
+        more = "; ..." if len(several) > 3 else ""
         return f"what has no gradients in {whose(after)} is computed as it was: {shown}{more}"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
@@ -81,6 +83,9 @@ class _Derivation(NamedTuple):
     operations: tuple[str, ...]
 
 
+_WITHIN = _Derivation(WITHIN, ("",))
+
+
 def _known(params: tuple[Param, ...]) -> tuple[str, str, tuple[_Derivation, ...]]:
     """Return a class, the formula of its loss, and the derivations that are named.
 
@@ -91,7 +96,7 @@ def _known(params: tuple[Param, ...]) -> tuple[str, str, tuple[_Derivation, ...]
         value = params[1].value
         if isinstance(value, tuple) and len(value) > 2 and all(isinstance(v, str) for v in value):
             after, formula, *named = value
-            if all(FROM in one for one in named):
+            if all(FROM in one or one == WITHIN for one in named) and set(named) != {WITHIN}:
                 return after, formula, tuple(map(_derivation, named))
     raise InvariantError(
         f"{DerivationsRelation.name} expects the backward as APIParam, and a class, a formula and "
@@ -120,6 +125,7 @@ class _Monitor(Monitor):
     def __init__(self, after: str, formula: str, named: tuple[_Derivation, ...]) -> None:
         self._of = after, formula
         self._after = after
+        self._is_within = _WITHIN in named
         self._early = PerRun(EarlyLosses)
         self._waiting: PerRun[set[_Derivation]] = PerRun(lambda: set(named))
         self._excuse = Excuse()
@@ -131,6 +137,8 @@ class _Monitor(Monitor):
             if (loss.after, loss.formula) != self._of or not loss.derivations:
                 continue
             now = set(map(_derivation, _texts(loss.derivations)))
+            if (_WITHIN in now) != self._is_within:
+                continue
             waiting -= now
             if self._excuse.counts(not waiting):
                 rows.append(loss.row)
@@ -187,6 +195,6 @@ class _Proposer(Proposer):
         for key, found in self._found.items():
             number = self._numbers[key]
             named = sorted(text for text, times in found.items() if times == number)
-            if named and number >= MIN_BACKWARDS:
+            if set(named) - {WITHIN} and number >= MIN_BACKWARDS:
                 value = ConstantParam(value=(*key, *named))
                 yield Hypothesis(relation=DerivationsRelation.name, params=(BACKWARD, value))

@@ -207,15 +207,14 @@ class _Listener(TorchFunctionMode):
     ) -> None:
         """Tell where tensors go, but for those that a backward computes anew."""
         stack = self._stack
-        role = stack[-1].role if stack else None
-        if role == "backward":
+        outer = stack[-1] if stack else None
+        if outer is not None and outer.role == "backward":
             return
+        forward = outer if outer is not None and outer.role == "forward" else None
         try:
             self._draws.observe(func, args, kwargs, result)
             self._cuts.observe(func, args, kwargs, result)
-            self._derivations.observe(
-                func, args, kwargs, result, frame, is_within=role == "forward"
-            )
+            self._derivations.observe(func, args, kwargs, result, frame, forward)
         except Exception as error:  # noqa: BLE001  # likewise
             self._tape.problems.note_failure(error)
 
