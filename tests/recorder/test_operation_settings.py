@@ -99,6 +99,10 @@ def test_what_is_skewed_and_parameters_may_mix() -> None:
     assert _told(torch.randn(6, 4, requires_grad=True).view(4, 6)) == set()
     shifted = torch.cat([scores.new_zeros(2, 5, 1), scores.exp()], dim=2).view(2, 6, 5)
     assert _told(shifted) == set()
+    # Of positions that are told for longer than needed, without a padding.
+    longer = torch.randn(2, 5, 9, requires_grad=True).exp()
+    assert _told(longer.reshape(2, 9, 5)) == {"reshape.mixes=yes"}
+    assert _told(longer.reshape(2, 9, 5)[:, 1:]) == set()
 
 
 TARGET, ONES = torch.tensor([0, 1, 2]), torch.ones(3, 3)

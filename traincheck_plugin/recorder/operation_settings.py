@@ -39,6 +39,8 @@ _MAX_LENGTH = 8
 
 _RESHAPES = frozenset({"ReshapeAlias", "UnsafeView", "View"})
 _PADDING = frozenset({"Cat", "ConstantPadNd"})
+_CUTTING = frozenset({"IndexSelect", "Slice"})
+"""What is padded before a reshape, or cut off after it, is skewed on purpose."""
 _WITHIN = frozenset({*SOFTMAXES, "Cumsum", "Logcumsumexp", _LOG_SOFTMAX})
 """Operations over a dimension that stays."""
 
@@ -83,8 +85,9 @@ def settings(nodes: Nodes) -> str:
     """
     told: set[str] = set()
     comparisons: list[_Comparison] = []
+    shifted = {node.next_functions[0][0] for node, kind in nodes if kind in _CUTTING}
     for node, kind in nodes:
-        if _tells(kind):
+        if _tells(kind) and not (kind in _RESHAPES and node in shifted):
             told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
             comparisons += _compared(node, kind)
     if len(comparisons) > 1:
