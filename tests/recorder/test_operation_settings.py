@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from tests.recorder.recording import CALLS_ONLY, batches, make_model, record
+from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder import operation_settings
 from traincheck_plugin.recorder.operation_settings import nodes_of, settings
 
@@ -360,3 +361,28 @@ def test_each_backward_tells_the_settings_of_its_loss() -> None:
         for call in record(train, CALLS_ONLY).of_role("backward")
     ]
     assert found == ["loss.flat=no mean.dimension=-1 softmax.dimension=-2"] * 2
+
+
+def test_what_is_read_of_a_graph_is_not_recorded_as_the_users() -> None:
+    def train() -> None:
+        values = torch.randn(2, 3, 4, requires_grad=True)
+        scores = (values @ values.transpose(1, 2)).masked_fill(torch.eye(3).bool(), -1e9)
+        told = (scores.softmax(2) @ values).sum(1)
+        target = torch.tensor([0, 1])
+        loss = functional.cross_entropy(told, target) + functional.cross_entropy(told * 2, target)
+        loss.backward()
+
+    calls = record(train, Plan(functions=None, attributes={}))
+    used = {
+        "randn",
+        "transpose",
+        "matmul",
+        "eye",
+        "bool",
+        "masked_fill",
+        "softmax",
+        "sum",
+        "tensor",
+    }
+    used |= {"cross_entropy", "mul", "add", "backward"}
+    assert {name.rpartition(".")[2] for call in calls.calls for name in call.names} <= used

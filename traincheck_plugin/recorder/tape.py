@@ -245,9 +245,12 @@ class Tape:
         """
         inputs = outputs = NONE
         if is_summarised and self.reel.is_observed:
+            # Our own reading of tensors must not be recorded either.
+            self.silencer.mute()
             with self.problems:
                 inputs = self.signatures.arguments(args, kwargs)
                 inputs = inputs if note is None else note(inputs)
+            self.silencer.unmute()
         entry = self.open(
             role, api, subject=subject, optimizer=optimizer, inputs=inputs, counts=counts
         )
