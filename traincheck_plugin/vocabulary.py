@@ -287,6 +287,9 @@ FROM = "<"
 """Stands there between a part of a model and one from which it is given something, and between a
 function and those that compute what it is given without gradients."""
 
+MORE = "*"
+"""Stands there for other parts, where there are too many."""
+
 BY = ":"
 """Stands before each operation on the way between two parts."""
 

@@ -105,7 +105,7 @@ def test_a_residual_stream_tells_its_next_sources():
     class Stream(nn.Module):
         def __init__(self):
             super().__init__()
-            self.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(9))
+            self.blocks = nn.ModuleList(nn.Linear(3, 3) for _ in range(MAX_SOURCES + 5))
 
         def forward(self, x):
             for block in self.blocks:
@@ -113,9 +113,10 @@ def test_a_residual_stream_tells_its_next_sources():
             return x
 
     several = told(Stream(), torch.randn(2, 3))
-    before_last = [one for one in several if one.startswith("blocks.8<")]
-    assert len(before_last) == MAX_SOURCES
-    assert "blocks.8<blocks.7:add" in before_last
+    before_last = [one for one in several if one.startswith(f"blocks.{MAX_SOURCES + 4}<")]
+    assert len(before_last) == MAX_SOURCES + 1
+    assert f"blocks.{MAX_SOURCES + 4}<*" in before_last
+    assert "blocks.3<*" not in several
 
 
 def test_of_many_parts_nothing_is_told(monkeypatch):

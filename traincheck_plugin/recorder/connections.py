@@ -8,12 +8,12 @@ from typing import Any
 
 from traincheck_plugin.recorder.layers import ARRANGING
 from traincheck_plugin.recorder.loss_graph import LEAF, Nodes, spelled, wrapped
-from traincheck_plugin.vocabulary import BY, FROM
+from traincheck_plugin.vocabulary import BY, FROM, MORE
 
 MAX_PARTS = 512
 """Nothing is told of a graph that has more."""
 
-MAX_SOURCES = 4
+MAX_SOURCES = 8
 """Of one operation, those next to it: a residual stream leads to all that are before."""
 
 MAX_WAY = 512
@@ -41,7 +41,8 @@ def connections(nodes: Nodes, names: Mapping[int, str]) -> str:
         next before it from which something gets to its input, sorted, with spaces between. Parts
         are modules, and parameters that have none; the loss is ``""``. Operations are those of a
         shortest way; what puts values elsewhere has parentheses, with its axes:
-        ``permute(0,2,3,1)``, ``index()``. "" where there are too many parts.
+        ``permute(0,2,3,1)``, ``index()``. Where there are more sources than those that are told,
+        ``part<*`` is there besides; "" where there are too many parts.
     """
     inputs = {
         node: [inner for inner, _ in node.next_functions if inner is not None] for node, _ in nodes
@@ -91,21 +92,27 @@ def _owners(
 def _sources(
     entries: list[Any], kinds: Mapping[Any, str], inputs: Inputs, parts: Mapping[Any, str]
 ) -> list[str]:
-    """Return the nearest parts that lead to some operations, each with those on the way."""
-    found: list[str] = []
+    """Return the nearest parts that lead to some operations, each with those on the way.
+
+    `MORE` is the last where there may be others.
+    """
+    found: dict[str, None] = {}
     known = set(entries)
     waiting = deque((entry, "") for entry in entries)
-    while waiting and len(found) < MAX_SOURCES:
+    while waiting:
+        if len(found) == MAX_SOURCES or len(known) >= MAX_WAY:
+            found[MORE] = None
+            break
         node, way = waiting.popleft()
         if node in parts:
-            found.append(parts[node] + way)
+            found[parts[node] + way] = None
             continue
         way = _told(node, kinds[node]) + way
         for inner in inputs[node]:
-            if inner not in known and len(known) < MAX_WAY:
+            if inner not in known:
                 known.add(inner)
                 waiting.append((inner, way))
-    return found
+    return list(found)
 
 
 def _told(node: Any, kind: str) -> str:

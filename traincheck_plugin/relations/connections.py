@@ -26,7 +26,7 @@ from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.losses import BACKWARD, MIN_BACKWARDS, EarlyLosses, whose
 from traincheck_plugin.relations.params import api_plan
 from traincheck_plugin.relations.per_run import PerRun
-from traincheck_plugin.vocabulary import BY, FROM
+from traincheck_plugin.vocabulary import BY, FROM, MORE
 
 
 class ConnectionsRelation(Relation):
@@ -36,7 +36,8 @@ class ConnectionsRelation(Relation):
     p < q : o that are named, with p and q in the graph of b: p is given what q returns, over other
     parts or not; and where it is by what computes the same as o: moved as by o``. Parts are modules
     with parameters of their own, and the loss; what moves values are permutations, transposes,
-    flips and choices by an index. Named are the connections that all losses of the reference have
+    flips and choices by an index. Nothing is said where there are too many ways to tell them all.
+    Named are the connections that all losses of the reference have
     that have p. Of one that the run had once nothing is said any longer; the first failure in a row
     is excused, and so is what follows when a state was loaded into an optimizer.
 
@@ -133,15 +134,17 @@ class _Graph(NamedTuple):
         parts: that are given something.
         sources: of each part those that are next to it.
         present: all parts.
+        open: parts that have other sources besides.
     """
 
     connections: frozenset[_Connection]
     parts: frozenset[str]
     sources: Mapping[str, frozenset[str]]
     present: frozenset[str]
+    open: frozenset[str]
 
-    def leads(self, source: str, part: str) -> bool:
-        """Return whether something that *source* returns gets to *part*."""
+    def leads(self, source: str, part: str) -> bool | None:
+        """Return whether something of *source* gets to *part*; None where that is not known."""
         known = {part}
         waiting = [part]
         while waiting:
@@ -151,7 +154,7 @@ class _Graph(NamedTuple):
                 if one not in known:
                     known.add(one)
                     waiting.append(one)
-        return False
+        return False if known.isdisjoint(self.open) else None
 
     def between(self, one: _Connection) -> list[_Connection]:
         """Return the connections of the parts of *one*."""
@@ -173,7 +176,8 @@ class _Graph(NamedTuple):
 
 @lru_cache(maxsize=256)
 def _parse(text: str) -> _Graph:
-    connections = frozenset(map(_connection, text.split()))
+    told = frozenset(map(_connection, text.split()))
+    connections = frozenset(one for one in told if one.source != MORE)
     sources: dict[str, set[str]] = {}
     for one in connections:
         sources.setdefault(one.part, set()).add(one.source)
@@ -182,6 +186,7 @@ def _parse(text: str) -> _Graph:
         frozenset(sources),
         {part: frozenset(several) for part, several in sources.items()},
         frozenset(sources).union(*sources.values()),
+        frozenset(one.part for one in told - connections),
     )
 
 
