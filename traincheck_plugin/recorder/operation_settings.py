@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
 from itertools import accumulate, pairwise
 from operator import mul
 from typing import Any
@@ -211,11 +211,17 @@ def _mixes(node: Any) -> bool | None:
     axes that it is given: None for them, and where torch does not tell.
     """
     before, after = getattr(node, "_saved_self_sym_sizes", None), shape_of(node)
+    if before is None or not all(type(size) is int and size > 0 for size in (*before, *after)):
+        return None
+    if not _do_mix(before, after):
+        return False
     inner = node.next_functions[0][0]
-    if before is None or inner is None or kind_of(inner.name()) in _PADDING or parameter_of(inner):
-        return None
-    if not all(type(size) is int and size > 0 for size in (*before, *after)):
-        return None
+    is_meant = inner is None or kind_of(inner.name()) in _PADDING or parameter_of(inner) != 0
+    return None if is_meant else True
+
+
+@lru_cache(maxsize=1024)
+def _do_mix(before: tuple[int, ...], after: tuple[int, ...]) -> bool:
     strides = sorted({*_strides(before), *_strides(after)})
     return any(larger % smaller for smaller, larger in pairwise(strides))
 
