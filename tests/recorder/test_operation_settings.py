@@ -159,6 +159,11 @@ _entropy = functional.cross_entropy
         (lambda x: functional.mse_loss(x, ONES) + functional.l1_loss(x, ONES), None),
         (lambda x: functional.mse_loss(x, ONES) * 2 + functional.mse_loss(x.exp(), ONES), "no"),
         (lambda x: _entropy(x, TARGET), None),
+        # The mean, and the hardest; some classes more than others.
+        (lambda x: _entropy(x, TARGET) + _entropy(x, TARGET, reduction="none").max(), "no"),
+        (lambda x: _entropy(x, TARGET) + _entropy(x, TARGET, weight=torch.ones(3)), "no"),
+        (lambda x: _entropy(x, TARGET) + _entropy(x, TARGET, ignore_index=1), "no"),
+        (lambda x: functional.huber_loss(x, ONES) + functional.huber_loss(x, ONES, delta=2), "no"),
     ],
 )
 def test_it_is_told_whether_the_same_is_compared_twice(

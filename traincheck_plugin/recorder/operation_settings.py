@@ -34,6 +34,10 @@ _LOSS, _GATHER, _LOG_SOFTMAX = "Loss", "Gather", "LogSoftmax"
 _CLASSES = {"CtcLoss": -1, "NllLoss": -1, "NllLoss2D": 1}
 """Losses that pick classes, and along which axis."""
 
+_SETTINGS = ("_saved_beta", "_saved_delta", "_saved_ignore_index", "_saved_reduction")
+_WEIGHTS = ("_raw_saved_pos_weight", "_raw_saved_weight")
+"""What two losses of the same predictions and targets may differ in."""
+
 _MAX_LENGTH = 8
 """Operations that are followed from a loss to a log_softmax."""
 
@@ -176,19 +180,24 @@ def _is_flat(nodes: Nodes) -> bool:
     return True
 
 
-_Comparison = tuple[str, Any, int, int, tuple[int, ...]]
-"""A loss, what it is given, and where its target is in memory."""
+_Comparison = tuple[object, ...]
+"""A loss, what it is given, and how it is set."""
 
 
 def _compared(node: Any, kind: str) -> Iterator[_Comparison]:
-    """Yield what a loss compares, as far as its graph keeps it."""
+    """Yield what a loss compares and how, as far as its graph keeps it."""
     target = kept(getattr(node, "_raw_saved_target", None)) if _LOSS in kind else None
     if target is None:
         return
     inner, number = node.next_functions[0]
     if inner is not None and kind_of(inner.name()) == _LOG_SOFTMAX:
         inner, number = inner.next_functions[0]
-    yield kind, inner, number, target.data_ptr(), tuple(target.shape)
+    weights = (kept(getattr(node, name, None)) for name in _WEIGHTS)
+    yield (
+        *(kind, inner, number, target.data_ptr(), tuple(target.shape)),
+        *(getattr(node, name, None) for name in _SETTINGS),
+        *(None if weight is None else weight.data_ptr() for weight in weights),
+    )
 
 
 def _dimensions(node: Any, is_within: bool) -> str:
