@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from traincheck_plugin.recorder.layers import parameter_of
+from traincheck_plugin.recorder import layers
 from traincheck_plugin.recorder.loss_graph import is_given, kept, kind_of, wrapped
 from traincheck_plugin.vocabulary import Setting
 
@@ -25,12 +25,7 @@ _PRODUCTS = {"Baddbmm": 1, "Bmm": 0, "Mm": 0}
 _MAX_LENGTH = 8
 """Operations that are followed from a product to a softmax, and from there to a mask."""
 
-ARRANGING = frozenset(
-    {
-        *("Clone", "Expand", "NativeDropout", "Permute", "ReshapeAlias", "Squeeze", "ToCopy"),
-        *("T", "Transpose", "UnsafeView", "Unsqueeze", "View"),
-    }
-)
+ARRANGING = layers.ARRANGING | {"NativeDropout"}
 _SCALING = frozenset({"Div", "Mul"})
 """What may come between a softmax and the product with values, and between it and a mask."""
 
@@ -187,7 +182,7 @@ def _is_of_products(node: Any) -> bool:
 
 def _is_constant(node: Any) -> bool:
     """Return whether *node* gives what is no result of others: a weight, or without a gradient."""
-    return node is None or parameter_of(node) != 0
+    return node is None or layers.parameter_of(node) != 0
 
 
 def _is_masked(node: Any) -> bool:
@@ -222,16 +217,14 @@ def _hides(told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]) -> str:
             known.
         is_hidden: tells what is hidden.
     """
-    if told is None or not told.is_cpu or told.dim() < 2 or told.numel() == 0:
-        # To look at it would wait for the device.
+    if told is None or not _is_readable(told):
         return _UNKNOWN
     if told.shape[-2] == 1:
         return _KEYS
     if told.shape[-1] != told.shape[-2]:
         return _UNKNOWN
     stride = -(-told.shape[-1] // _MAX_SIDE)
-    part = told.detach().flatten(0, -3) if told.dim() > 2 else told.detach()[None]
-    hidden = is_hidden(part[:: -(-len(part) // _MAX_MASKS), ::stride, ::stride]).all(0)
+    hidden = is_hidden(_some(told)[:, ::stride, ::stride]).all(0)
     if bool((hidden == hidden[:1]).all()):
         return _KEYS
     above = torch.ones_like(hidden).triu(1)
@@ -244,12 +237,21 @@ def _sides(
     told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]
 ) -> Iterator[tuple[str, Setting, str]]:
     """Yield at which end keys of some sample are hidden from all queries, and not at the other."""
-    if told is None or not told.is_cpu or told.dim() < 2 or told.numel() == 0:
+    if told is None or not _is_readable(told):
         return
-    part = told.detach().flatten(0, -3) if told.dim() > 2 else told.detach()[None]
-    part = part[:: -(-len(part) // _MAX_MASKS)]
-    first, last = (is_hidden(part[..., key]).all(-1) for key in (0, -1))
+    first, last = (is_hidden(_some(told)[..., key]).all(-1) for key in (0, -1))
     if bool((first & ~last).any()):
         yield "attention", "side", "first"
     if bool((last & ~first).any()):
         yield "attention", "side", "last"
+
+
+def _is_readable(told: Tensor) -> bool:
+    """Return whether a mask can be looked at: on a device that would wait for it."""
+    return told.is_cpu and told.dim() >= 2 and told.numel() > 0
+
+
+def _some(told: Tensor) -> Tensor:
+    """Return the masks of some samples and heads, one after the other."""
+    several = told.detach().flatten(0, -3) if told.dim() > 2 else told.detach()[None]
+    return several[:: -(-len(several) // _MAX_MASKS)]

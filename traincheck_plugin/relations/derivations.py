@@ -124,7 +124,6 @@ class _Monitor(Monitor):
 
     def __init__(self, after: str, formula: str, named: tuple[_Derivation, ...]) -> None:
         self._of = after, formula
-        self._after = after
         self._is_within = _WITHIN in named
         self._early = PerRun(EarlyLosses)
         self._waiting: PerRun[set[_Derivation]] = PerRun(lambda: set(named))
@@ -167,7 +166,7 @@ class _Monitor(Monitor):
             ]
             told = " and ".join(parts)
         return Explanation(
-            message=f"what {function} is given without gradients in {whose(self._after)} is "
+            message=f"what {function} is given without gradients in {whose(self._of[0])} is "
             f"computed otherwise than in the reference: {told}",
             cause=Cause(
                 fact="another derivation",
