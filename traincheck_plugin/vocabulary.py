@@ -311,6 +311,7 @@ Setting = Literal[
     "masked",
     "hides",
     "side",
+    "padding",
     "summed",
     "mixes",
     "picked",
@@ -318,8 +319,9 @@ Setting = Literal[
     "flat",
 ]
 """What an operation of a loss is told to be set to: the dimensions that it goes over, counted from
-the last; the target that it leaves out; whether something hides elements from it, and which;
-whether values are summed up along the dimension along which their weights add up to one; whether
-a reshape takes elements of one axis for those of another; whether classes are picked along the
-dimension over which their log_softmax goes; whether something is compared with the same twice;
-whether its gradients are zeros, whatever the parameters are."""
+the last; the target that it leaves out; whether something hides elements from it, and which, and
+whether that is the end of sequences that is padded; whether values are summed up along the
+dimension along which their weights add up to one; whether a reshape takes elements of one axis for
+those of another; whether classes are picked along the dimension over which their log_softmax goes;
+whether something is compared with the same twice; whether its gradients are zeros, whatever the
+parameters are."""

@@ -19,8 +19,9 @@ SHOWN = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 PADDING = torch.tensor([[False] * 3 + [True] * 2, [False] * 4 + [True]])
 
 
-def _told(result: Tensor, name: str) -> list[str]:
-    told = [item.partition("=") for item in settings(nodes_of(result.sum().grad_fn) or ()).split()]
+def _told(result: Tensor, name: str, padded: dict[int, str] | None = None) -> list[str]:
+    nodes = nodes_of(result.sum().grad_fn) or []
+    told = [item.partition("=") for item in settings(nodes, lambda: padded or {}).split()]
     return [value for key, _, value in told if key == name]
 
 
@@ -115,6 +116,10 @@ def test_which_end_of_samples_is_hidden_is_told(
         several.append(causal.softmax(-1) @ values)
     for result in several:
         assert sorted(_told(result, "attention.side")) == expected
+        for end in ("first", "last"):
+            told = ["hidden" if end in expected else "shown"] if len(expected) == 1 else []
+            assert _told(result, "attention.padding", {LENGTH: end}) == told
+            assert _told(result, "attention.padding", {LENGTH + 1: end}) == []
     assert _told(scores.softmax(-1) @ values, "attention.side") == []
 
 

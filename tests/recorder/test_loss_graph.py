@@ -184,6 +184,17 @@ def test_parameters_in_the_loss_are_layers() -> None:
     assert formula(operations(weight.sum().grad_fn)) == ""
 
 
+def test_a_parameter_that_is_a_number_ends_no_term(outputs: Tensor) -> None:
+    scale, log_variance = nn.Parameter(torch.ones(1)), nn.Parameter(torch.zeros(()))
+    assert _told(functional.cross_entropy(scale * outputs, TARGET)) == {
+        *("nll_loss(log_softmax)", "log_softmax(mul)", "mul(layer,layer)")
+    }
+    weighted = torch.exp(-log_variance) * functional.cross_entropy(outputs, TARGET) + log_variance
+    assert _told(weighted) == CROSS_ENTROPY | {
+        *("add(layer,mul)", "mul(exp,nll_loss)", "exp(neg)", "neg(layer)")
+    }
+
+
 def test_many_terms_tell_what_a_few_do(outputs: Tensor) -> None:
     losses = [functional.cross_entropy(outputs, TARGET) for _ in range(200)]
     several = torch.stack(losses[:3]).mean()

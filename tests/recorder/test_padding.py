@@ -13,7 +13,13 @@ from torch import nn
 
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.recorder.loss_graph import Target
-from traincheck_plugin.recorder.padding import MAX_BYTES, MIN_PADDED, counts_padding, is_mask
+from traincheck_plugin.recorder.padding import (
+    MAX_BYTES,
+    MIN_PADDED,
+    counts_padding,
+    is_mask,
+    padded_end,
+)
 from traincheck_plugin.recorder.readings import DeviceReadings
 
 WIDTH, PAD = 10, 0
@@ -135,6 +141,26 @@ def test_what_may_be_a_mask(values, expected):
     assert is_mask(values) is expected
 
 
+@given(st.lists(st.integers(1, WIDTH), min_size=2, max_size=6), st.booleans())
+def test_the_end_at_which_samples_are_padded(lengths, left):
+    tokens, mask = padded(lengths, left=left)
+    numbers = [WIDTH - length for length in lengths]
+    is_known = max(numbers) > 1 and len(set(numbers)) > 1 and sum(numbers) >= MIN_PADDED
+    for values in (tokens, tokens.int()):
+        assert padded_end(values) == (("first" if left else "last") if is_known else None)
+    assert padded_end(mask) is None
+
+
+def test_samples_that_are_padded_at_neither_end_or_at_both():
+    tokens, _ = padded([2, 5, WIDTH])
+    assert padded_end(tokens) == "last"
+    assert padded_end(torch.cat([tokens.flip(1), tokens], 1)) is None
+    # Two values, and what may as well be a sequence of one.
+    assert padded_end(torch.where(tokens[:1] == PAD, 1, tokens)) is None
+    assert padded_end(torch.cat([tokens, tokens + 1])) is None
+    assert padded_end(torch.zeros(3, WIDTH, dtype=torch.int64)) is None
+
+
 class Tagger(nn.Module):
     def __init__(self, *paddings):
         super().__init__()
@@ -211,3 +237,43 @@ def test_targets_that_a_model_is_given_are_no_padding():
             return nn.functional.cross_entropy(logits.flatten(0, 1), tags.flatten())
 
     assert told_of(lambda: Trained()(tokens, tags).backward()) == []
+
+
+class Reader(nn.Module):
+    """Attention over words, with a mask of its own."""
+
+    def __init__(self, hides):
+        super().__init__()
+        self.words = nn.Embedding(9, 8)
+        self.layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.head = nn.Linear(8, 3)
+        self.hides = hides
+
+    def forward(self, tokens):
+        hidden = self.layer(self.words(tokens), src_key_padding_mask=self.hides(tokens))
+        return self.head(hidden.mean(1))
+
+
+@pytest.mark.parametrize("left", [False, True])
+@pytest.mark.parametrize(
+    ("hides", "told"),
+    [(lambda tokens: tokens == PAD, "hidden"), (lambda tokens: tokens != PAD, "shown")],
+)
+def test_a_backward_tells_whether_attention_hides_the_padding(left, hides, told):
+    def train():
+        model = Reader(hides)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(2):
+            optimizer.zero_grad()
+            tokens, _ = padded([3, 4, WIDTH], left=left)
+            nn.functional.cross_entropy(model(tokens), torch.tensor([0, 1, 2])).backward()
+            optimizer.step()
+
+    recording = record(train, LIFECYCLE)
+    settings = {
+        item.value
+        for call in recording.of_role("backward")
+        for item in call.inputs
+        if item.path == "settings"
+    }
+    assert [f"attention.padding={told}" in text.split() for text in settings] == [True]

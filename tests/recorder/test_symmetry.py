@@ -9,7 +9,7 @@ from torch import nn
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.readings import DeviceReadings
-from traincheck_plugin.recorder.symmetry import AT_STEP, SymmetryReader
+from traincheck_plugin.recorder.symmetry import AT_STEP, EARLY, SymmetryReader
 from traincheck_plugin.recorder.tables import Tensors
 
 
@@ -36,7 +36,32 @@ def test_rows_that_are_alike_are_found(tensor, expected):
     reader = SymmetryReader(DeviceReadings())
     other = torch.rand(2, 2)
     table = Tensors([(0, other), (1, tensor), (2, tensor)])
-    assert reader.of(table).tolist() == [False, expected, expected]
+    optimizer = torch.optim.SGD([nn.Parameter(other)])
+    assert reader.of(table, optimizer).tolist() == [False, expected, expected]
+
+
+@pytest.mark.parametrize(
+    ("gradient", "expected"),
+    [
+        (torch.full((3, 4), 0.5), True),
+        (torch.arange(4.0).expand(3, 4), True),
+        # A last layer that begins with zeros, and what no gradient has reached yet.
+        (torch.arange(12.0).view(3, 4), False),
+        (torch.zeros(3, 4), False),
+        (torch.zeros(3, 4).to_sparse(), False),
+        (None, False),
+    ],
+)
+def test_at_first_their_gradients_have_to_be_alike(gradient, expected):
+    reader = SymmetryReader(DeviceReadings())
+    weight, other = nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.rand(3, 4))
+    weight.grad, other.grad = gradient, torch.ones(3, 4)
+    table = Tensors([(0, other), (1, weight)])
+    optimizer = torch.optim.SGD([weight])
+    due = [
+        reader.of(table, optimizer).tolist() for _ in range(AT_STEP + 2) if reader.is_due(optimizer)
+    ]
+    assert due == [[False, expected], [False, True]]
 
 
 def train(num_steps=AT_STEP + 2, constant=True):
@@ -67,8 +92,9 @@ def told(recording):
     ]
 
 
-def test_they_are_told_once_for_each_optimizer():
-    assert told(record(train, LIFECYCLE)) == [["0.weight"]] * 2
-    assert told(record(lambda: train(constant=False), LIFECYCLE)) == [[]] * 2
-    assert told(record(lambda: train(AT_STEP - 1), LIFECYCLE)) == []
+def test_they_are_told_twice_for_each_optimizer():
+    assert told(record(train, LIFECYCLE)) == [["0.weight"]] * 4
+    assert told(record(lambda: train(constant=False), LIFECYCLE)) == [[]] * 4
+    assert told(record(lambda: train(AT_STEP - 1), LIFECYCLE)) == [["0.weight"]] * 2
+    assert told(record(lambda: train(EARLY - 1), LIFECYCLE)) == []
     assert told(record(train, Plan.nothing())) == []

@@ -64,14 +64,36 @@ def test_the_cause_is_told() -> None:
     assert "is not stepped" in explanation.cause.text
 
 
-@pytest.mark.parametrize(("num_steps", "numbers"), [(1, [1, 0]), (5, [4, 0]), (15, [14])])
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("zero zero2 backward step zero zero2 backward step zero zero2", [False] * 2),
+        # Once may be a batch that is left out.
+        ("zero2 both zero2 second step zero2", [True]),
+        ("zero2 both zero2 second step zero2 second step zero2", [True, False]),
+        ("zero2 second step zero2 both zero2 second step zero2", [False, True]),
+    ],
+)
+def test_the_first_gradients_are_used_where_all_were(words: str, expected: list[bool]) -> None:
+    words = words.replace("both", "second step2 step")
+    params = (*PARAMS[:2], ConstantParam(value=0))
+    assert holding(RELATION, params, words, num_optimizers=2) == expected
+    assert (
+        "before it had stepped at all"
+        in failure(RELATION, params, "zero2 second step " * 3 + "zero2", num_optimizers=2).message
+    )
+
+
+@pytest.mark.parametrize(("num_steps", "numbers"), [(1, [0, None]), (5, [4, None]), (15, [14])])
 def test_a_critic_may_step_more_often(num_steps: int, numbers: list[int]) -> None:
     words = ("zero zero2 backward step " * num_steps + "step2 ") * 4
     proposer = RELATION.proposer()
     for window in told(words, num_optimizers=2):
         proposer.observe(window)
     found = [hypothesis.params for hypothesis in proposer.hypotheses()]
-    assert found == [(*PARAMS[:2], *([ConstantParam(value=n)] if n else [])) for n in numbers]
+    assert found == [
+        (*PARAMS[:2], *([] if n is None else [ConstantParam(value=n)])) for n in numbers
+    ]
     for params in found:
         assert all(holding(RELATION, params, words, num_optimizers=2))
 

@@ -30,6 +30,7 @@ MIXES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
 PICKED: tuple[Param, ...] = (replace(BACKWARD, argument="picked"),)
 REPEATED: tuple[Param, ...] = (replace(BACKWARD, argument="repeated"),)
 FLAT: tuple[Param, ...] = (replace(BACKWARD, argument="flat"),)
+PADDING: tuple[Param, ...] = (replace(BACKWARD, argument="padding"),)
 ENTROPY = "nll_loss.ignored=-100 softmax.dimension=-1"
 BOTH = "attention.masked=no attention.masked=yes"
 MASKED, UNMASKED = "attention.masked=yes", "attention.masked=no"
@@ -212,22 +213,25 @@ def test_hiding_the_other_end_of_samples_is_told(
         (PICKED, "log_softmax.picked", "yes"),
         (REPEATED, "loss.repeated", "no"),
         (FLAT, "loss.flat", "no"),
+        (PADDING, "attention.padding", "hidden"),
     ],
 )
-@given(told=st.lists(st.sampled_from(["", "yes", "no", "both"]), max_size=8))
+@given(told=st.lists(st.sampled_from(["", "right", "wrong", "both"]), max_size=8))
 def test_what_is_wrong_everywhere_is_told_when_it_stays(
     law: tuple[Param, ...], name: str, right: str, told: list[str]
 ) -> None:
+    wrong = {"yes": "no", "no": "yes", "hidden": "shown"}[right]
     texts = {
-        **{value: f"{name}={value}" for value in ("yes", "no")},
-        "both": f"{name}=no {name}=yes",
+        "right": f"{name}={right}",
+        "wrong": f"{name}={wrong}",
+        "both": " ".join(sorted([f"{name}={right}", f"{name}={wrong}"])),
         "": ENTROPY,
     }
     expected, failed = [], 0
     for one in filter(None, told):
-        failed = 0 if one == right else failed + 1
+        failed = 0 if one == "right" else failed + 1
         if failed != 1:
-            expected.append(one == right)
+            expected.append(one == "right")
     assert _held(law, [texts[one] for one in told]) == expected
 
 
@@ -269,6 +273,13 @@ def test_what_is_wrong_everywhere_is_told_when_it_stays(
             "round, floor",
             "rounded alone",
         ),
+        (
+            PADDING,
+            "attention.padding=shown",
+            "attention hides one end of samples, and these are padded at the other",
+            "is inverted",
+            "hides that with the padding",
+        ),
     ],
 )
 def test_it_is_told_why_it_is_wrong(
@@ -279,7 +290,9 @@ def test_it_is_told_why_it_is_wrong(
     assert explanation.cause is not None
     assert cause in explanation.cause.text
     assert sentence in RELATION.describe(law)
-    assert RELATION.needs(law).attributes == {}
+    # What models are given is kept where somebody asks what losses have to do with it.
+    kept = {"backward": frozenset({("target", "value")})} if law == PADDING else {}
+    assert RELATION.needs(law).attributes == kept
 
 
 def test_laws_are_proposed_where_they_say_something() -> None:
@@ -294,6 +307,7 @@ def test_laws_are_proposed_where_they_say_something() -> None:
     assert proposed("reshape.mixes=no log_softmax.picked=yes") == {MIXES, PICKED}
     assert proposed("loss.repeated=no loss.flat=no") == {REPEATED, FLAT}
     assert proposed("attention.summed=yes self_attention.masked=yes") == {LAW, SUMS}
+    assert proposed("attention.padding=hidden attention.side=last") == {PADDING}
 
 
 def test_what_attention_sees_is_told() -> None:

@@ -262,6 +262,10 @@ class Arguments:
                 frames.append(self._frame(call, "begin", codes, data=keys, value=labels))
         return frames
 
+    def padded_ends(self) -> dict[int, str]:
+        """Return at which end the sequences that models were given are padded, by their length."""
+        return self._alignments.padded_ends()
+
     def stepped(self) -> None:
         """Keep nothing that was given before an optimizer stepped."""
         self._alignments.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -40,6 +40,9 @@ _MAX_SIDE = 64
 _MAX_MASKS = 16
 """Of a mask so many rows and columns are looked at, of so many samples and heads."""
 
+Ends = Callable[[], Mapping[int, str]]
+"""Tells at which end sequences are padded, ``first`` or ``last``, by their length."""
+
 _UNKNOWN, _KEYS, _LATER, _EARLIER, _SOME = "unknown", "keys", "later", "earlier", "some"
 _FIRST = (_LATER, _SOME, _UNKNOWN, _EARLIER, _KEYS)
 """What several masks hide together: the first of what they are told to."""
@@ -50,7 +53,7 @@ def attends(kind: str) -> bool:
     return kind in _PRODUCTS or kind.startswith(_FUSED)
 
 
-def attention(node: Any, kind: str) -> Iterator[tuple[str, Setting, str]]:
+def attention(node: Any, kind: str, padded: Ends) -> Iterator[tuple[str, Setting, str]]:
     """Yield what is told of the attention whose last operation is *node*, if it is one.
 
     ``masked`` is whether something hides elements from it. Of self-attention, in which each
@@ -58,11 +61,17 @@ def attention(node: Any, kind: str) -> Iterator[tuple[str, Setting, str]]:
     there is a mask: what comes ``later``, or ``earlier``, ``some`` otherwise, or the same ``keys``
     from all; ``unknown`` where the graph does not keep the mask, or a device has it. ``side`` tells
     whether the ``first`` key of a sample is hidden from all queries and its last is not, or the
-    ``last`` and not its first. ``summed`` tells whether values are summed up along the dimension
-    along which their weights add up to one.
+    ``last`` and not its first. ``padding`` is ``hidden`` where that is the end at which sequences
+    of as many keys are padded, and ``shown`` otherwise. ``summed`` tells whether values are summed
+    up along the dimension along which their weights add up to one.
+
+    Args:
+        node: of the graph.
+        kind: of operation.
+        padded: tells at which end sequences that the model was given are padded.
     """
     if kind.startswith(_FUSED):
-        yield from _fused(node)
+        yield from _fused(node, padded)
         return
     found = _softmax_of(node, _PRODUCTS[kind])
     if found is None:
@@ -74,7 +83,7 @@ def attention(node: Any, kind: str) -> Iterator[tuple[str, Setting, str]]:
     weights = kept(getattr(softmax, "_raw_saved_result", None)) if is_masked else None
     hides = _hides(weights, _is_zero)
     yield from _masked([hides] * is_masked, shape, *shape[-2:])
-    yield from _sides(weights, _is_zero)
+    yield from _sides(weights, _is_zero, padded)
     if axis is not None and _is_of_products(inner):
         along = wrapped(softmax._saved_dim) % len(shape)
         yield "attention", "summed", "yes" if axis == along else "no"
@@ -85,13 +94,13 @@ def shape_of(node: Any) -> tuple[int, ...]:
     return next((tuple(result.shape) for result in getattr(node, "_input_metadata", ())), ())
 
 
-def _fused(node: Any) -> Iterator[tuple[str, Setting, str]]:
+def _fused(node: Any, padded: Ends) -> Iterator[tuple[str, Setting, str]]:
     masks = [_LATER] if getattr(node, "_saved_is_causal", False) else []
     for name in _MASKS:
         mask = getattr(node, name, None)
         if is_given(mask):
             masks.append(_hides(kept(mask), _is_hidden))
-            yield from _sides(kept(mask), _is_hidden)
+            yield from _sides(kept(mask), _is_hidden, padded)
     keys = kept(getattr(node, "_raw_saved_key", None))
     num_keys = () if keys is None else keys.shape[-2:-1]
     yield from _masked(masks, shape_of(node), *shape_of(node)[-2:-1], *num_keys)
@@ -234,16 +243,19 @@ def _hides(told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]) -> str:
 
 
 def _sides(
-    told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]
+    told: Tensor | None, is_hidden: Callable[[Tensor], Tensor], padded: Ends
 ) -> Iterator[tuple[str, Setting, str]]:
     """Yield at which end keys of some sample are hidden from all queries, and not at the other."""
     if told is None or not _is_readable(told):
         return
     first, last = (is_hidden(_some(told)[..., key]).all(-1) for key in (0, -1))
-    if bool((first & ~last).any()):
-        yield "attention", "side", "first"
-    if bool((last & ~first).any()):
-        yield "attention", "side", "last"
+    hidden = {"first": bool((first & ~last).any()), "last": bool((last & ~first).any())}
+    sides = [side for side, is_told in hidden.items() if is_told]
+    for side in sides:
+        yield "attention", "side", side
+    end = padded().get(told.shape[-1]) if len(sides) == 1 else None
+    if end is not None:
+        yield "attention", "padding", "hidden" if end in sides else "shown"
 
 
 def _is_readable(told: Tensor) -> bool:

@@ -265,7 +265,7 @@ class FrameTaker:
                 flags = [told.get(id(tensor), _requires_grad(tensor)) for tensor in alive]
                 columns["module_requires_grad"] = table.spread(np.array(flags, np.bool_))
         if "alike" in names:
-            columns["alike"] = self._symmetry.of(table)
+            columns["alike"] = self._symmetry.of(table, optimizer)
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "placement" in names:

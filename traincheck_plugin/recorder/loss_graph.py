@@ -330,13 +330,17 @@ def _number_of(node: Any) -> float | None:
 
 
 def _operation(node: Any) -> tuple[str, list[Any]]:
-    """Return the name of an operation, and those whose results it takes; None is a constant."""
-    inputs = []
-    name = spelled(node.name())
+    """Return the name of an operation, and those whose results it takes; None is a constant.
+
+    What takes a parameter is a layer, and so is a parameter that is a single number: it weights
+    terms of the loss, or divides logits.
+    """
+    inputs: list[Any] = []
+    name = LAYER if node.name().endswith(LEAF) else spelled(node.name())
     if name is not LAYER:
         for inner, _ in node.next_functions[:MAX_INPUTS]:
             inner = _unshaped(inner)
-            if inner is not None and inner.name().endswith(LEAF):
+            if inner is not None and inner.name().endswith(LEAF) and inner.variable.numel() > 1:
                 return LAYER, []
             inputs.append(inner)
     if kind_of(node.name()) in _REDUCTIONS:

@@ -12,6 +12,7 @@ from traincheck_plugin.recorder.attention import (
     ARRANGING,
     SOFTMAX,
     SOFTMAXES,
+    Ends,
     attends,
     attention,
     axis_before,
@@ -80,8 +81,12 @@ def nodes_of(last: Any) -> Nodes | None:
     return nodes
 
 
-def settings(nodes: Nodes) -> str:
+def settings(nodes: Nodes, padded: Ends = dict) -> str:
     """Return what operations are set to.
+
+    Args:
+        nodes: of the graph of a loss.
+        padded: tells at which end sequences that the model was given are padded.
 
     Returns:
         ``operation.setting=value`` for each, sorted, with spaces between: ``nll_loss.ignored=-100
@@ -92,7 +97,9 @@ def settings(nodes: Nodes) -> str:
     shifted = {node.next_functions[0][0] for node, kind in nodes if kind in _CUTTING}
     for node, kind in nodes:
         if _tells(kind) and not (kind in _RESHAPES and node in shifted):
-            told.update(f"{what}.{setting}={value}" for what, setting, value in _of(node, kind))
+            told.update(
+                f"{what}.{setting}={value}" for what, setting, value in _of(node, kind, padded)
+            )
             comparisons += _compared(node, kind)
     if len(comparisons) > 1:
         repeats = len(set(comparisons)) < len(comparisons)
@@ -109,10 +116,10 @@ def _tells(kind: str) -> bool:
     return is_of_loss or any(kind in kinds for kinds in told) or attends(kind)
 
 
-def _of(node: Any, kind: str) -> Iterator[tuple[str, Setting, object]]:
+def _of(node: Any, kind: str, padded: Ends) -> Iterator[tuple[str, Setting, object]]:
     """Yield what an operation is called on all devices, a setting, and its value."""
     if attends(kind):
-        yield from attention(node, kind)
+        yield from attention(node, kind, padded)
     elif kind in _RESHAPES:
         mixes = _mixes(node)
         if mixes is not None:

@@ -90,6 +90,35 @@ def counts_padding(
     return None if is_known and math.isnan(share[0]) else share
 
 
+def padded_end(tokens: Tensor) -> str | None:
+    """Return at which end the samples of a batch are padded: ``first`` or ``last``.
+
+    That is where several have the same value, some more of it than others. None where neither end
+    is padded, or both are, and of masks.
+
+    Args:
+        tokens: whole numbers of shape (samples, places), on the host.
+    """
+    tokens = tokens[:MAX_ROWS]
+    if not bool(((tokens != 0) & (tokens != 1)).any()):
+        return None
+    ends = [
+        name
+        for name, rows in (("first", tokens), ("last", tokens.flip(1)))
+        if _begins_with_padding(rows)
+    ]
+    return ends[0] if len(ends) == 1 else None
+
+
+def _begins_with_padding(rows: Tensor) -> bool:
+    is_padded = rows[:, 0] == rows[:, 1]
+    values = rows[is_padded, 0].unique()
+    if len(values) != 1:
+        return False
+    numbers = (rows == values).cumprod(1).sum(1)
+    return bool(numbers.sum() >= MIN_PADDED) and bool((numbers != numbers[0]).any())
+
+
 def _is_at_one_end(is_padding: Tensor) -> Tensor:
     """Return whether what is padding is the end of each row, or its beginning."""
     first, second = is_padding[:, :-1], is_padding[:, 1:]

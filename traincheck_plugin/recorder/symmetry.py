@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
@@ -16,38 +16,47 @@ from traincheck_plugin.vocabulary import Array, Bool
 
 Tensor = torch.Tensor
 
+EARLY = 2
+"""The step of an optimizer at which it is told of weights whose gradients have such rows, too: what
+begins as zeros is told apart by its gradients."""
+
 AT_STEP = 5
-"""The step of an optimizer at which it is told: by then what began as zeros has moved."""
+"""The step at which it is told of all weights: by then what began as zeros has moved."""
 
 
 class SymmetryReader:
-    """Tells once for each optimizer which weights have rows that are all alike."""
+    """Tells twice for each optimizer which weights have rows that are all alike."""
 
     def __init__(self, readings: DeviceReadings) -> None:
         self._readings = readings
         self._num_steps: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
 
     def is_due(self, optimizer: Any | None) -> bool:
-        """Count a step; return whether it is the one at which it is told."""
+        """Count a step; return whether it is one at which it is told."""
         if optimizer is None:
             return False
         number = self._num_steps.get(optimizer, 0) + 1
         self._num_steps[optimizer] = number
-        return number == AT_STEP
+        return number in (EARLY, AT_STEP)
 
-    def of(self, table: Tensors) -> Bool:
+    def of(self, table: Tensors, optimizer: Any) -> Bool:
         """Return which variables have several rows of several numbers that are all the same.
 
-        What a device has is told later.
+        In the step `EARLY` of the optimizer those of their gradients are, and not all zeros. What a
+        device has is told later.
         """
+        is_early = self._num_steps.get(optimizer) == EARLY
         column = np.zeros(len(table.variables), np.bool_)
-        tensors = [local(tensor) for tensor in table.alive()]
+        tensors = table.alive()
         by_device: dict[torch.device, list[int]] = {}
         for place, tensor in enumerate(tensors):
-            if _has_rows(tensor):
+            if _has_rows(tensor) and (not is_early or _has_rows(tensor.grad)):
                 by_device.setdefault(tensor.device, []).append(place)
         for places in by_device.values():
             told = torch.stack([_are_alike(tensors[place]) for place in places])
+            if is_early:
+                gradients = [one for place in places if (one := tensors[place].grad) is not None]
+                told &= torch.stack([_are_alike(one, but=0.0) for one in gradients])
 
             def receive(numbers: Array, places: list[int] = places) -> None:
                 alike = np.zeros(len(tensors), np.bool_)
@@ -58,7 +67,10 @@ class SymmetryReader:
         return column
 
 
-def _has_rows(tensor: Tensor) -> bool:
+def _has_rows(tensor: Tensor | None) -> TypeGuard[Tensor]:
+    if tensor is None:
+        return False
+    tensor = local(tensor)
     shape = tensor.shape
     return (
         tensor.dim() > 1
@@ -70,6 +82,8 @@ def _has_rows(tensor: Tensor) -> bool:
     )
 
 
-def _are_alike(tensor: Tensor) -> Tensor:
-    lowest, highest = torch.aminmax(tensor.detach().flatten(1), dim=0)
-    return (lowest == highest).all()
+def _are_alike(tensor: Tensor, *, but: float | None = None) -> Tensor:
+    """Return whether all rows are the same, and not all of them *but*."""
+    lowest, highest = torch.aminmax(local(tensor).detach().flatten(1), dim=0)
+    alike = (lowest == highest).all()
+    return alike if but is None else alike & (lowest != but).any()

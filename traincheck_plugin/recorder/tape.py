@@ -447,6 +447,8 @@ class Tape:
             self._adopt(thread)
         if role == "backward":
             self.variables.drop_replaced()
+        elif role == "step":
+            self.variables.find_copies()
         if not thread.num_opaque:
             self.silencer.mute()
             passed, self._passed_forward = self._passed_forward, None

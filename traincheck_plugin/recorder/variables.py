@@ -166,13 +166,7 @@ class Variables:
         self._has_new_root = True
 
     def settle(self) -> None:
-        """Once an optimizer has stepped: see what there is besides the models that train.
-
-        If no model goes by the given names, what ran is tracked.
-        """
-        if not self._knows_copies and self._observes_copies and self._selection.discovers_models:
-            self._knows_copies = True
-            self._find_copies()
+        """Once an optimizer has stepped: if no model goes by the given names, track what ran."""
         if self._is_settled:
             return
         self._is_settled = True
@@ -185,7 +179,12 @@ class Variables:
             for module in list(self._seen_modules):
                 self.add_root(module)
 
-    def _find_copies(self) -> None:
+    def find_copies(self) -> None:
+        """Before an optimizer steps: see what there is besides the models that train."""
+        wants = self._observes_copies and self._selection.discovers_models
+        if self._knows_copies or not wants:
+            return
+        self._knows_copies = True
         held = {
             id(parameter)
             for optimizer in self.optimizers()

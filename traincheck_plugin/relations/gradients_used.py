@@ -53,9 +53,10 @@ class GradientsUsedRelation(Relation):
 
     ``forall consecutive clears c, d on one object, forall optimizers o with gradients that are not
     zero at begin(d) and cleared by it: (exists step of another optimizer between c and d) -> exists
-    step of o between c and d``, and not the other way more than n times in a row. A step of an
-    optimizer that has parameters in common with o is one of o: some wrap others. A step that a
-    gradient scaler skipped counts, and what is cleared within a step is no example.
+    step of o between c and d``, and not the other way more than n times in a row, or more than
+    once where n is 0 and o has been used by then: a batch may be left out, though hardly the first
+    one. A step of an optimizer that has parameters in common with o is one of o: some wrap others.
+    A step that a gradient scaler skipped counts, and what is cleared within a step is no example.
 
     With a constant n it is what the reference had at most: a critic may step several times for one
     step of a generator, whose gradients it adds to and that are cleared meanwhile. Without, it is
@@ -76,7 +77,7 @@ class GradientsUsedRelation(Relation):
 
     def describe(self, params: tuple[Param, ...]) -> str:
         clear, number = _parts(params)
-        times = "twice" if number == 1 else f"{number + 1} times"
+        times = "twice" if number < 2 else f"{number + 1} times"
         return (
             f"where others step, no optimizer has its gradients cleared unused by "
             f"{short(clear.api_full_name)} {times} in a row"
@@ -99,7 +100,7 @@ def _parts(params: tuple[Param, ...]) -> tuple[APIParam, int]:
     if len(params) == 2:
         return pair(name, params, APIParam, VarTypeParam)[0], A_LOT
     clear, _, number = three(name, params, APIParam, VarTypeParam, ConstantParam)
-    if type(number.value) is not int or number.value < 1:
+    if type(number.value) is not int or number.value < 0:
         raise InvariantError(f"{name} needs a number of calls, got {number.value!r}")
     return clear, number.value
 
@@ -198,6 +199,7 @@ class _Clears:
         self._last: dict[int, int] = {}
         # By optimizer.
         self._in_a_row: dict[int, int] = {}
+        self._used: set[int] = set()
 
     def observe(self, window: Window) -> _Judged | None:
         """Return what the calls of a window clear; None where that proves nothing."""
@@ -219,9 +221,9 @@ class _Clears:
         ]
         if not found:
             return None
-        rows, targets, in_a_row = map(np.concatenate, zip(*found, strict=True))
+        rows, targets, in_a_row, is_first = map(np.concatenate, zip(*found, strict=True))
         order = np.argsort(rows, kind="stable")
-        return _Judged(rows[order], targets[order], in_a_row[order])
+        return _Judged(rows[order], targets[order], in_a_row[order], is_first[order])
 
     def _since(self, window: Window, rows: Int64) -> Int64:
         """Return the end of the call before each on the same object, `NONE` for the first."""
@@ -235,7 +237,7 @@ class _Clears:
 
     def _of_one(
         self, window: Window, optimizer: int, cleared: _Cleared, since: Int64
-    ) -> tuple[Int64, Int32, Int64]:
+    ) -> tuple[Int64, Int32, Int64, Bool]:
         """Return of the calls that clear gradients of an optimizer those to judge."""
         rows = cleared.rows
         ends = window.calls.end[rows]
@@ -248,11 +250,14 @@ class _Clears:
         last_used = np.maximum.accumulate(np.where(used, numbers, 0))
         before = self._in_a_row.get(optimizer, 0)
         in_a_row = numbers - last_used + np.where(last_used == 0, before, 0)
+        is_first = (last_used == 0) & (optimizer not in self._used)
         if len(rows):
             self._in_a_row[optimizer] = int(in_a_row[-1])
+        if used.any():
+            self._used.add(optimizer)
         # Where no other one steps, it proves nothing that this one does.
-        rows, in_a_row = rows[others], in_a_row[others]
-        return rows, np.full(len(rows), optimizer, np.int32), in_a_row
+        rows, in_a_row, is_first = rows[others], in_a_row[others], is_first[others]
+        return rows, np.full(len(rows), optimizer, np.int32), in_a_row, is_first
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +268,13 @@ class _Judged:
         rows: of the calls.
         targets: codes of the optimizers.
         in_a_row: how many unused ones in a row there are with each; 0 where they were used.
+        is_first: whether none was used so far.
     """
 
     rows: Int64
     targets: Int32
     in_a_row: Int64
+    is_first: Bool
 
 
 class _Monitor(Monitor):
@@ -280,7 +287,8 @@ class _Monitor(Monitor):
         if found is None:
             return NO_EXAMPLES
         # Too few in a row say nothing, neither for the rule nor against it.
-        kept = (found.in_a_row == 0) | (found.in_a_row > self._number)
+        most = np.where(found.is_first, self._number, max(self._number, 1))
+        kept = (found.in_a_row == 0) | (found.in_a_row > most)
         rows, targets, in_a_row = found.rows[kept], found.targets[kept], found.in_a_row[kept]
         return Examples.of_calls(
             window,
@@ -291,9 +299,13 @@ class _Monitor(Monitor):
 
     def _explain(self, window: Window, optimizer: int, in_a_row: int) -> Explanation:
         name = window.catalog.objects[optimizer]
+        did = (
+            f"{in_a_row} times in a row and it did not step"
+            if in_a_row > 1
+            else "before it had stepped at all"
+        )
         return Explanation(
-            message=f"gradients of {short(name)} were cleared {in_a_row} times in a row and it did "
-            "not step, while another optimizer did",
+            message=f"gradients of {short(name)} were cleared {did}, while another optimizer did",
             cause=Cause(
                 fact="an optimizer never steps",
                 subjects=(name,),
@@ -368,7 +380,7 @@ class _Proposer(Proposer):
             found = clears.observe(window)
             if found is not None and len(found.rows):
                 most = int(found.in_a_row.max())
-                self._most[param] = max(self._most.get(param, 1), most)
+                self._most[param] = max(self._most.get(param, 0), most)
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         name = GradientsUsedRelation.name

@@ -248,10 +248,11 @@ def _varying(formula: Formula) -> Pairs:
 def _cuts(whole: Formula, part: Formula) -> list[str]:
     """Return operations of *part* with a constant, where *whole* takes something in its place.
 
-    Empty where that is not all that tells them apart.
+    Empty where that is not all that *part* has and *whole* has not. Of several terms that *whole*
+    computes alike, *part* may have one cut off.
     """
-    rest, given = part - whole, whole - part
-    is_cut = all(any(_is_cut(one, of) for of in given) for one in rest)
+    rest = part - whole
+    is_cut = all(any(_is_cut(one, of) for of in whole) for one in rest)
     return sorted(outer for outer, _ in rest) if is_cut else []
 
 

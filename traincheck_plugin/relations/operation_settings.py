@@ -67,8 +67,10 @@ class OperationSettingsRelation(Relation):
     which their weights add up to one``; ``forall backwards b, reshapes r in its graph: r splits and
     merges axes``; ``forall backwards b, log_softmax l in its graph: classes are picked along the
     dimension over which l goes``; ``forall backwards b, two losses in its graph: they have other
-    predictions or other targets``; and ``forall backwards b: a way from it to a parameter has no
-    operation whose gradient is 0``. The first failure in a row of these five is excused.
+    predictions or other targets``; ``forall backwards b: a way from it to a parameter has no
+    operation whose gradient is 0``; and ``forall backwards b, attention a in its graph that hides
+    one end of samples, and as many tokens that the model was given: they are padded at that end``.
+    The first failure in a row of these six is excused.
 
     Catches an attention without its causal mask, or with an inverted one, an inverted mask of
     padding, a softmax over another dimension, a reshape in place of a permute, one direction of a
@@ -104,8 +106,9 @@ class OperationSettingsRelation(Relation):
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
         plan = api_plan(BACKWARD)
-        if params != _LAW:
+        if params not in (_LAW, _PADDING):
             return plan
+        # What models are given is kept for whoever asks what losses have to do with it.
         return plan.union(Plan(functions=frozenset(), attributes={"backward": _LAGS}))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
@@ -118,6 +121,7 @@ _RESHAPES: tuple[Param, ...] = (replace(BACKWARD, argument="mixes"),)
 _CLASSES: tuple[Param, ...] = (replace(BACKWARD, argument="picked"),)
 _ONCE: tuple[Param, ...] = (replace(BACKWARD, argument="repeated"),)
 _SLOPING: tuple[Param, ...] = (replace(BACKWARD, argument="flat"),)
+_PADDING: tuple[Param, ...] = (replace(BACKWARD, argument="padding"),)
 """These speak of all pipelines."""
 
 _WRONG = {
@@ -126,6 +130,7 @@ _WRONG = {
     _CLASSES: ("log_softmax.picked", "no"),
     _ONCE: ("loss.repeated", "yes"),
     _SLOPING: ("loss.flat", "yes"),
+    _PADDING: ("attention.padding", "shown"),
 }
 """Settings, and which of their values are wrong everywhere."""
 
@@ -135,6 +140,7 @@ _RIGHT = {
     _CLASSES: "classes are picked along the dimension over which their log_softmax goes",
     _ONCE: "no loss compares the same with the same twice",
     _SLOPING: "no loss is computed of what is rounded alone",
+    _PADDING: "a mask of attention that hides one end of samples hides that with the padding",
 }
 
 _LAGS: frozenset[tuple[VariableKind, str]] = frozenset({("target", "value")})
@@ -361,6 +367,10 @@ _EXPLAINED: dict[str, tuple[str, str]] = {
         "{operation} hides the {now} keys of samples; in the reference the {before} ones",
         "the padding mask of {operation} is inverted, and shows the padding alone; or samples are "
         "padded at their other end",
+    ),
+    "padding": (
+        "{operation} hides one end of samples, and these are padded at the other",
+        "the padding mask of {operation} is inverted: it hides what counts, and shows the padding",
     ),
     "summed": (
         "{operation} sums up values along another dimension than its softmax goes over",

@@ -25,7 +25,7 @@ from traincheck_plugin.relations.params import api_plan, pair
 from traincheck_plugin.relations.role_proposer import ScheduleProposer
 from traincheck_plugin.vocabulary import NONE
 
-IN_A_ROW = 3
+IN_A_ROW = 2
 """Calls of a scheduler that were for nothing until that is no coincidence."""
 
 PARAMETER = VAR_TYPES["parameter"]
