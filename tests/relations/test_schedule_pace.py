@@ -58,8 +58,17 @@ SPACED = (*PARAMS, ConstantParam(value=2))
         ("step step | step scheduler | " * 4, [True] * 6),
         ("scheduler " * 3 + "| step | step scheduler | " * 3, [True] * 6),
         # One epoch may be short.
-        ("step | step scheduler | step scheduler | step | step scheduler | " * 2, [True] * 8),
-        ("step scheduler | " * 5, [True, True, False, False]),
+        ("step scheduler | step | step scheduler | step scheduler | step | " * 2, [True] * 9),
+        (
+            "step scheduler | step | step scheduler | " + "step scheduler | " * 3,
+            [True] * 4 + [False],
+        ),
+        # Which is hardly the first one.
+        ("step scheduler | " * 5, [True, False, False, False]),
+        (
+            "step scheduler | step scheduler | step | step scheduler | step |",
+            [True, False, True, True],
+        ),
         ("step placed | " * 4, [True] * 3),
         ("step scheduler gap step scheduler gap step scheduler", []),
     ],

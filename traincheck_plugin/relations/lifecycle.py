@@ -74,10 +74,13 @@ class Patience:
 
     Args:
         share: so many of them, as a part of all that held before; one in any case.
+        excuses_first: whether those are excused before which nothing held: what goes wrong now and
+            then hardly does so at first.
     """
 
-    def __init__(self, share: float = 0.0) -> None:
+    def __init__(self, share: float = 0.0, *, excuses_first: bool = True) -> None:
         self._share = share
+        self._excuses_first = excuses_first
         # By object: failures in a row up to now, where there is one, and all that held.
         self._failed: dict[int, int] = {}
         self._held: Counter[int] = Counter()
@@ -94,7 +97,7 @@ class Patience:
             holds: whether they hold.
         """
         if not self._failed and holds.all():
-            if self._share:
+            if self._share or not self._excuses_first:
                 self._held.update(objects.tolist())
             return holds
         kept = holds.copy()
@@ -104,7 +107,9 @@ class Patience:
                 self._held[target] += 1
             else:
                 self._failed[target] = self._failed.get(target, 0) + 1
-                kept[index] = self._failed[target] > max(1.0, self._share * self._held[target])
+                held = self._held[target]
+                is_excused = self._failed[target] <= max(1.0, self._share * held)
+                kept[index] = not is_excused or not (held or self._excuses_first)
         return kept
 
 

@@ -56,7 +56,7 @@ class SchedulePaceRelation(Relation):
     between the calls. Frameworks step a scheduler once for each process; schedules by epochs move
     less often. With a constant n,
     ``forall training steps: not (calls a, b, c of a scheduler before it: training steps(a, b) < n
-    and training steps(b, c) < n)``. No examples are calls before the first optimizer step, since a
+    and training steps(b, c) < n)``, nor a and b alone if they are its first. No examples are calls before the first optimizer step, since a
     run that is resumed may wind its schedulers on, and those that say where in its schedule the
     scheduler is to be.
 
@@ -226,11 +226,12 @@ class _Spaced(Monitor):
         self._step = step
         self._moved = moved
         self._number = number
+        self._patience = Patience(excuses_first=False)
         self._restart()
 
     def _restart(self) -> None:
         self._moves = _Moves(self._step, self._moved)
-        self._patience = Patience()
+        self._patience.forget()
         self._has_moved = self._is_fast = False
 
     def observe(self, window: Window) -> Examples:
