@@ -31,9 +31,9 @@ class Loop:
     reaches one parameter), ``zero``, ``zero2`` (of an
     optimizer), ``clear`` (of the module), ``by_hand``, ``step``, ``step2``, ``new`` (a step of an
     optimizer that was just made), ``again`` (another one of it), ``set`` (gradients by hand),
-    ``skip`` (by the scaler), ``clip``, ``scaled`` and the like (gradients, from here on),
-    ``scheduler``, ``placed`` (one that is told the epoch), ``epoch`` (the next one), ``gap``, ``|``
-    (a window ends).
+    ``skip`` and ``made`` (by the scaler), ``clip``, ``scaled`` and the like (gradients, from here
+    on), ``scheduler``, ``placed`` (one that is told the epoch), ``epoch`` (the next one), ``gap``,
+    ``|`` (a window ends).
     """
 
     def __init__(self, *, num_optimizers: int = 1, world_size: int = 1) -> None:
@@ -94,6 +94,9 @@ class Loop:
             self._step(word)
         elif word == "skip":
             run.call("torch.amp.GradScaler.step")
+        elif word == "made":
+            with run.calling("torch.amp.GradScaler.step"):
+                self._step("step")
         elif word == "clip":
             run.call("torch.nn.utils.clip_grad_norm_")
         elif word in ("scheduler", "placed"):

@@ -8,7 +8,12 @@ from tests.relations.labelling import labels
 from tests.relations.loops import failure, holding, told
 from traincheck_plugin.errors import InvariantError
 from traincheck_plugin.invariants.model import APIParam, ConstantParam
-from traincheck_plugin.relations.schedule_pace import IN_A_ROW, SchedulePaceRelation
+from traincheck_plugin.relations.schedule_pace import (
+    IN_A_ROW,
+    MIN_SKIPPED,
+    SCALED,
+    SchedulePaceRelation,
+)
 
 RELATION = SchedulePaceRelation()
 PARAMS = (
@@ -102,3 +107,58 @@ def test_the_cause_is_told() -> None:
     cause = failure(RELATION, PARAMS, "step scheduler scheduler " * 5).cause
     assert cause is not None
     assert "the scheduler is stepped more often than the optimizer" in cause.text
+
+
+SKIPPING = (SCALED, PARAMS[1])
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("skip step scheduler " * 3, [True] * 3),
+        ("skip skip made scheduler made scheduler", [True] * 2),
+        ("skip scheduler skip scheduler skip scheduler made scheduler", [False, False, True]),
+        # Once may be the end of an epoch.
+        ("made scheduler skip scheduler made scheduler skip scheduler", [True] * 2),
+        ("skip scheduler scheduler scheduler", []),
+        ("skip placed skip placed", []),
+        ("skip gap scheduler skip gap scheduler", []),
+        ("step scheduler", []),
+    ],
+)
+@pytest.mark.parametrize("end", ["", " | "])
+def test_schedules_rest_where_a_scaler_skips_a_step(
+    words: str, expected: list[bool], end: str
+) -> None:
+    words = end.join(f"{word} " for word in words.split())
+    assert holding(RELATION, SKIPPING, words) == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "is_proposed"),
+    [
+        ("made scheduler " * 4 + "skip " * MIN_SKIPPED + "made", True),
+        ("made scheduler " * 4 + "skip " * MIN_SKIPPED, False),
+        ("made scheduler " * 4 + "skip " * 4 + "scheduler made scheduler", False),
+        # It does not move with the steps.
+        ("made made scheduler " * 4 + "skip " * 4 + "made", False),
+    ],
+)
+def test_that_schedules_rest_is_proposed_where_they_move_with_the_steps(
+    words: str, is_proposed: bool
+) -> None:
+    proposer = RELATION.proposer()
+    for window in told(words):
+        proposer.observe(window)
+    found = [hypothesis.params for hypothesis in proposer.hypotheses()]
+    assert (SKIPPING in found) == is_proposed
+    assert RELATION.describe(SKIPPING).endswith("after no step that a gradient scaler skipped")
+
+
+def test_the_cause_of_a_schedule_that_runs_ahead_is_told() -> None:
+    explanation = failure(RELATION, SKIPPING, "skip scheduler " * 2)
+    assert (
+        explanation.message == "StepLR.step was called after steps that the gradient scaler skipped"
+    )
+    assert explanation.cause is not None
+    assert "runs ahead" in explanation.cause.text

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,13 +27,16 @@ from traincheck_plugin.relations.base import (
     Proposer,
     Relation,
 )
+from traincheck_plugin.relations.excuse import Excuse
 from traincheck_plugin.relations.lifecycle import (
+    SCALER_STEP,
     Patience,
     completed,
     first_of_each,
     is_placed,
     label,
     previous,
+    skipped_steps,
 )
 from traincheck_plugin.relations.naming import short
 from traincheck_plugin.relations.params import api_plan, pair, three
@@ -47,6 +52,14 @@ between, so that no step was skipped, each counts for two."""
 SEVERAL = 2
 """Training steps between two moves of a scheduler that does not move with each of them."""
 
+SCALED = APIParam(api_full_name=SCALER_STEP, role="scaler")
+
+MIN_SKIPPED = 3
+"""Steps that a gradient scaler skipped in the reference which show that no schedule moves then."""
+
+MIN_SHARE = 0.9
+"""Of the steps that it made, after which a schedule moves that moves with the steps."""
+
 
 class SchedulePaceRelation(Relation):
     """Between two optimizer steps each scheduler is stepped at most once for each process.
@@ -56,12 +69,16 @@ class SchedulePaceRelation(Relation):
     between the calls. Frameworks step a scheduler once for each process; schedules by epochs move
     less often. With a constant n,
     ``forall training steps: not (calls a, b, c of a scheduler before it: training steps(a, b) < n
-    and training steps(b, c) < n)``, nor a and b alone if they are its first. No examples are calls before the first optimizer step, since a
+    and training steps(b, c) < n)``, nor a and b alone if they are its first. With
+    the step of a gradient scaler as A, where the reference had it so, ``forall calls b of a
+    scheduler: the last call of A steps an optimizer``, but for single ones. No
+    examples are calls before the first optimizer step, since a
     run that is resumed may wind its schedulers on, and those that say where in its schedule the
     scheduler is to be.
 
-    Catches a scheduler that is stepped with every micro-batch, by hand and by a framework, and one
-    that is stepped with every batch in place of every epoch. Cannot see a scheduler that is stepped
+    Catches a scheduler that is stepped with every micro-batch, by hand and by a framework, one
+    that is stepped with every batch in place of every epoch, and one that moves where gradients
+    overflowed and nothing was learned. Cannot see a scheduler that is stepped
     too rarely.
     """
 
@@ -73,11 +90,15 @@ class SchedulePaceRelation(Relation):
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         step, moved, number = _parts(params)
+        if step == SCALED:
+            return _Skipping(moved)
         return _Monitor(step, moved) if number is None else _Spaced(step, moved, number)
 
     def describe(self, params: tuple[Param, ...]) -> str:
         step, moved, number = _parts(params)
         name = short(moved.api_full_name)
+        if step == SCALED:
+            return f"{name} is called after no step that a gradient scaler skipped"
         if number is None:
             return f"{name} is called at most once for each {short(step.api_full_name)}"
         return f"{name} is called at most once for {number} steps of training"
@@ -91,7 +112,7 @@ class SchedulePaceRelation(Relation):
 
     def regime(self, params: tuple[Param, ...]) -> tuple[str, ...]:
         # At the end of an epoch is not where a scheduler is stepped that is stepped too often.
-        return super().regime(params) if len(params) == 2 else ()
+        return super().regime(params) if len(params) == 2 and params[0] != SCALED else ()
 
 
 def _parts(params: tuple[Param, ...]) -> tuple[APIParam, APIParam, int | None]:
@@ -274,11 +295,98 @@ class _Spaced(Monitor):
         )
 
 
+class _Attempt(NamedTuple):
+    """A step of a gradient scaler, and what came next.
+
+    Attributes:
+        row: of the call that did.
+        is_skipped: whether no optimizer stepped in it.
+        has_moved: whether a scheduler came next, and not another one.
+    """
+
+    row: int
+    is_skipped: bool
+    has_moved: bool
+
+
+class _Attempts:
+    """Follows the steps of gradient scalers."""
+
+    def __init__(self, moved: APIParam) -> None:
+        self._moved = moved.api_full_name
+        # Whether the last one was skipped; None where a scheduler came since.
+        self._last: bool | None = None
+
+    def observe(self, window: Window) -> Iterator[_Attempt]:
+        """Yield those of which the next window shows what came next."""
+        if not window.observed:
+            self._last = None
+            return
+        scaled = window.rows_of_name(SCALER_STEP)
+        if not len(scaled) and self._last is None:
+            return
+        steps = window.rows_of_role("step")
+        skipped = set(skipped_steps(window, steps).tolist())
+        moves = completed(window, window.rows_of_name(self._moved)).tolist()
+        moves = [row for row in moves if not is_placed(window, row)]
+        is_within = np.isin(window.calls.parent[steps], window.calls.call[scaled])
+        is_attempt, is_step = set(scaled.tolist()), set(steps[~is_within].tolist())
+        for row in sorted([*is_attempt, *is_step, *moves]):
+            if row in is_step:
+                # Of another optimizer, say, which needs no scaler.
+                self._last = None if self._last is None else False
+                continue
+            if self._last is not None:
+                yield _Attempt(row, self._last, row not in is_attempt)
+            self._last = row in skipped if row in is_attempt else None
+
+
+class _Skipping(Monitor):
+    """Judges whether schedulers are called after steps that a gradient scaler made."""
+
+    def __init__(self, moved: APIParam) -> None:
+        self._attempts = _Attempts(moved)
+        self._excuse = Excuse()
+
+    def observe(self, window: Window) -> Examples:
+        judged = [
+            one
+            for one in self._attempts.observe(window)
+            if one.has_moved and self._excuse.counts(not one.is_skipped)
+        ]
+        if not judged:
+            return NO_EXAMPLES
+        return Examples.of_calls(
+            window,
+            np.array([one.row for one in judged], np.int64),
+            np.array([not one.is_skipped for one in judged], np.bool_),
+            lambda index: self._explain(window, judged[index].row),
+        )
+
+    def _explain(self, window: Window, row: int) -> Explanation:
+        name = short(window.catalog.apis[int(window.calls.api[row])].name)
+        return Explanation(
+            message=f"{name} was called after steps that the gradient scaler skipped",
+            cause=Cause(
+                fact="calls of LRScheduler.step for each step",
+                subjects=("LRScheduler.step",),
+                text="the learning rate runs ahead of the training: the schedule moves on where "
+                "gradients overflowed and the scaler skipped the step",
+            ),
+        )
+
+
 class _Proposer(ScheduleProposer):
-    """Proposes, too, that a scheduler does not move with every step, where none did."""
+    """Proposes, too, that a scheduler does not move with every step, where none did.
+
+    And that it does not where a step was skipped.
+    """
 
     def __init__(self) -> None:
         super().__init__(SchedulePaceRelation.name)
+        self._attempts: dict[APIParam, _Attempts] = {}
+        # By API, of steps that were skipped or made: how often a schedule moved then, or did not.
+        self._counts: dict[APIParam, Counter[tuple[bool, bool]]] = {}
         self._spaces: dict[tuple[APIParam, APIParam], _Moves] = {}
         self._least: dict[tuple[APIParam, APIParam], int] = {}
 
@@ -289,9 +397,18 @@ class _Proposer(ScheduleProposer):
             if len(numbers):
                 least = int(numbers.min())
                 self._least[both] = min(self._least.get(both, least), least)
+        for moved in {moved for _, moved in self.pairs()}:
+            counts = self._counts.setdefault(moved, Counter())
+            for one in self._attempts.setdefault(moved, _Attempts(moved)).observe(window):
+                counts[one.is_skipped, one.has_moved] += 1
 
     def hypotheses(self) -> Iterable[Hypothesis]:
         yield from super().hypotheses()
+        for moved, counts in self._counts.items():
+            num_made = counts[False, True] + counts[False, False]
+            is_with_steps = counts[False, True] >= MIN_SHARE * num_made
+            if counts[True, False] >= MIN_SKIPPED and not counts[True, True] and is_with_steps:
+                yield Hypothesis(relation=SchedulePaceRelation.name, params=(SCALED, moved))
         for both, least in self._least.items():
             if least >= SEVERAL:
                 params = (*both, ConstantParam(value=SEVERAL))
