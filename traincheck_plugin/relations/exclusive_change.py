@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
+
 import numpy as np
 
 from traincheck_plugin.errors import InvariantError
@@ -9,6 +12,7 @@ from traincheck_plugin.events import Window
 from traincheck_plugin.invariants.model import (
     VAR_TYPES,
     APIParam,
+    Hypothesis,
     Param,
     Severity,
     VarTypeParam,
@@ -29,7 +33,7 @@ from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
 from traincheck_plugin.relations.role_proposer import RoleProposer
-from traincheck_plugin.vocabulary import NONE, Bool, Int64
+from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int64
 
 CHANGED = VarTypeParam(
     var_type=VAR_TYPES["parameter"],
@@ -37,6 +41,10 @@ CHANGED = VarTypeParam(
     post_value="changed",
     quantifier="every",
 )
+LEFT_OUT = replace(CHANGED, where=(("left_out", True),))
+"""Speaks of the calls that leave out what gets gradients and is in no optimizer."""
+
+RULES = (CHANGED, LEFT_OUT)
 
 
 class ExclusiveChangeRelation(Relation):
@@ -44,52 +52,61 @@ class ExclusiveChangeRelation(Relation):
 
     ``forall windows w, calls a, b of A in w on different objects, with no backward between their
     ends: changed(a) and changed(b) are disjoint``. A call inside another, as that of an optimizer
-    that wraps one, is part of it. Optimizers may share parameters and take turns.
+    that wraps one, is part of it. Optimizers may share parameters and take turns, with a backward
+    for each, but not where a parameter that has a gradient at begin(b) is in no optimizer. That is
+    the other rule, of windows in which A is called on several objects, and of a and b in a row of
+    those that change a variable.
 
-    Catches parameters that were given to two optimizers, both of which step. Cannot see one that
-    is in both and that one of them never steps.
+    Catches parameters that were given to two optimizers, both of which step, and those of one model
+    that were given in place of those of another. Cannot see one that is in both and that one of
+    them never steps.
     """
 
     name = "ExclusiveChangeRelation"
     takes_stretches = True
 
     def proposer(self) -> Proposer:
-        return RoleProposer(self.name, frozenset({"step"}), CHANGED)
+        return _Proposer()
 
     def monitor(self, params: tuple[Param, ...]) -> Monitor:
         api, variables = pair(self.name, params, APIParam, VarTypeParam)
-        if variables != CHANGED:
+        if variables not in RULES:
             raise InvariantError(
                 f"{self.name} speaks of the data of parameters that is changed, got "
                 f"{variables.attr_name} of {variables.var_type}"
             )
-        return _Monitor(api, variables)
+        return _Monitor(api, is_of_left_out=variables == LEFT_OUT)
 
     def describe(self, params: tuple[Param, ...]) -> str:
-        api, _ = pair(self.name, params, APIParam, VarTypeParam)
-        return f"no parameter is updated by {short(api.api_full_name)} of two optimizers"
+        api, variables = pair(self.name, params, APIParam, VarTypeParam)
+        who = f"no parameter is updated by {short(api.api_full_name)} of two optimizers"
+        return who if variables == CHANGED else f"{who} where others get gradients and are in none"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return variable_plan(*pair(self.name, params, APIParam, VarTypeParam))
+        api, _ = pair(self.name, params, APIParam, VarTypeParam)
+        return variable_plan(api, CHANGED)
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "warning"
 
 
 class _Monitor(Monitor):
-    def __init__(self, api: APIParam, variables: VarTypeParam) -> None:
+    def __init__(self, api: APIParam, *, is_of_left_out: bool) -> None:
         self._api = api
-        self._variables = variables
+        self._is_of_left_out = is_of_left_out
 
     def observe(self, window: Window) -> Examples:
         rows = completed(window, window.rows_of_name(self._api.api_full_name))
         rows = rows[~_is_inside(window, rows)]
-        found = list(pairs(window, rows, self._variables))
+        found = list(pairs(window, rows, CHANGED))
         if not found:
             return NO_EXAMPLES
         rows = np.sort(np.concatenate([both.begin.calls for both in found]))
         judged = last_of_each(window, rows)
         positions = window.position_of(judged)
+        told = np.ones(len(judged), np.bool_)
+        if self._is_of_left_out:
+            told = _have_several(window, rows, positions)
         shared: dict[int, tuple[Window, int, Int64]] = {}
         for index in self._suspects(window, found, positions):
             part = window.part(int(positions[index]))
@@ -101,7 +118,10 @@ class _Monitor(Monitor):
                 shared[index] = part, *first
         holds = np.ones(len(judged), np.bool_)
         holds[list(shared)] = False
-        return Examples.of_calls(window, judged, holds, lambda index: self._explain(*shared[index]))
+        numbers = np.flatnonzero(told).tolist()
+        return Examples.of_calls(
+            window, judged[told], holds[told], lambda index: self._explain(*shared[numbers[index]])
+        )
 
     def _suspects(self, window: Window, found: list[Pair], positions: Int64) -> list[int]:
         """Return which of the windows have a variable that calls on several objects change."""
@@ -126,7 +146,7 @@ class _Monitor(Monitor):
         # By variable: which object's call changed it, and how many backwards had ended by then.
         writer: dict[int, tuple[int, int]] = {}
         backwards = window.calls.end[window.rows_of_role("backward")]
-        for both in pairs(window, rows, self._variables):
+        for both in pairs(window, rows, CHANGED):
             variables, changed = changes(both)
             row = int(both.begin.calls[0])
             target = int(window.calls.object[row])
@@ -136,9 +156,9 @@ class _Monitor(Monitor):
             shared = [
                 code
                 for code, (other, before) in zip(codes, earlier, strict=True)
-                if other != target and before == number
+                if other != target and (before == number or self._is_of_left_out)
             ]
-            if shared:
+            if shared and (not self._is_of_left_out or _leaves_out(window, both, shared)):
                 return row, np.array(shared, np.int64)
             writer.update(dict.fromkeys(codes, (target, number)))
         return None
@@ -146,22 +166,73 @@ class _Monitor(Monitor):
     def _explain(self, window: Window, row: int, codes: Int64) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in codes]
         who = describe_variables(names)
-        begin = next(pairs(window, np.array([row]), self._variables)).begin
+        begin = next(pairs(window, np.array([row]), CHANGED)).begin
         frame = window.frames[int(begin.positions[0])]
         behind, _ = left_behind(window, frame, np.isin(frame.variables, codes))
-        instead = f"; {describe_variables(behind)} require gradients and are in no optimizer"
+        left_out = describe_variables(behind)
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         one = len(names) == 1
+        text = f"{who} {'is' if one else 'are'} in two optimizers"
+        if self._is_of_left_out:
+            text += (
+                f": one of them was built with these in place of {left_out}, which get gradients "
+                "and are in no optimizer"
+            )
+        else:
+            text += f", and {name} updates {'it' if one else 'them'} a second time"
+            text += f"; {left_out} require gradients and are in no optimizer" if behind else ""
         return Explanation(
             message=f"{who} {'was' if one else 'were'} updated by two optimizers in one step",
             cause=Cause(
                 fact="in two optimizers",
                 subjects=tuple(sorted(v.label for v in names)),
-                text=f"{who} {'is' if one else 'are'} in two optimizers, and {name} updates "
-                f"{'it' if one else 'them'} a second time{instead if behind else ''}",
+                text=text,
                 left_out=tuple(sorted(v.label for v in behind)),
             ),
         )
+
+
+class _Proposer(Proposer):
+    """Proposes both rules, that of what is left out where several optimizers step in a window."""
+
+    def __init__(self) -> None:
+        self._plain = RoleProposer(ExclusiveChangeRelation.name, frozenset({"step"}), CHANGED)
+        self._monitors: dict[APIParam, _Monitor] = {}
+        self._shown: set[APIParam] = set()
+
+    def observe(self, window: Window) -> None:
+        self._plain.observe(window)
+        for hypothesis in self._plain.hypotheses():
+            api, _ = pair(hypothesis.relation, hypothesis.params, APIParam, VarTypeParam)
+            monitor = self._monitors.setdefault(api, _Monitor(api, is_of_left_out=True))
+            if api not in self._shown and monitor.observe(window).holds.any():
+                self._shown.add(api)
+
+    def hypotheses(self) -> Iterable[Hypothesis]:
+        yield from self._plain.hypotheses()
+        for api in self._monitors:
+            if api in self._shown:
+                yield Hypothesis(relation=ExclusiveChangeRelation.name, params=(api, LEFT_OUT))
+
+
+def _have_several(window: Window, rows: Int64, positions: Int64) -> Bool:
+    """Return in which of the windows at some positions the calls are on several objects."""
+    number = np.searchsorted(positions, window.position_of(rows))
+    objects = window.calls.object[rows]
+    first = np.searchsorted(number, np.arange(len(positions)))
+    several = np.zeros(len(positions), np.bool_)
+    several[number[objects != objects[first][number]]] = True
+    return several
+
+
+def _leaves_out(window: Window, both: Pair, shared: list[int]) -> bool:
+    """Return whether something has a gradient when a call begins, and is in no optimizer."""
+    frame = window.frames[int(both.begin.positions[0])]
+    if "grad" not in frame.columns:
+        return False
+    is_idle = (frame.columns["grad"] < GradState.NON_ZERO) | np.isin(frame.variables, shared)
+    behind, _ = left_behind(window, frame, is_idle)
+    return bool(behind)
 
 
 def _is_inside(window: Window, rows: Int64) -> Bool:
