@@ -33,7 +33,7 @@ from traincheck_plugin.relations.moments import Pair, changes, fold, pairs
 from traincheck_plugin.relations.naming import describe_variables, short
 from traincheck_plugin.relations.params import pair, variable_plan
 from traincheck_plugin.relations.role_proposer import RoleProposer
-from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int64
+from traincheck_plugin.vocabulary import NONE, Bool, GradState, Int64, Variable
 
 CHANGED = VarTypeParam(
     var_type=VAR_TYPES["parameter"],
@@ -153,22 +153,28 @@ class _Monitor(Monitor):
             codes = variables[changed[0]].tolist()
             number = int(np.searchsorted(backwards, window.calls.end[row]))
             earlier = [writer.get(code, (target, number)) for code in codes]
-            shared = [
-                code
-                for code, (other, before) in zip(codes, earlier, strict=True)
-                if other != target and (before == number or self._is_of_left_out)
-            ]
-            if shared and (not self._is_of_left_out or _leaves_out(window, both, shared)):
-                return row, np.array(shared, np.int64)
+            shared = np.array(
+                [
+                    code
+                    for code, (other, before) in zip(codes, earlier, strict=True)
+                    if other != target and (before == number or self._is_of_left_out)
+                ],
+                np.int64,
+            )
+            if len(shared) and (not self._is_of_left_out or _left_out(window, both, shared)):
+                return row, shared
             writer.update(dict.fromkeys(codes, (target, number)))
         return None
 
     def _explain(self, window: Window, row: int, codes: Int64) -> Explanation:
         names = [window.catalog.variables[int(code)] for code in codes]
         who = describe_variables(names)
-        begin = next(pairs(window, np.array([row]), CHANGED)).begin
-        frame = window.frames[int(begin.positions[0])]
-        behind, _ = left_behind(window, frame, np.isin(frame.variables, codes))
+        both = next(pairs(window, np.array([row]), CHANGED))
+        if self._is_of_left_out:
+            behind = _left_out(window, both, codes)
+        else:
+            frame = window.frames[int(both.begin.positions[0])]
+            behind, _ = left_behind(window, frame, np.isin(frame.variables, codes))
         left_out = describe_variables(behind)
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         one = len(names) == 1
@@ -225,14 +231,13 @@ def _have_several(window: Window, rows: Int64, positions: Int64) -> Bool:
     return several
 
 
-def _leaves_out(window: Window, both: Pair, shared: list[int]) -> bool:
-    """Return whether something has a gradient when a call begins, and is in no optimizer."""
+def _left_out(window: Window, both: Pair, shared: Int64) -> list[Variable]:
+    """Return what has a gradient when a call begins, and is in no optimizer."""
     frame = window.frames[int(both.begin.positions[0])]
     if "grad" not in frame.columns:
-        return False
+        return []
     is_idle = (frame.columns["grad"] < GradState.NON_ZERO) | np.isin(frame.variables, shared)
-    behind, _ = left_behind(window, frame, is_idle)
-    return bool(behind)
+    return left_behind(window, frame, is_idle)[0]
 
 
 def _is_inside(window: Window, rows: Int64) -> Bool:
