@@ -115,7 +115,7 @@ class _Monitor(Monitor):
         else:
             judged, changed = self._compare(window, shown)
             holds = changed == (self._rule == CHANGING)
-        # Copies are looked for when a first step is over.
+        # A copy may not be made before a first step is over.
         judged[0] &= self._has_begun
         self._has_begun = True
         if not judged.any():
