@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from torch.nn import functional
 
 from traincheck_plugin.recorder import attention as attention_module
 from traincheck_plugin.recorder.operation_settings import nodes_of, settings
+from traincheck_plugin.recorder.padding import Padding
 
 LENGTH = 5
 SHOWN = torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
 PADDING = torch.tensor([[False] * 3 + [True] * 2, [False] * 4 + [True]])
 
 
-def _told(result: Tensor, name: str, padded: dict[int, str] | None = None) -> list[str]:
+def _told(result: Tensor, name: str, padded: dict[int, Padding] | None = None) -> list[str]:
     nodes = nodes_of(result.sum().grad_fn) or []
     told = [item.partition("=") for item in settings(nodes, lambda: padded or {}).split()]
     return [value for key, _, value in told if key == name]
@@ -88,6 +90,14 @@ def test_what_the_mask_of_fused_attention_hides_is_told(
     assert _told(result, "self_attention.hides") == expected
 
 
+def _expected(at_end: Tensor, other: Tensor, is_padded: Sequence[bool]) -> list[str]:
+    """What is told of padding, by a mask that hides the ends of two samples, or does not."""
+    ends = [(end, far) for end, far, some in zip(at_end, other, is_padded, strict=True) if some]
+    if ends and all(end for end, _ in ends):
+        return ["hidden"]
+    return ["shown"] if ends and all(far and not end for end, far in ends) else []
+
+
 @pytest.mark.parametrize(
     ("hidden", "expected"),
     [
@@ -116,10 +126,16 @@ def test_which_end_of_samples_is_hidden_is_told(
         several.append(causal.softmax(-1) @ values)
     for result in several:
         assert sorted(_told(result, "attention.side")) == expected
-        for end in ("first", "last"):
-            told = ["hidden" if end in expected else "shown"] if len(expected) == 1 else []
-            assert _told(result, "attention.padding", {LENGTH: end}) == told
-            assert _told(result, "attention.padding", {LENGTH + 1: end}) == []
+        if hidden.all(-1).any():
+            # A softmax over what is hidden as a whole hides nothing.
+            continue
+        for end, key in (("first", 0), ("last", -1)):
+            for is_padded in itertools.product([False, True], repeat=2):
+                padding = {LENGTH: Padding(end, torch.tensor(is_padded))}
+                told = _expected(hidden[:, 0, 0, key], hidden[:, 0, 0, -1 - key], is_padded)
+                told = told if expected else []
+                assert _told(result, "attention.padding", padding) == told
+                assert _told(result, "attention.padding", {LENGTH + 1: padding[LENGTH]}) == []
     assert _told(scores.softmax(-1) @ values, "attention.side") == []
 
 

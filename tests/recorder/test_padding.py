@@ -15,10 +15,11 @@ from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.recorder.loss_graph import Target
 from traincheck_plugin.recorder.padding import (
     MAX_BYTES,
+    MAX_ROWS,
     MIN_PADDED,
     counts_padding,
     is_mask,
-    padded_end,
+    padding_of,
 )
 from traincheck_plugin.recorder.readings import DeviceReadings
 
@@ -142,23 +143,32 @@ def test_what_may_be_a_mask(values, expected):
 
 
 @given(st.lists(st.integers(1, WIDTH), min_size=2, max_size=6), st.booleans())
-def test_the_end_at_which_samples_are_padded(lengths, left):
+def test_the_padding_of_samples(lengths, left):
     tokens, mask = padded(lengths, left=left)
     numbers = [WIDTH - length for length in lengths]
     is_known = max(numbers) > 1 and len(set(numbers)) > 1 and sum(numbers) >= MIN_PADDED
     for values in (tokens, tokens.int()):
-        assert padded_end(values) == (("first" if left else "last") if is_known else None)
-    assert padded_end(mask) is None
+        found = padding_of(values)
+        assert (found is not None) == is_known
+        if found is not None:
+            assert found.end == ("first" if left else "last")
+            assert found.is_padded.tolist() == [number > 1 for number in numbers]
+    assert padding_of(mask) is None
+
+
+def test_of_many_samples_the_first_are_looked_at():
+    tokens, _ = padded([2, 5] * MAX_ROWS)
+    assert padding_of(tokens).is_padded.tolist() == [True] * MAX_ROWS + [False] * MAX_ROWS
 
 
 def test_samples_that_are_padded_at_neither_end_or_at_both():
     tokens, _ = padded([2, 5, WIDTH])
-    assert padded_end(tokens) == "last"
-    assert padded_end(torch.cat([tokens.flip(1), tokens], 1)) is None
+    assert padding_of(tokens).end == "last"
+    assert padding_of(torch.cat([tokens.flip(1), tokens], 1)) is None
     # Two values, and what may as well be a sequence of one.
-    assert padded_end(torch.where(tokens[:1] == PAD, 1, tokens)) is None
-    assert padded_end(torch.cat([tokens, tokens + 1])) is None
-    assert padded_end(torch.zeros(3, WIDTH, dtype=torch.int64)) is None
+    assert padding_of(torch.where(tokens[:1] == PAD, 1, tokens)) is None
+    assert padding_of(torch.cat([tokens, tokens + 1])) is None
+    assert padding_of(torch.zeros(3, WIDTH, dtype=torch.int64)) is None
 
 
 class Tagger(nn.Module):
@@ -257,7 +267,12 @@ class Reader(nn.Module):
 @pytest.mark.parametrize("left", [False, True])
 @pytest.mark.parametrize(
     ("hides", "told"),
-    [(lambda tokens: tokens == PAD, "hidden"), (lambda tokens: tokens != PAD, "shown")],
+    [
+        (lambda tokens: tokens == PAD, "hidden"),
+        (lambda tokens: tokens != PAD, "shown"),
+        # What comes first is hidden besides.
+        (lambda tokens: (tokens == PAD) | (torch.arange(WIDTH) == 0), "hidden"),
+    ],
 )
 def test_a_backward_tells_whether_attention_hides_the_padding(left, hides, told):
     def train():

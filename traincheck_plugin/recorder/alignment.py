@@ -11,7 +11,7 @@ import torch
 
 from traincheck_plugin.recorder.fingerprint import PLAIN
 from traincheck_plugin.recorder.loss_graph import Target
-from traincheck_plugin.recorder.padding import counts_padding, is_mask, padded_end
+from traincheck_plugin.recorder.padding import Padding, counts_padding, is_mask, padding_of
 from traincheck_plugin.recorder.readings import DeviceReadings, widest
 from traincheck_plugin.recorder.samples import picked, tell
 from traincheck_plugin.vocabulary import NOWHERE, Array
@@ -85,7 +85,7 @@ class Alignments:
         self._host = host
         self._given: list[Given] = []
         self._masks: list[_Mask] = []
-        self._ends: dict[int, str] | None = None
+        self._padded: dict[int, Padding] | None = None
         self._is_used = False
 
     def give(self, owner: str, found: list[tuple[str, Tensor]], padding: int | None = None) -> None:
@@ -98,7 +98,7 @@ class Alignments:
         """
         if self._is_used:
             self.clear()
-        self._ends = None
+        self._padded = None
         for path, values in found:
             if len(self._given) < MAX_GIVEN and is_comparable(values):
                 kept = values if values.nbytes <= MAX_BYTES else None
@@ -113,7 +113,7 @@ class Alignments:
         """Keep nothing."""
         self._given.clear()
         self._masks.clear()
-        self._ends = None
+        self._padded = None
         self._is_used = False
 
     def of(self, targets: list[Target]) -> tuple[list[tuple[Target, Given]], Array]:
@@ -181,21 +181,25 @@ class Alignments:
             if share is not None:
                 yield target, mask.owner, mask.path, share
 
-    def padded_ends(self) -> dict[int, str]:
-        """Return at which end sequences are padded, by their length, as far as the host has them.
+    def padded(self) -> dict[int, Padding]:
+        """Return the padding of what was given, by length, as far as the host has it.
 
-        Those of one length that are padded at different ends are left out.
+        What is of one length and padded at different ends is left out.
         """
-        if self._ends is None:
-            found: dict[int, set[str]] = {}
+        if self._padded is None:
+            found: dict[int, list[Padding]] = {}
             for mask in self._masks:
                 values = mask.values
                 if mask.padding is None and values.dtype in _INTEGERS and values.is_cpu:
-                    end = padded_end(values)
-                    if end is not None:
-                        found.setdefault(values.shape[1], set()).add(end)
-            self._ends = {length: ends.pop() for length, ends in found.items() if len(ends) == 1}
-        return self._ends
+                    padding = padding_of(values)
+                    if padding is not None:
+                        found.setdefault(values.shape[1], []).append(padding)
+            self._padded = {
+                length: several[0]
+                for length, several in found.items()
+                if len({one.end for one in several}) == 1
+            }
+        return self._padded
 
     def _compare(self, compared: tuple[Tensor, Tensor], ignored: int | None, lag: Array) -> None:
         """Note the lag, now or later, if none is known."""

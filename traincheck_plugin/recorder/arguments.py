@@ -26,6 +26,7 @@ from traincheck_plugin.recorder.fingerprint import hash_bytes, hash_tensor, loca
 from traincheck_plugin.recorder.loss_graph import Operations, Target, predictions, targets
 from traincheck_plugin.recorder.modes import ModeReader
 from traincheck_plugin.recorder.naming import Labels, class_path
+from traincheck_plugin.recorder.padding import Padding
 from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.ranges import (
     RANGE,
@@ -262,9 +263,9 @@ class Arguments:
                 frames.append(self._frame(call, "begin", codes, data=keys, value=labels))
         return frames
 
-    def padded_ends(self) -> dict[int, str]:
-        """Return at which end the sequences that models were given are padded, by their length."""
-        return self._alignments.padded_ends()
+    def padded(self) -> dict[int, Padding]:
+        """Return the padding of the sequences that models were given, by their length."""
+        return self._alignments.padded()
 
     def stepped(self) -> None:
         """Keep nothing that was given before an optimizer stepped."""

@@ -10,6 +10,7 @@ import torch
 
 from traincheck_plugin.recorder import layers
 from traincheck_plugin.recorder.loss_graph import is_given, kept, kind_of, wrapped
+from traincheck_plugin.recorder.padding import Padding
 from traincheck_plugin.vocabulary import Setting
 
 Tensor = torch.Tensor
@@ -40,8 +41,8 @@ _MAX_SIDE = 64
 _MAX_MASKS = 16
 """Of a mask so many rows and columns are looked at, of so many samples and heads."""
 
-Ends = Callable[[], Mapping[int, str]]
-"""Tells at which end sequences are padded, ``first`` or ``last``, by their length."""
+Padded = Callable[[], Mapping[int, Padding]]
+"""Returns the padding of sequences by their length."""
 
 _UNKNOWN, _KEYS, _LATER, _EARLIER, _SOME = "unknown", "keys", "later", "earlier", "some"
 _FIRST = (_LATER, _SOME, _UNKNOWN, _EARLIER, _KEYS)
@@ -53,7 +54,7 @@ def attends(kind: str) -> bool:
     return kind in _PRODUCTS or kind.startswith(_FUSED)
 
 
-def attention(node: Any, kind: str, padded: Ends) -> Iterator[tuple[str, Setting, str]]:
+def attention(node: Any, kind: str, padded: Padded) -> Iterator[tuple[str, Setting, str]]:
     """Yield what is told of the attention whose last operation is *node*, if it is one.
 
     ``masked`` is whether something hides elements from it. Of self-attention, in which each
@@ -61,14 +62,15 @@ def attention(node: Any, kind: str, padded: Ends) -> Iterator[tuple[str, Setting
     there is a mask: what comes ``later``, or ``earlier``, ``some`` otherwise, or the same ``keys``
     from all; ``unknown`` where the graph does not keep the mask, or a device has it. ``side`` tells
     whether the ``first`` key of a sample is hidden from all queries and its last is not, or the
-    ``last`` and not its first. ``padding`` is ``hidden`` where that is the end at which sequences
-    of as many keys are padded, and ``shown`` otherwise. ``summed`` tells whether values are summed
+    ``last`` and not its first. ``padding`` is ``hidden`` where the end at which sequences of as
+    many keys are padded is hidden of each that is, and ``shown`` where it is not, and the other one
+    is. ``summed`` tells whether values are summed
     up along the dimension along which their weights add up to one.
 
     Args:
         node: of the graph.
         kind: of operation.
-        padded: tells at which end sequences that the model was given are padded.
+        padded: returns the padding of the sequences that the model was given.
     """
     if kind.startswith(_FUSED):
         yield from _fused(node, padded)
@@ -94,7 +96,7 @@ def shape_of(node: Any) -> tuple[int, ...]:
     return next((tuple(result.shape) for result in getattr(node, "_input_metadata", ())), ())
 
 
-def _fused(node: Any, padded: Ends) -> Iterator[tuple[str, Setting, str]]:
+def _fused(node: Any, padded: Padded) -> Iterator[tuple[str, Setting, str]]:
     masks = [_LATER] if getattr(node, "_saved_is_causal", False) else []
     for name in _MASKS:
         mask = getattr(node, name, None)
@@ -243,19 +245,29 @@ def _hides(told: Tensor | None, is_hidden: Callable[[Tensor], Tensor]) -> str:
 
 
 def _sides(
-    told: Tensor | None, is_hidden: Callable[[Tensor], Tensor], padded: Ends
+    told: Tensor | None, is_hidden: Callable[[Tensor], Tensor], padded: Padded
 ) -> Iterator[tuple[str, Setting, str]]:
     """Yield at which end keys of some sample are hidden from all queries, and not at the other."""
     if told is None or not _is_readable(told):
         return
-    first, last = (is_hidden(_some(told)[..., key]).all(-1) for key in (0, -1))
-    hidden = {"first": bool((first & ~last).any()), "last": bool((last & ~first).any())}
-    sides = [side for side, is_told in hidden.items() if is_told]
-    for side in sides:
-        yield "attention", "side", side
-    end = padded().get(told.shape[-1]) if len(sides) == 1 else None
-    if end is not None:
-        yield "attention", "padding", "hidden" if end in sides else "shown"
+    several = _some(told)
+    first, last = (is_hidden(several[..., key]).all(-1) for key in (0, -1))
+    sides = {"first": first & ~last, "last": last & ~first}
+    for side, hidden in sides.items():
+        if bool(hidden.any()):
+            yield "attention", "side", side
+    padding = padded().get(told.shape[-1]) if bool((first ^ last).any()) else None
+    number = math.prod(told.shape[:-2])
+    if padding is None or number % len(padding.is_padded):
+        return
+    is_padded = _few(padding.is_padded.repeat_interleave(number // len(padding.is_padded)))
+    if not bool(is_padded.any()):
+        return
+    at_end, other = (last, first) if padding.end == "last" else (first, last)
+    if bool(at_end[is_padded].all()):
+        yield "attention", "padding", "hidden"
+    elif bool((other & ~at_end)[is_padded].all()):
+        yield "attention", "padding", "shown"
 
 
 def _is_readable(told: Tensor) -> bool:
@@ -266,4 +278,8 @@ def _is_readable(told: Tensor) -> bool:
 def _some(told: Tensor) -> Tensor:
     """Return the masks of some samples and heads, one after the other."""
     several = told.detach().flatten(0, -3) if told.dim() > 2 else told.detach()[None]
+    return _few(several)
+
+
+def _few(several: Tensor) -> Tensor:
     return several[:: -(-len(several) // _MAX_MASKS)]

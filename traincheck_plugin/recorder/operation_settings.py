@@ -12,7 +12,7 @@ from traincheck_plugin.recorder.attention import (
     ARRANGING,
     SOFTMAX,
     SOFTMAXES,
-    Ends,
+    Padded,
     attends,
     attention,
     axis_before,
@@ -81,12 +81,12 @@ def nodes_of(last: Any) -> Nodes | None:
     return nodes
 
 
-def settings(nodes: Nodes, padded: Ends = dict) -> str:
+def settings(nodes: Nodes, padded: Padded = dict) -> str:
     """Return what operations are set to.
 
     Args:
         nodes: of the graph of a loss.
-        padded: tells at which end sequences that the model was given are padded.
+        padded: returns the padding of the sequences that the model was given.
 
     Returns:
         ``operation.setting=value`` for each, sorted, with spaces between: ``nll_loss.ignored=-100
@@ -116,7 +116,7 @@ def _tells(kind: str) -> bool:
     return is_of_loss or any(kind in kinds for kinds in told) or attends(kind)
 
 
-def _of(node: Any, kind: str, padded: Ends) -> Iterator[tuple[str, Setting, object]]:
+def _of(node: Any, kind: str, padded: Padded) -> Iterator[tuple[str, Setting, object]]:
     """Yield what an operation is called on all devices, a setting, and its value."""
     if attends(kind):
         yield from attention(node, kind, padded)

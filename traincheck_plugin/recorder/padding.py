@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -90,33 +91,48 @@ def counts_padding(
     return None if is_known and math.isnan(share[0]) else share
 
 
-def padded_end(tokens: Tensor) -> str | None:
-    """Return at which end the samples of a batch are padded: ``first`` or ``last``.
+class Padding(NamedTuple):
+    """The padding of a batch of sequences.
 
-    That is where several have the same value, some more of it than others. None where neither end
-    is padded, or both are, and of masks.
+    Attributes:
+        end: of the samples at which it is: ``first`` or ``last``.
+        is_padded: of each sample whether it has some, of two places or more; not told of those
+            beyond `MAX_ROWS`.
+    """
+
+    end: str
+    is_padded: Tensor
+
+
+def padding_of(tokens: Tensor) -> Padding | None:
+    """Return the padding of a batch.
+
+    That is at one end of samples what is the same in several, in some more of it than in others.
+    None where that is at neither end, or at both, and of masks.
 
     Args:
         tokens: whole numbers of shape (samples, places), on the host.
     """
+    beyond = len(tokens) - MAX_ROWS
     tokens = tokens[:MAX_ROWS]
     if not bool(((tokens != 0) & (tokens != 1)).any()):
         return None
-    ends = [
-        name
-        for name, rows in (("first", tokens), ("last", tokens.flip(1)))
-        if _begins_with_padding(rows)
+    found = [
+        Padding(end, torch.nn.functional.pad(numbers > 1, (0, max(0, beyond))))
+        for end, rows in (("first", tokens), ("last", tokens.flip(1)))
+        if (numbers := _num_padded(rows)) is not None
     ]
-    return ends[0] if len(ends) == 1 else None
+    return found[0] if len(found) == 1 else None
 
 
-def _begins_with_padding(rows: Tensor) -> bool:
-    is_padded = rows[:, 0] == rows[:, 1]
-    values = rows[is_padded, 0].unique()
+def _num_padded(rows: Tensor) -> Tensor | None:
+    """Return how many places at the begin of each row are padding; None where that is none."""
+    values = rows[rows[:, 0] == rows[:, 1], 0].unique()
     if len(values) != 1:
-        return False
+        return None
     numbers = (rows == values).cumprod(1).sum(1)
-    return bool(numbers.sum() >= MIN_PADDED) and bool((numbers != numbers[0]).any())
+    is_padding = bool(numbers.sum() >= MIN_PADDED) and bool((numbers != numbers[0]).any())
+    return numbers if is_padding else None
 
 
 def _is_at_one_end(is_padding: Tensor) -> Tensor:

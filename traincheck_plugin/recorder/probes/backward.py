@@ -182,7 +182,7 @@ class _Loss:
             nodes = nodes_of(node)
             if nodes is not None:
                 names = self._tape.variables.structure(is_fresh=False).names
-                set_to = settings(nodes, self._tape.arguments.padded_ends)
+                set_to = settings(nodes, self._tape.arguments.padded)
                 arguments = self._told(arguments, "settings", set_to)
                 arguments = self._told(arguments, "layers", layers(nodes, names))
                 if self._texts.is_early(told, self._tape.tracker.step):
