@@ -121,6 +121,7 @@ ATTRIBUTES: Mapping[str, Any] = {
     "ran": np.int32,
     "copy": np.uint64,
     "alike": np.bool_,
+    "shared": np.bool_,
     "lowest": np.float64,
     "highest": np.float64,
     "negative": np.float64,
@@ -148,9 +149,10 @@ gradients since the optimizer stepped last, or was made, counted from 0; else `N
 `RUN_WITHOUT_GRADIENTS`. copy: as data, of the parameter of the same name in copies of the model
 that no optimizer holds; in a frame of its own, with a row for each parameter of each copy. alike:
 whether it has several rows of several numbers, and all are the same; told when an optimizer steps
-for the second time, where those of its gradient are, too, and for the fifth. lowest, highest:
-smallest and largest finite value of a batch or an input (of large ones, of the slices that data is
-of); NaN where there is none. negative: share of these values that is below zero, 0 to 1.
+for the second time, where those of its gradient are, too, and for the fifth. shared: whether the
+memory of another parameter begins where its own does; told with alike. lowest, highest: smallest
+and largest finite value of a batch or an input (of large ones, of the slices that data is of); NaN
+where there is none. negative: share of these values that is below zero, 0 to 1.
 length: of the sequences that a module is given. number: of these sequences; 0 where there is a
 single one that has no axis for others; of a module whether it acts otherwise in training mode, and
 of an evaluation how many such parts it has in its mode.

@@ -144,7 +144,7 @@ _MEMBERSHIP = "requires_grad in_model optimizer lr"
 FULL_ATTRIBUTES: dict[Role, frozenset[tuple[VariableKind, str]]] = {
     "step": _pairs(
         parameter="data data_norm grad grad_norm dtype grad_dtype placement ran copy alike "
-        f"module_requires_grad {_MEMBERSHIP}",
+        f"shared module_requires_grad {_MEMBERSHIP}",
         slot="data",
         group="value",
     ),

@@ -94,11 +94,11 @@ def test_frames_have_the_columns_of_the_plan():
         for frame in recording.windows[call.window].frames_of_call.get(call.number, ()):
             kind = catalog.variables[int(frame.variables[0])].kind
             wanted = {name for k, name in FULL_ATTRIBUTES[call.role] if k == kind}
-            wanted -= {"copy", "alike"}
+            wanted -= {"copy", "alike", "shared"}
             if call.role == "step" and frame.phase == "end":
                 wanted -= {"data_norm", "grad_norm", "dtype", "grad_dtype", "ran"}
                 wanted -= {"module_requires_grad"}
-            assert set(frame.columns) - {"alike"} == wanted
+            assert set(frame.columns) - {"alike", "shared"} == wanted
             for name, column in frame.columns.items():
                 assert column.dtype == ATTRIBUTES[name]
             assert call.begin < frame.sequence < call.end

@@ -9,7 +9,7 @@ from torch import nn
 from tests.recorder.recording import LIFECYCLE, record
 from traincheck_plugin.plan import Plan
 from traincheck_plugin.recorder.readings import DeviceReadings
-from traincheck_plugin.recorder.symmetry import AT_STEP, EARLY, SymmetryReader
+from traincheck_plugin.recorder.symmetry import AT_STEP, EARLY, SymmetryReader, shared
 from traincheck_plugin.recorder.tables import Tensors
 
 
@@ -98,3 +98,51 @@ def test_they_are_told_twice_for_each_optimizer():
     assert told(record(lambda: train(AT_STEP - 1), LIFECYCLE)) == [["0.weight"]] * 2
     assert told(record(lambda: train(EARLY - 1), LIFECYCLE)) == []
     assert told(record(train, Plan.nothing())) == []
+
+
+def test_parameters_that_are_one_in_memory():
+    def parameter(values, has_gradient=True):
+        made = nn.Parameter(values)
+        made.grad = torch.ones_like(values) if has_gradient else None
+        return made
+
+    memory = torch.zeros(4, 3)
+    others = [
+        parameter(memory[1:]),
+        parameter(torch.zeros(4, 3)),
+        parameter(torch.zeros(0)),
+        parameter(torch.zeros(0)),
+        parameter(torch.zeros(4, 3, device="meta")),
+        parameter(torch.zeros(4, 3, device="meta")),
+    ]
+    assert shared([parameter(memory), parameter(memory.T), *others]).tolist() == [
+        *[True] * 2,
+        *[False] * 6,
+    ]
+    assert not shared([parameter(memory), parameter(memory, False), *others]).any()
+    assert shared([]).tolist() == []
+
+
+@pytest.mark.parametrize("is_one", [False, True])
+def test_weights_that_are_tied_by_their_data(is_one):
+    def train():
+        model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 4))
+        if is_one:
+            model[2].weight = model[0].weight
+        else:
+            model[2].weight.data = model[0].weight.data
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(AT_STEP):
+            optimizer.zero_grad()
+            model(torch.randn(5, 4)).sum().backward()
+            optimizer.step()
+
+    recording = record(train, LIFECYCLE)
+    names = [
+        {recording.windows[0].catalog.variables[code].name for code in codes.tolist()}
+        for window in recording.windows
+        for frame in window.frames
+        if "shared" in frame.columns
+        for codes in [frame.variables[frame.columns["shared"]]]
+    ]
+    assert names == [set() if is_one else {"0.weight", "2.weight"}] * 2

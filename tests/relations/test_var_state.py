@@ -30,6 +30,7 @@ from traincheck_plugin.relations.base import Explanation
 from traincheck_plugin.relations.var_state import (
     ACCOUNTED,
     ACCUMULATED,
+    APART,
     BESIDE_FROZEN,
     FINITE,
     LEARNING,
@@ -87,6 +88,8 @@ def _step(target: str, met: Sequence[Row], *, led: bool = True) -> Callable[[Run
         # The first optimizer has two groups.
         run.parameters("0.lr", "1.lr", kind="group", owner=FIRST)
         columns = {name: [row[i] for row in met] for i, name in enumerate(COLUMNS)}
+        # Both are told of the same steps.
+        columns["shared"] = columns["alike"]
         with run.calling("torch.optim.SGD.step", object=target):
             run.frame("begin", parameters, **columns)
             # What is true at the end is another rule's business.
@@ -110,10 +113,11 @@ MEETS: dict[VarTypeParam, Callable[[Row], bool]] = {
     RECORDED: lambda row: row[5] != RUN_WITHOUT_GRADIENTS,
     WIDE: lambda row: row[6] == "torch.float32",
     UNLIKE: lambda row: not row[7],
+    APART: lambda row: not row[7],
 }
 """Which rows are as a rule about steps wants them."""
 
-HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED, WIDE, UNLIKE)
+HOLDING = (LEARNING, FINITE, SOME_LEARNING, USED, REACHED, RECORDED, WIDE, UNLIKE, APART)
 """The rules that speak of what the optimizer holds."""
 
 
@@ -122,12 +126,12 @@ def _speaks_of(rule: VarTypeParam, target: str, met: Sequence[Row], frozen: set[
     ran = [row[5] for row in met if row[0] and row[2] == target and row[5] >= 0]
     conditions = [
         lambda at, row: rule not in HOLDING or row[2] == target,
-        lambda at, row: rule not in (SOME_LEARNING, REACHED, RECORDED, UNLIKE) or row[0],
+        lambda at, row: rule not in (SOME_LEARNING, REACHED, RECORDED, UNLIKE, APART) or row[0],
         lambda at, row: (
             rule not in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN) or (row[0] and row[1])
         ),
         lambda at, row: rule != OPTIMIZED or any(o[2] or o[4] != GradState.NULL for o in met),
-        lambda at, row: rule not in (WHOLE, THAWED, UNLIKE) or row[4] != GradState.NULL,
+        lambda at, row: rule not in (WHOLE, THAWED, UNLIKE, APART) or row[4] != GradState.NULL,
         lambda at, row: rule != UNLIKE or (row[3] != 0 and row[6] == FLOAT),
         lambda at, row: rule != THAWED or at in frozen,
         lambda at, row: rule != BESIDE_FROZEN or (_gets(row) and _is_meant(met)),
@@ -661,3 +665,18 @@ def test_weights_whose_rows_are_alike_are_told() -> None:
     assert explanation.message == "all rows of `a` are still the same when SGD.step runs"
     assert explanation.cause is not None
     assert "began with the same weights" in explanation.cause.text
+
+
+def test_parameters_that_are_one_in_memory_are_told() -> None:
+    run = RunBuilder()
+    parameters = run.parameters("a", "b", "c")
+    shown = {"optimizer": FIRST, "requires_grad": True, "grad": GradState.NON_ZERO}
+    for shared in ([False] * 3, [True, False, True]):
+        with run.calling("torch.optim.SGD.step", object=FIRST):
+            run.frame("begin", parameters, shared=shared, **shown)
+    window = run.window()
+    assert [held for _, held in labels(RELATION, (STEP, APART), [window])] == [True, False]
+    explanation = RELATION.monitor((STEP, APART)).observe(window).explain(1)
+    assert explanation.message == "`a`, `c` are in the same memory when SGD.step runs"
+    assert explanation.cause is not None
+    assert "tied by their `.data`" in explanation.cause.text

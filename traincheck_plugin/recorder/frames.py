@@ -24,7 +24,7 @@ from traincheck_plugin.recorder.problems import Problems
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.runs import ModuleRuns
 from traincheck_plugin.recorder.structure import Structure
-from traincheck_plugin.recorder.symmetry import SymmetryReader
+from traincheck_plugin.recorder.symmetry import SymmetryReader, shared
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.recorder.variables import Variables
 from traincheck_plugin.vocabulary import NONE, PASSING, Array, Phase, Role
@@ -37,9 +37,10 @@ _OWN_OPTIMIZER: frozenset[Role] = frozenset({"step", "zero_grad", "scheduler", "
 _REPLACING: frozenset[Role] = frozenset({"checkpoint", "forward", "framework", "instrumented"})
 """Roles whose calls may replace variables: the end frame may have others than the begin frame."""
 
-_MET = frozenset(
-    {"alike", "data_norm", "dtype", "grad_dtype", "grad_norm", "module_requires_grad", "ran"}
-)
+_EARLY = frozenset({"alike", "shared"})
+"""What is told in a few steps, which `SymmetryReader` chooses."""
+
+_MET = _EARLY | {"data_norm", "dtype", "grad_dtype", "grad_norm", "module_requires_grad", "ran"}
 """What a step meets, and its end frame does not tell again."""
 
 _requires_grad: Callable[[Tensor], bool] = attrgetter("requires_grad")
@@ -105,8 +106,8 @@ class FrameTaker:
             for kind, names in self._wanted[role]:
                 if role == "step" and phase == "end":
                     names = [name for name in names if name not in _MET]
-                elif "alike" in names and not self._symmetry.is_due(optimizer):
-                    names = [name for name in names if name != "alike"]
+                elif not _EARLY.isdisjoint(names) and not self._symmetry.is_due(optimizer):
+                    names = [name for name in names if name not in _EARLY]
                 variables, columns = self._of_kind(
                     kind, names, structure, role, optimizer, _Moment(call, phase, optimizer)
                 )
@@ -266,6 +267,8 @@ class FrameTaker:
                 columns["module_requires_grad"] = table.spread(np.array(flags, np.bool_))
         if "alike" in names:
             columns["alike"] = self._symmetry.of(table, optimizer)
+        if "shared" in names:
+            columns["shared"] = table.spread(shared(alive))
         if "in_model" in names:
             columns["in_model"] = structure.in_model
         if "placement" in names:

@@ -1,15 +1,19 @@
-"""Weights whose rows are all alike: units that compute the same learn the same."""
+"""Weights whose rows are all alike: units that compute the same learn the same.
+
+And parameters that are one in memory: what is to be one parameter is updated as two.
+"""
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 
 from traincheck_plugin.recorder.columns import DeviceReader
-from traincheck_plugin.recorder.fingerprint import local
+from traincheck_plugin.recorder.fingerprint import PLAIN, local
 from traincheck_plugin.recorder.readings import DeviceReadings
 from traincheck_plugin.recorder.tables import Tensors
 from traincheck_plugin.vocabulary import Array, Bool
@@ -65,6 +69,23 @@ class SymmetryReader:
 
             self._readings.take(told.float(), receive, DeviceReader.HOST)
         return column
+
+
+def shared(tensors: Sequence[Tensor]) -> Bool:
+    """Return which parameters with a gradient begin in memory where another one does."""
+    addresses = np.array([_address(tensor) for tensor in tensors], np.uint64)
+    _, places, counts = np.unique(addresses, return_inverse=True, return_counts=True)
+    found: Bool = (addresses != 0) & (counts[places] > 1)
+    return found
+
+
+def _address(tensor: Tensor) -> int:
+    """Return where a parameter is in memory; 0 for one that has no gradient or is nowhere."""
+    if tensor.grad is None:
+        return 0
+    tensor = local(tensor)
+    is_there = type(tensor) in PLAIN and tensor.layout is torch.strided and tensor.numel() > 0
+    return tensor.data_ptr() if is_there else 0
 
 
 def _has_rows(tensor: Tensor | None) -> TypeGuard[Tensor]:

@@ -99,6 +99,13 @@ UNLIKE = VarTypeParam(
         *(("wide", True), ("of_layer", True)),
     ),
 )
+APART = VarTypeParam(
+    var_type=PARAMETER,
+    attr_name="shared",
+    pre_value=False,
+    quantifier="every",
+    where=(*HELD, ("requires_grad", True), ("grad", "not_null")),
+)
 SOME_TRAIN_MODE = VarTypeParam(
     var_type=MODULE, attr_name="value", pre_value=True, where=(("learns", True),)
 )
@@ -121,6 +128,7 @@ STATES: dict[Role, tuple[VarTypeParam, ...]] = {
         RECORDED,
         WIDE,
         UNLIKE,
+        APART,
     ),
     "backward": (TRAIN_MODE, SOME_TRAIN_MODE, ACCUMULATED),
 }
@@ -202,6 +210,10 @@ _SENTENCES = {
         "no weight that {name} trains has rows that are all alike",
         "all rows of {who} are still the same when {name} runs",
     ),
+    APART: (
+        "no two parameters that {name} trains are one in memory",
+        "{who} are in the same memory when {name} runs",
+    ),
     TRAIN_MODE: (
         "every module of what is trained is in training mode when {name} runs",
         "{count} of {total} modules of what is trained are in eval mode when {name} runs",
@@ -229,7 +241,8 @@ class VarStateRelation(Relation):
     (`traincheck_plugin.relations.derived`), or ``thawed``: the parameter requires gradients and did
     not at an earlier call of A.
 
-    Catches a model that an evaluation left in eval mode, and a layer that is in no optimizer.
+    Catches a model that an evaluation left in eval mode, a layer that is in no optimizer, and two
+    parameters that are one in memory.
     Cannot see what happens between the calls.
     """
 
@@ -474,6 +487,13 @@ class _Monitor(Monitor):
                 subjects=labels,
                 text=f"the units of {who} began with the same weights, zeros or another constant: "
                 "they compute the same, get the same gradients, and stay the same",
+            )
+        elif param == APART:
+            cause = Cause(
+                fact="one in memory",
+                subjects=labels,
+                text=f"{who} have the same memory and a gradient each, so that each step updates "
+                "it twice: they were tied by their `.data`, and not as one parameter",
             )
         elif param in (TRAIN_MODE, SOME_TRAIN_MODE):
             cause = Cause(
