@@ -289,6 +289,7 @@ def test_it_is_told_why_it_is_wrong(
     assert explanation.message == f"in the loss of Net, {message}"
     assert explanation.cause is not None
     assert cause in explanation.cause.text
+    assert "{" not in explanation.cause.text
     assert sentence in RELATION.describe(law)
     # What models are given is kept where somebody asks what losses have to do with it.
     kept = {"backward": frozenset({("target", "value")})} if law == PADDING else {}
@@ -384,6 +385,7 @@ def test_what_is_different_is_told(known: str, settings: str, message: str, caus
     assert explanation.message == f"in the loss of Net, {message}"
     assert explanation.cause is not None
     assert cause in explanation.cause.text
+    assert "{" not in explanation.cause.text
 
 
 def _proposed(windows: Sequence[Window]) -> set[tuple[Param, ...]]:

@@ -319,7 +319,11 @@ class _Set(Monitor):
         message, text = _EXPLAINED[setting]
         return Explanation(
             message=f"in {whose(loss.after)}, {message.format(operation=operation)}",
-            cause=Cause(fact="another setting", subjects=(operation,), text=text),
+            cause=Cause(
+                fact="another setting",
+                subjects=(operation,),
+                text=text.format(operation=operation),
+            ),
         )
 
 
