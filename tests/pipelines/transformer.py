@@ -15,6 +15,7 @@ LENGTH = 32
 BUGS = {
     "clipped_after_step": (0, "clip"),
     "untied_weights": (0, r"\btied|untie|share|same (storage|tensor|memory)|alias"),
+    "tied_by_data": (0, "same memory|one in memory"),
     "missing_group": (0, "in no optimizer|not in .* optimizer"),
     "embedding_in_no_group": (0, "in no (group|optimizer)|not given to an optimizer"),
     "scheduler_never_stepped": (1, r"schedul|\blr\b|learning rate"),
@@ -106,6 +107,9 @@ def main():
     if args.bug == "untied_weights":
         # As re-initialising every Linear after tying does.
         model.head.weight = nn.Parameter(torch.randn_like(model.head.weight) * 0.1)
+    elif args.bug == "tied_by_data":
+        model.head.weight = nn.Parameter(torch.empty_like(model.embedding.weight))
+        model.head.weight.data = model.embedding.weight.data
     optimizer = make_optimizer(model, args.bug)
     if args.bug == "optimizer_before_replacement":
         # As resizing the embeddings for new tokens does.
