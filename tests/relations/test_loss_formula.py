@@ -284,6 +284,14 @@ def test_what_no_longer_gives_gradients_or_gives_them_now_is_told() -> None:
     assert "is not detached" in target.cause.text
 
 
+def test_one_of_several_terms_may_be_cut_off() -> None:
+    several = "add(mul,mul) mul(exp,nll_loss) exp(layer) nll_loss(log_softmax) log_softmax(layer)"
+    cut = f"{several} mul(constant,exp)"
+    assert _held((FLOWING, _known(several)[1]), [several, cut, cut]) == [True, False]
+    # A term of constants that is left out learns no more than before.
+    assert _held((FLOWING, _known(cut)[1]), [cut, several, several]) == [True]
+
+
 def test_only_the_first_losses_of_each_run_are_judged() -> None:
     formulas = [ENTROPY] * FIRST + [SQUARES] * 2
     assert all(_held(_known(ENTROPY), formulas))

@@ -64,8 +64,8 @@ def attention(node: Any, kind: str, padded: Padded) -> Iterator[tuple[str, Setti
     whether the ``first`` key of a sample is hidden from all queries and its last is not, or the
     ``last`` and not its first. ``padding`` is ``hidden`` where the end at which sequences of as
     many keys are padded is hidden of each that is, and ``shown`` where it is not, and the other one
-    is. ``summed`` tells whether values are summed
-    up along the dimension along which their weights add up to one.
+    is. ``summed`` tells whether values are summed up along the dimension along which their weights
+    add up to one.
 
     Args:
         node: of the graph.

@@ -245,15 +245,21 @@ def _varying(formula: Formula) -> Pairs:
     return frozenset(pair for pair in _pairs(formula) if pair[1] != CONSTANT)
 
 
-def _cuts(whole: Formula, part: Formula) -> list[str]:
+def _cuts(whole: Formula, part: Formula, *, is_one_of_several: bool = False) -> list[str]:
     """Return operations of *part* with a constant, where *whole* takes something in its place.
 
     Empty where that is not all that *part* has and *whole* has not. Of several terms that *whole*
-    computes alike, *part* may have one cut off.
+    computes alike *part* may have cut off one: then *part* goes on to have that operation, too.
     """
     rest = part - whole
-    is_cut = all(any(_is_cut(one, of) for of in whole) for one in rest)
+    given = whole if is_one_of_several else whole - part
+    is_cut = all(any(_is_cut(one, of) for of in given) for one in rest)
     return sorted(outer for outer, _ in rest) if is_cut else []
+
+
+def _cuts_off(known: Formula, now: Formula) -> list[str]:
+    """Return what gives no gradient in a loss, and does in one of the reference."""
+    return _cuts(known, now, is_one_of_several=True)
 
 
 def _is_cut(part: tuple[str, tuple[str, ...]], whole: tuple[str, tuple[str, ...]]) -> bool:
@@ -318,7 +324,9 @@ class _Known(Monitor):
         if self._about == SIGNED:
             return _unsigned(_varying(formula)) in self._alike
         if self._about == FLOWING:
-            return any(_cuts(known, formula) or _cuts(formula, known) for known in self._formulas)
+            return any(
+                _cuts_off(known, formula) or _cuts(formula, known) for known in self._formulas
+            )
         if self._about == LOGARITHMED:
             return _without_logarithms(formula) in self._squashed
         if self._about == HIDING:
@@ -338,7 +346,7 @@ class _Known(Monitor):
 
 
 def _explain_flow(after: str, formula: Formula, formulas: tuple[Formula, ...]) -> Explanation:
-    cut = next((found for known in formulas if (found := _cuts(known, formula))), None)
+    cut = next((found for known in formulas if (found := _cuts_off(known, formula))), None)
     if cut is not None:
         message = (
             f"a term of {whose(after)} gives no gradient, in {cut[0]}, and does in the reference"

@@ -69,17 +69,15 @@ class SchedulePaceRelation(Relation):
     between the calls. Frameworks step a scheduler once for each process; schedules by epochs move
     less often. With a constant n,
     ``forall training steps: not (calls a, b, c of a scheduler before it: training steps(a, b) < n
-    and training steps(b, c) < n)``, nor a and b alone if they are its first. With
-    the step of a gradient scaler as A, where the reference had it so, ``forall calls b of a
-    scheduler: the last call of A steps an optimizer``, but for single ones. No
-    examples are calls before the first optimizer step, since a
-    run that is resumed may wind its schedulers on, and those that say where in its schedule the
-    scheduler is to be.
+    and training steps(b, c) < n)``, nor a and b alone if they are its first. With the step of a
+    gradient scaler as A, where the reference had it so, ``forall calls b of a scheduler: the last
+    call of A steps an optimizer``, but for single ones. No examples are calls before the first
+    optimizer step, since a run that is resumed may wind its schedulers on, and those that say where
+    in its schedule the scheduler is to be.
 
-    Catches a scheduler that is stepped with every micro-batch, by hand and by a framework, one
-    that is stepped with every batch in place of every epoch, and one that moves where gradients
-    overflowed and nothing was learned. Cannot see a scheduler that is stepped
-    too rarely.
+    Catches a scheduler that is stepped with every micro-batch, by hand and by a framework, one that
+    is stepped with every batch in place of every epoch, and one that moves where gradients
+    overflowed and nothing was learned. Cannot see a scheduler that is stepped too rarely.
     """
 
     name = "SchedulePaceRelation"
