@@ -24,9 +24,9 @@ NAMES = ("weight", "bias")
 class Loop:
     """Tells one run, word by word.
 
-    Words: ``data``, ``data2`` (of another loader), ``forward``, ``attack`` (an input requires a
-    gradient), ``half`` (in float16), ``backward``, ``backward/4`` (of a quarter of the loss),
-    ``backward/4/4`` (by what is set to accumulate four),
+    Words: ``data``, ``data2`` (of another loader), ``forward``, ``fresh`` (one with inputs that are
+    told, and new), ``attack`` (an input requires a gradient), ``half`` (in float16), ``backward``,
+    ``backward/4`` (of a quarter of the loss), ``backward/4/4`` (by what is set to accumulate four),
     ``repeated`` (a backward through a loss that had one), ``first`` and ``second`` (a backward that
     reaches one parameter), ``zero``, ``zero2`` (of an
     optimizer), ``clear`` (of the module), ``by_hand``, ``step``, ``step2``, ``new`` (a step of an
@@ -40,6 +40,7 @@ class Loop:
         self.run = RunBuilder(world_size=world_size)
         self.codes = self.run.parameters(*NAMES)
         self.slots = self.run.parameters("weight.exp_avg", kind="slot", owner=FIRST)
+        self.inputs = self.run.parameters("0", kind="input", owner=MODEL)
         self.windows: list[Window] = []
         self._holders = [FIRST, SECOND if num_optimizers == 2 else FIRST]
         self._grads = [GradState.NULL] * 2
@@ -80,6 +81,9 @@ class Loop:
             inputs = [tensor("0", requires_grad=word == "attack")]
             run.call("__main__.Net.forward", object=MODEL, inputs=inputs)
             run.at(autocast="")
+        elif word == "fresh":
+            with run.calling("__main__.Net.forward", object=MODEL, inputs=[tensor("0")]):
+                run.frame("end", self.inputs, data=next(self._fresh), value=64.0)
         elif name in ("backward", "repeated"):
             self._backward((0, 1), share, is_repeated=name == "repeated")
         elif name in ("first", "second"):

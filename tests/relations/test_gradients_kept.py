@@ -35,6 +35,13 @@ BATCH = "data forward backward "
         "data data2 attack backward data clear forward backward step zero ",
         # A step that the scaler skips uses its batches up.
         "data backward/2 skip zero data backward/2 step zero ",
+        # A batch and what is made of it, several losses of one batch, and no more than one batch.
+        "zero fresh backward/2 zero fresh backward/2 step ",
+        "zero fresh backward/3 zero forward backward/3 zero forward backward/3 step ",
+        "data zero fresh backward/3 zero fresh backward/3 zero fresh backward/3 step ",
+        # Batches of which no loader tells, and nothing is cleared, or none is a part.
+        "zero fresh backward/3 fresh backward/3 fresh backward/3 step ",
+        "zero fresh backward zero fresh backward zero fresh backward step ",
         # Two loaders, and a method that needs two backwards.
         "data data2 backward zero backward step zero ",
     ],
@@ -52,6 +59,8 @@ def test_healthy_loops(step: str) -> None:
         "data zero backward/3 data zero backward/3 data zero backward/3 step ",
         # All batches are fetched first.
         "data data zero backward/2 zero backward/2 step ",
+        # No loader delivers them.
+        "zero fresh backward/3 zero fresh backward/3 zero fresh backward/3 step ",
     ],
 )
 def test_gradients_thrown_away(step: str) -> None:

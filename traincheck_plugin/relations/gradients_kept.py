@@ -30,7 +30,8 @@ from traincheck_plugin.relations.frames import place as place_of
 from traincheck_plugin.relations.lifecycle import completed, factor, skipped_steps
 from traincheck_plugin.relations.moments import Moments, by_stack
 from traincheck_plugin.relations.naming import place, short
-from traincheck_plugin.relations.params import gradient_plan, pair
+from traincheck_plugin.relations.params import gradient_plan, pair, passing_plan
+from traincheck_plugin.relations.passing import inputs_of
 from traincheck_plugin.relations.role_proposer import RoleProposer
 from traincheck_plugin.vocabulary import NONE, Int64, Role
 
@@ -41,6 +42,10 @@ away that are not finite, or too large."""
 LARGEST_SHARE = 0.5
 """What the loss of a micro-batch is multiplied by, at most: it is divided by their number, or by
 one that is not known, as that of the tokens in all of them."""
+
+MIN_BY_HAND = 3
+"""Backwards of a step with inputs of their own that show that these are batches, where no loader
+delivers them: two may be a batch and what an attack makes of it."""
 
 HELD = (("held", True),)
 PARAMETER = VAR_TYPES["parameter"]
@@ -55,7 +60,8 @@ class GradientsKeptRelation(Relation):
     exists a parameter that has its gradient from the end of b to the begin of s``, where the loss
     of b was divided, as that of one of several micro-batches is, where another batch was delivered
     since, or one for each backward before them all, and not missing in `IN_A_ROW` steps of o on
-    end.
+    end. Where no loader delivers any, it is another batch if each of `MIN_BY_HAND` backwards or
+    more has inputs of its own.
 
     A gradient that is pending when some optimizer steps is a by-product, as those of a
     discriminator from the loss of the generator. What one batch does with its own gradients, as
@@ -84,7 +90,7 @@ class GradientsKeptRelation(Relation):
         return f"the gradients of every batch are there when {short(step.api_full_name)} runs"
 
     def needs(self, params: tuple[Param, ...]) -> Plan:
-        return gradient_plan("backward", "zero_grad", "step")
+        return gradient_plan("backward", "zero_grad", "step").union(passing_plan("input"))
 
     def severity(self, params: tuple[Param, ...]) -> Severity:
         return "critical"
@@ -101,6 +107,7 @@ class _Pending:
         missing: of each backward of which no gradient was left when that of another batch began,
             the parameters that it gave one.
         replaced: the same where no batch was delivered between the two.
+        inputs: of the forwards, as far as they are known.
         is_attack: whether some backward was one for the gradient of an input.
         cleared_by: the call that cleared gradients last, as it is shown.
     """
@@ -114,6 +121,7 @@ class _Pending:
         self.num_backwards = 0
         self.missing: list[int] = []
         self.replaced: list[int] = []
+        self.inputs: set[bytes] = set()
         self.is_attack = False
         self.cleared_by = ""
         # Shares of a loss that led to no step yet, by what they gave a gradient: there, or gone.
@@ -130,14 +138,21 @@ class _Pending:
 
     @property
     def has_batch_for_each(self) -> bool:
-        """Whether one loader delivered a batch for each backward, as before the first of them."""
-        return max(self._num_delivered.values(), default=0) >= self.num_backwards
+        """Whether there is a batch for each backward.
+
+        One loader delivered them, as before the first backward, or none delivers any.
+        """
+        if self._num_delivered:
+            return max(self._num_delivered.values()) >= self.num_backwards
+        return len(self.inputs) >= self.num_backwards >= MIN_BY_HAND
 
     def delivered(self, loader: int) -> None:
         self._was_delivered = True
         self._num_delivered[loader] = self._num_delivered.get(loader, 0) + 1
 
-    def went_forward(self, *, takes_gradient: bool) -> None:
+    def went_forward(self, inputs: bytes, *, takes_gradient: bool) -> None:
+        if inputs:
+            self.inputs.add(inputs)
         self.is_attack |= self._is_first_forward and takes_gradient
         self._is_first_forward = False
 
@@ -191,13 +206,16 @@ class _Monitor(Monitor):
             self._num_missing.update(dict.fromkeys(window.calls.object[rows].tolist(), 0))
             pending.restart()
         holds, told = [True] * len(rows), [(1, 0, "")] * len(rows)
-        for event in events.since(window, start):
+        following = events.since(window, start)
+        keys = {one.row: one.key for one in inputs_of(window)} if following else {}
+        for event in following:
             what, row = event.what, event.row
             if what == _DELIVERED:
                 pending.delivered(int(window.calls.object[row]))
             elif what == _FORWARD:
-                inputs = int(window.calls.inputs[row])
-                pending.went_forward(takes_gradient=_takes_gradient(window, inputs))
+                signature = int(window.calls.inputs[row])
+                takes_gradient = _takes_gradient(window, signature)
+                pending.went_forward(keys.get(row, b""), takes_gradient=takes_gradient)
             elif what == _ATTEMPT:
                 pending.restart()
             elif pending.lost(event.without) and what == _CLEARED:
