@@ -171,9 +171,33 @@ def check_order(windows: Sequence[Window]) -> None:
             assert all(len(column) == len(frame) for column in frame.columns.values())
 
 
+NAMES = ["0.weight", "0.bias", "2.weight", "2.bias"]
+"""Those of the parameters of `make_model`."""
+
+
 def make_model(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def train_with(
+    make_optimizer: Callable[[nn.Module], torch.optim.Optimizer],
+    num_steps: int = 2,
+    prepare: Callable[[nn.Module], object] = lambda model: None,
+    model: Callable[[], nn.Module] = make_model,
+) -> Callable[[], None]:
+    """Return a training of a model, that of `make_model` unless told otherwise."""
+
+    def train() -> None:
+        net = model()
+        prepare(net)
+        optimizer = make_optimizer(net)
+        for batch in batches(num_steps):
+            optimizer.zero_grad()
+            net(batch).pow(2).sum().backward()
+            optimizer.step()
+
+    return train
 
 
 def make_loader(num_batches: int, **options: Any) -> torch.utils.data.DataLoader:

@@ -25,12 +25,13 @@ class Loop:
     """Tells one run, word by word.
 
     Words: ``data``, ``data2`` (of another loader), ``forward``, ``fresh`` (one with inputs that are
-    told, and new), ``attack`` (an input requires a gradient), ``half`` (in float16), ``backward``,
-    ``backward/4`` (of a quarter of the loss), ``backward/4/4`` (by what is set to accumulate four),
-    ``repeated`` (a backward through a loss that had one), ``first`` and ``second`` (a backward that
-    reaches one parameter), ``zero``, ``zero2`` (of an
-    optimizer), ``clear`` (of the module), ``by_hand``, ``step``, ``step2``, ``new`` (a step of an
-    optimizer that was just made), ``again`` (another one of it), ``set`` (gradients by hand),
+    told, and new), ``derived`` (the same, of inputs that require a gradient), ``attack`` (an input
+    requires a gradient), ``half`` (in float16), ``backward``, ``backward/4`` (of a quarter of the
+    loss), ``backward/4/4`` (by what is set to accumulate four), ``repeated`` (a backward through a
+    loss that had one), ``first`` and ``second`` (a backward that reaches one parameter), ``zero``,
+    ``zero2`` (of an optimizer), ``clear`` (of the module), ``by_hand``, ``step``, ``step2``,
+    ``new`` (a step of an optimizer that was just made), ``again`` (another one of it), ``set``
+    (gradients by hand),
     ``skip`` and ``made`` (by the scaler), ``clip``, ``scaled`` and the like (gradients, from here
     on), ``scheduler``, ``placed`` (one that is told the epoch), ``epoch`` (the next one), ``gap``,
     ``|`` (a window ends).
@@ -81,8 +82,9 @@ class Loop:
             inputs = [tensor("0", requires_grad=word == "attack")]
             run.call("__main__.Net.forward", object=MODEL, inputs=inputs)
             run.at(autocast="")
-        elif word == "fresh":
-            with run.calling("__main__.Net.forward", object=MODEL, inputs=[tensor("0")]):
+        elif word in ("fresh", "derived"):
+            given = [tensor("0", requires_grad=word == "derived")]
+            with run.calling("__main__.Net.forward", object=MODEL, inputs=given):
                 run.frame("end", self.inputs, data=next(self._fresh), value=64.0)
         elif name in ("backward", "repeated"):
             self._backward((0, 1), share, is_repeated=name == "repeated")

@@ -39,6 +39,9 @@ BATCH = "data forward backward "
         "zero fresh backward/2 zero fresh backward/2 step ",
         "zero fresh backward/3 zero forward backward/3 zero forward backward/3 step ",
         "data zero fresh backward/3 zero fresh backward/3 zero fresh backward/3 step ",
+        # What a model returns of one batch is another each time that it has learned.
+        "forward derived backward/3 zero forward derived backward/3 zero "
+        "forward derived backward/3 step ",
         # Batches of which no loader tells, and nothing is cleared, or none is a part.
         "zero fresh backward/3 fresh backward/3 fresh backward/3 step ",
         "zero fresh backward zero fresh backward zero fresh backward step ",

@@ -162,3 +162,8 @@ def test_the_cause_of_a_schedule_that_runs_ahead_is_told() -> None:
     )
     assert explanation.cause is not None
     assert "runs ahead" in explanation.cause.text
+
+
+def test_a_scaler_needs_no_number() -> None:
+    with pytest.raises(InvariantError, match="expects no number with"):
+        RELATION.monitor((*SKIPPING, ConstantParam(value=2)))

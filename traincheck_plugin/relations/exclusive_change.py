@@ -75,7 +75,7 @@ class ExclusiveChangeRelation(Relation):
                 f"{self.name} speaks of the data of parameters that is changed, got "
                 f"{variables.attr_name} of {variables.var_type}"
             )
-        return _Monitor(api, is_of_left_out=variables == LEFT_OUT)
+        return (_OfLeftOut if variables == LEFT_OUT else _Monitor)(api)
 
     def describe(self, params: tuple[Param, ...]) -> str:
         api, variables = pair(self.name, params, APIParam, VarTypeParam)
@@ -91,9 +91,10 @@ class ExclusiveChangeRelation(Relation):
 
 
 class _Monitor(Monitor):
-    def __init__(self, api: APIParam, *, is_of_left_out: bool) -> None:
+    """Judges the windows in which A is called."""
+
+    def __init__(self, api: APIParam) -> None:
         self._api = api
-        self._is_of_left_out = is_of_left_out
 
     def observe(self, window: Window) -> Examples:
         rows = completed(window, window.rows_of_name(self._api.api_full_name))
@@ -104,9 +105,6 @@ class _Monitor(Monitor):
         rows = np.sort(np.concatenate([both.begin.calls for both in found]))
         judged = last_of_each(window, rows)
         positions = window.position_of(judged)
-        told = np.ones(len(judged), np.bool_)
-        if self._is_of_left_out:
-            told = _have_several(window, rows, positions)
         shared: dict[int, tuple[Window, int, Int64]] = {}
         for index in self._suspects(window, found, positions):
             part = window.part(int(positions[index]))
@@ -118,10 +116,39 @@ class _Monitor(Monitor):
                 shared[index] = part, *first
         holds = np.ones(len(judged), np.bool_)
         holds[list(shared)] = False
+        told = self._told(window, rows, positions)
         numbers = np.flatnonzero(told).tolist()
         return Examples.of_calls(
             window, judged[told], holds[told], lambda index: self._explain(*shared[numbers[index]])
         )
+
+    def _told(self, window: Window, rows: Int64, positions: Int64) -> Bool:
+        """Return which windows, at some positions and with some calls, are examples."""
+        return np.ones(len(positions), np.bool_)
+
+    def _is_one_update(self, before: int, now: int) -> bool:
+        """Return whether two calls after so many backwards may not change the same."""
+        return before == now
+
+    def _left_out(self, window: Window, both: Pair, shared: Int64) -> list[Variable]:
+        """Return what could learn and is in no optimizer when a call begins."""
+        frame = window.frames[int(both.begin.positions[0])]
+        return left_behind(window, frame, np.isin(frame.variables, shared))[0]
+
+    def _fails(self, window: Window, both: Pair, shared: Int64) -> bool:
+        """Return whether a call may not change what one on another object did."""
+        return True
+
+    def _how(self, name: str, them: str, left_out: str) -> str:
+        """Return what becomes of what is in two optimizers.
+
+        Args:
+            name: of the call.
+            them: what it changes, as a pronoun.
+            left_out: what is in no optimizer; "" for nothing.
+        """
+        instead = f"; {left_out} require gradients and are in no optimizer" if left_out else ""
+        return f", and {name} updates {them} a second time{instead}"
 
     def _suspects(self, window: Window, found: list[Pair], positions: Int64) -> list[int]:
         """Return which of the windows have a variable that calls on several objects change."""
@@ -157,11 +184,11 @@ class _Monitor(Monitor):
                 [
                     code
                     for code, (other, before) in zip(codes, earlier, strict=True)
-                    if other != target and (before == number or self._is_of_left_out)
+                    if other != target and self._is_one_update(before, number)
                 ],
                 np.int64,
             )
-            if len(shared) and (not self._is_of_left_out or _left_out(window, both, shared)):
+            if len(shared) and self._fails(window, both, shared):
                 return row, shared
             writer.update(dict.fromkeys(codes, (target, number)))
         return None
@@ -170,31 +197,51 @@ class _Monitor(Monitor):
         names = [window.catalog.variables[int(code)] for code in codes]
         who = describe_variables(names)
         both = next(pairs(window, np.array([row]), CHANGED))
-        if self._is_of_left_out:
-            behind = _left_out(window, both, codes)
-        else:
-            frame = window.frames[int(both.begin.positions[0])]
-            behind, _ = left_behind(window, frame, np.isin(frame.variables, codes))
-        left_out = describe_variables(behind)
+        behind = self._left_out(window, both, codes)
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         one = len(names) == 1
-        text = f"{who} {'is' if one else 'are'} in two optimizers"
-        if self._is_of_left_out:
-            text += (
-                f": one of them was built with these in place of {left_out}, which get gradients "
-                "and are in no optimizer"
-            )
-        else:
-            text += f", and {name} updates {'it' if one else 'them'} a second time"
-            text += f"; {left_out} require gradients and are in no optimizer" if behind else ""
+        left_out = describe_variables(behind) if behind else ""
+        how = self._how(name, "it" if one else "them", left_out)
         return Explanation(
             message=f"{who} {'was' if one else 'were'} updated by two optimizers in one step",
             cause=Cause(
                 fact="in two optimizers",
                 subjects=tuple(sorted(v.label for v in names)),
-                text=text,
+                text=f"{who} {'is' if one else 'are'} in two optimizers{how}",
                 left_out=tuple(sorted(v.label for v in behind)),
             ),
+        )
+
+
+class _OfLeftOut(_Monitor):
+    """Judges the windows in which A is called on several objects, by what they leave out."""
+
+    def _told(self, window: Window, rows: Int64, positions: Int64) -> Bool:
+        number = np.searchsorted(positions, window.position_of(rows))
+        objects = window.calls.object[rows]
+        first = np.searchsorted(number, np.arange(len(positions)))
+        several = np.zeros(len(positions), np.bool_)
+        several[number[objects != objects[first][number]]] = True
+        return several
+
+    def _is_one_update(self, before: int, now: int) -> bool:
+        return True
+
+    def _left_out(self, window: Window, both: Pair, shared: Int64) -> list[Variable]:
+        """Return what has a gradient besides."""
+        frame = window.frames[int(both.begin.positions[0])]
+        if "grad" not in frame.columns:
+            return []
+        is_idle = (frame.columns["grad"] < GradState.NON_ZERO) | np.isin(frame.variables, shared)
+        return left_behind(window, frame, is_idle)[0]
+
+    def _fails(self, window: Window, both: Pair, shared: Int64) -> bool:
+        return bool(self._left_out(window, both, shared))
+
+    def _how(self, name: str, them: str, left_out: str) -> str:
+        return (
+            f": one of them was built with these in place of {left_out}, which get gradients and "
+            "are in no optimizer"
         )
 
 
@@ -203,14 +250,14 @@ class _Proposer(Proposer):
 
     def __init__(self) -> None:
         self._plain = RoleProposer(ExclusiveChangeRelation.name, frozenset({"step"}), CHANGED)
-        self._monitors: dict[APIParam, _Monitor] = {}
+        self._monitors: dict[APIParam, _OfLeftOut] = {}
         self._shown: set[APIParam] = set()
 
     def observe(self, window: Window) -> None:
         self._plain.observe(window)
         for hypothesis in self._plain.hypotheses():
             api, _ = pair(hypothesis.relation, hypothesis.params, APIParam, VarTypeParam)
-            monitor = self._monitors.setdefault(api, _Monitor(api, is_of_left_out=True))
+            monitor = self._monitors.setdefault(api, _OfLeftOut(api))
             if api not in self._shown and monitor.observe(window).holds.any():
                 self._shown.add(api)
 
@@ -219,25 +266,6 @@ class _Proposer(Proposer):
         for api in self._monitors:
             if api in self._shown:
                 yield Hypothesis(relation=ExclusiveChangeRelation.name, params=(api, LEFT_OUT))
-
-
-def _have_several(window: Window, rows: Int64, positions: Int64) -> Bool:
-    """Return in which of the windows at some positions the calls are on several objects."""
-    number = np.searchsorted(positions, window.position_of(rows))
-    objects = window.calls.object[rows]
-    first = np.searchsorted(number, np.arange(len(positions)))
-    several = np.zeros(len(positions), np.bool_)
-    several[number[objects != objects[first][number]]] = True
-    return several
-
-
-def _left_out(window: Window, both: Pair, shared: Int64) -> list[Variable]:
-    """Return what has a gradient when a call begins, and is in no optimizer."""
-    frame = window.frames[int(both.begin.positions[0])]
-    if "grad" not in frame.columns:
-        return []
-    is_idle = (frame.columns["grad"] < GradState.NON_ZERO) | np.isin(frame.variables, shared)
-    return left_behind(window, frame, is_idle)[0]
 
 
 def _is_inside(window: Window, rows: Int64) -> Bool:

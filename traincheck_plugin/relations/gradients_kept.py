@@ -60,8 +60,8 @@ class GradientsKeptRelation(Relation):
     exists a parameter that has its gradient from the end of b to the begin of s``, where the loss
     of b was divided, as that of one of several micro-batches is, where another batch was delivered
     since, or one for each backward before them all, and not missing in `IN_A_ROW` steps of o on
-    end. Where no loader delivers any, it is another batch if each of `MIN_BY_HAND` backwards or
-    more has inputs of its own.
+    end. Where no loader delivers any, it is another batch if a model has inputs, without gradients,
+    of its own for each of `MIN_BY_HAND` backwards or more.
 
     A gradient that is pending when some optimizer steps is a by-product, as those of a
     discriminator from the loss of the generator. What one batch does with its own gradients, as
@@ -107,7 +107,6 @@ class _Pending:
         missing: of each backward of which no gradient was left when that of another batch began,
             the parameters that it gave one.
         replaced: the same where no batch was delivered between the two.
-        inputs: of the forwards, as far as they are known.
         is_attack: whether some backward was one for the gradient of an input.
         cleared_by: the call that cleared gradients last, as it is shown.
     """
@@ -121,7 +120,6 @@ class _Pending:
         self.num_backwards = 0
         self.missing: list[int] = []
         self.replaced: list[int] = []
-        self.inputs: set[bytes] = set()
         self.is_attack = False
         self.cleared_by = ""
         # Shares of a loss that led to no step yet, by what they gave a gradient: there, or gone.
@@ -130,6 +128,8 @@ class _Pending:
         self._is_first_forward = True
         self._was_delivered = False
         self._num_delivered: dict[int, int] = {}
+        # What each model was given, as far as it is known.
+        self._given: dict[int, set[bytes]] = {}
 
     @property
     def is_calm(self) -> bool:
@@ -140,19 +140,21 @@ class _Pending:
     def has_batch_for_each(self) -> bool:
         """Whether there is a batch for each backward.
 
-        One loader delivered them, as before the first backward, or none delivers any.
+        One loader delivered them, as before the first backward; or none delivers any, and one model
+        was given as many.
         """
         if self._num_delivered:
             return max(self._num_delivered.values()) >= self.num_backwards
-        return len(self.inputs) >= self.num_backwards >= MIN_BY_HAND
+        most = max(map(len, self._given.values()), default=0)
+        return most >= self.num_backwards >= MIN_BY_HAND
 
     def delivered(self, loader: int) -> None:
         self._was_delivered = True
         self._num_delivered[loader] = self._num_delivered.get(loader, 0) + 1
 
-    def went_forward(self, inputs: bytes, *, takes_gradient: bool) -> None:
-        if inputs:
-            self.inputs.add(inputs)
+    def went_forward(self, model: int, inputs: bytes, *, takes_gradient: bool) -> None:
+        if inputs and not takes_gradient:
+            self._given.setdefault(model, set()).add(inputs)
         self.is_attack |= self._is_first_forward and takes_gradient
         self._is_first_forward = False
 
@@ -213,9 +215,11 @@ class _Monitor(Monitor):
             if what == _DELIVERED:
                 pending.delivered(int(window.calls.object[row]))
             elif what == _FORWARD:
-                signature = int(window.calls.inputs[row])
-                takes_gradient = _takes_gradient(window, signature)
-                pending.went_forward(keys.get(row, b""), takes_gradient=takes_gradient)
+                pending.went_forward(
+                    int(window.calls.object[row]),
+                    keys.get(row, b""),
+                    takes_gradient=_takes_gradient(window, int(window.calls.inputs[row])),
+                )
             elif what == _ATTEMPT:
                 pending.restart()
             elif pending.lost(event.without) and what == _CLEARED:

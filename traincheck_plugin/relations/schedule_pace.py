@@ -123,6 +123,8 @@ def _parts(params: tuple[Param, ...]) -> tuple[APIParam, APIParam, int | None]:
     if len(params) == 2:
         return *pair(name, params, APIParam, APIParam), None
     step, moved, number = three(name, params, APIParam, APIParam, ConstantParam)
+    if step == SCALED:
+        raise InvariantError(f"{name} expects no number with {SCALER_STEP}, got {number.value!r}")
     if type(number.value) is not int or number.value < 1:
         raise InvariantError(f"{name} needs a number of steps, got {number.value!r}")
     return step, moved, number.value
@@ -395,7 +397,7 @@ class _Proposer(ScheduleProposer):
             if len(numbers):
                 least = int(numbers.min())
                 self._least[both] = min(self._least.get(both, least), least)
-        for moved in {moved for _, moved in self.pairs()}:
+        for moved in dict.fromkeys(moved for _, moved in self.pairs()):
             counts = self._counts.setdefault(moved, Counter())
             for one in self._attempts.setdefault(moved, _Attempts(moved)).observe(window):
                 counts[one.is_skipped, one.has_moved] += 1

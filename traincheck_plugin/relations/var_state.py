@@ -229,6 +229,52 @@ _SENTENCES = {
 }
 """For the rules that are proposed: the rule, and what happened instead."""
 
+_EVAL_MODE = (
+    "in eval mode",
+    "{who} {be} in eval mode while training: eval() was called, and no train() after it",
+)
+_CAUSES = {
+    **dict.fromkeys(
+        (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN),
+        (
+            "in no optimizer",
+            "{who} {was} not given to an optimizer, or replaced after one was built",
+        ),
+    ),
+    ACCOUNTED: (
+        "in no optimizer",
+        "{who} {be} not registered with the model (its modules in a plain list or dict, or created "
+        "on the way), so that no optimizer got {it}",
+    ),
+    RECORDED: (
+        "ran without gradients",
+        "the modules of {who} ran under no_grad, or in a checkpoint whose inputs do not require "
+        "gradients: backward does not reach them",
+    ),
+    WIDE: (
+        "half precision",
+        "{who} {be} {dtypes}: the model was cast, and what an update changes by less than its "
+        "resolution is lost",
+    ),
+    UNLIKE: (
+        "rows are alike",
+        "the units of {who} began with the same weights, zeros or another constant: they compute "
+        "the same, get the same gradients, and stay the same",
+    ),
+    APART: (
+        "one in memory",
+        "{who} have the same memory and a gradient each, so that each step updates it twice: they "
+        "were tied by their `.data`, and not as one parameter",
+    ),
+    TRAIN_MODE: _EVAL_MODE,
+    SOME_TRAIN_MODE: _EVAL_MODE,
+    ACCUMULATED: (
+        "accumulated gradients were cleared",
+        "the gradients of the earlier micro-batches were cleared before the step",
+    ),
+}
+"""Where the rule itself tells why: the fact, and the cause. Of others the state tells it."""
+
 
 class VarStateRelation(Relation):
     """When A is called, *some* / *every* variable that the rule speaks of has a value.
@@ -242,8 +288,7 @@ class VarStateRelation(Relation):
     not at an earlier call of A.
 
     Catches a model that an evaluation left in eval mode, a layer that is in no optimizer, and two
-    parameters that are one in memory.
-    Cannot see what happens between the calls.
+    parameters that are one in memory. Cannot see what happens between the calls.
     """
 
     name = "VarStateRelation"
@@ -435,82 +480,39 @@ class _Monitor(Monitor):
         name = short(window.catalog.apis[int(window.calls.api[row])].name)
         names = [window.catalog.variables[int(code)] for code in frame.variables[failing]]
         one = len(names) == 1
-        who = describe_variables(names)
         happened = _SENTENCES.get(param, ("", "{who} did not have {attr} {value} at {name}"))[1]
-        text = happened.format(
-            name=name,
-            who=_modules(names) if param.var_type == MODULE else who,
-            get="gets" if one else "get",
-            have="has" if one else "have",
-            count=len(names),
-            total=len(names) + int(met.sum()),
-            be="is" if one else "are",
-            require="requires" if one else "require",
-            attr=param.attr_name,
-            value=param.pre_value,
-        )
-        labels = tuple(sorted(v.label for v in names))
-        if param in (OPTIMIZED, WHOLE, THAWED, BESIDE_FROZEN, WOVEN):
-            cause = Cause(
-                fact="in no optimizer",
-                subjects=labels,
-                text=f"{who} {'was' if one else 'were'} not given to an optimizer, "
-                "or replaced after one was built",
-            )
-        elif param == ACCOUNTED:
-            cause = Cause(
-                fact="in no optimizer",
-                subjects=labels,
-                text=f"{who} {'is' if one else 'are'} not registered with the model (its modules "
-                "in a plain list or dict, or created on the way), so that no optimizer got "
-                f"{'it' if one else 'them'}",
-            )
-        elif param == RECORDED:
-            cause = Cause(
-                fact="ran without gradients",
-                subjects=labels,
-                text=f"the modules of {who} ran under no_grad, or in a checkpoint whose inputs do "
-                "not require gradients: backward does not reach them",
-            )
-        elif param == WIDE:
-            codes = np.unique(frame.columns["dtype"][failing]).tolist()
-            dtypes = sorted(window.catalog.strings[code] for code in codes)
-            cause = Cause(
-                fact="half precision",
-                subjects=labels,
-                text=f"{who} {'is' if one else 'are'} {' and '.join(dtypes)}: the model was cast, "
-                "and what an update changes by less than its resolution is lost",
-            )
-        elif param == UNLIKE:
-            cause = Cause(
-                fact="rows are alike",
-                subjects=labels,
-                text=f"the units of {who} began with the same weights, zeros or another constant: "
-                "they compute the same, get the same gradients, and stay the same",
-            )
-        elif param == APART:
-            cause = Cause(
-                fact="one in memory",
-                subjects=labels,
-                text=f"{who} have the same memory and a gradient each, so that each step updates "
-                "it twice: they were tied by their `.data`, and not as one parameter",
-            )
-        elif param in (TRAIN_MODE, SOME_TRAIN_MODE):
-            cause = Cause(
-                fact="in eval mode",
-                subjects=labels,
-                text=f"{_modules(names)} {'is' if one else 'are'} in eval mode while training: "
-                "eval() was called, and no train() after it",
-            )
-        elif param == ACCUMULATED:
-            cause = Cause(
-                fact="accumulated gradients were cleared",
-                subjects=(name,),
-                text="the gradients of the earlier micro-batches were cleared before the step",
-            )
+        words = {
+            "name": name,
+            "who": _modules(names) if param.var_type == MODULE else describe_variables(names),
+            "get": "gets" if one else "get",
+            "have": "has" if one else "have",
+            "count": len(names),
+            "total": len(names) + int(met.sum()),
+            "be": "is" if one else "are",
+            "was": "was" if one else "were",
+            "it": "it" if one else "them",
+            "require": "requires" if one else "require",
+            "attr": param.attr_name,
+            "value": param.pre_value,
+            "dtypes": _dtypes(window, frame, failing),
+        }
+        cause: Cause | None
+        if param in _CAUSES:
+            fact, text = _CAUSES[param]
+            labels = tuple(sorted(v.label for v in names))
+            subjects = (name,) if param == ACCUMULATED else labels
+            cause = Cause(fact=fact, subjects=subjects, text=text.format_map(words))
         else:
-            return Explanation(message=text, cause=find_cause(window, row, frame, failing, met))
-        return Explanation(message=text, cause=cause)
+            cause = find_cause(window, row, frame, failing, met)
+        return Explanation(message=happened.format_map(words), cause=cause)
+
+
+def _dtypes(window: Window, frame: Frame, chosen: Bool) -> str:
+    """Return the dtypes of some variables, as far as a frame tells them."""
+    if "dtype" not in frame.columns:
+        return ""
+    codes = np.unique(frame.columns["dtype"][chosen]).tolist()
+    return " and ".join(sorted(window.catalog.strings[code] for code in codes))
 
 
 def _joined(arrays: Sequence[Array]) -> Array:
