@@ -72,8 +72,8 @@ class ExclusiveChangeRelation(Relation):
         api, variables = pair(self.name, params, APIParam, VarTypeParam)
         if variables not in RULES:
             raise InvariantError(
-                f"{self.name} speaks of the data of parameters that is changed, got "
-                f"{variables.attr_name} of {variables.var_type}"
+                f"{self.name} speaks of the data of parameters that is changed, of all or where "
+                f"others are left_out, got {variables}"
             )
         return (_OfLeftOut if variables == LEFT_OUT else _Monitor)(api)
 
